@@ -1,0 +1,75 @@
+// The machine as the cost model sees it: rooflines of the two processors, link curves, contention, capacities. Built by Python from a
+// profile file; every rate is what a kernel reaches, and the peaks beside it are hard bounds that no prediction may beat.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace pshard {
+
+// Where a figure comes from, from the most to the least trustworthy. A prediction is as good as the worst figure in it.
+enum class Basis : uint8_t { measured, imported, reference, estimated };
+
+// FLOP/s that a kernel reaches over its batch (rows of activations; for experts: rows per expert; for attention: query tokens).
+// Interpolated linearly in log-log space between the points, constant rate per row below the first and constant rate above the last.
+struct RateSeries {
+  std::vector<double> batch;            // ascending, positive
+  std::vector<double> flop_per_second;  // same length, positive
+  Basis basis = Basis::estimated;
+  double spread = 0.0;  // relative half-width of the range that a prediction from this series carries
+
+  [[nodiscard]] bool empty() const { return batch.empty(); }
+  // Requires a non-empty series and m > 0.
+  [[nodiscard]] double rate(double m) const;
+};
+
+// ggml_type numbers index the series tables.
+inline constexpr int kTypeCount = 64;
+
+struct Processor {
+  double memory_bytes_per_second = 0.0;       // streaming read that kernels reach
+  double memory_peak_bytes_per_second = 0.0;  // bound
+  double peak_flop_per_second = 0.0;          // bound, any type
+  double op_seconds = 0.0;                    // launch or dispatch of one operation
+  Basis basis = Basis::estimated;
+  double spread = 0.0;
+  std::array<RateSeries, kTypeCount> mul_mat;     // by weight type; empty: never measured nor interpolated
+  std::array<RateSeries, kTypeCount> mul_mat_id;  // routed experts, over rows per expert
+  RateSeries attention;                           // fused attention, over query tokens
+};
+
+// Bytes/s over the size of one copy, in one direction, from page-locked memory.
+struct LinkCurve {
+  std::vector<double> chunk_bytes;       // ascending
+  std::vector<double> bytes_per_second;  // same length
+  double latency_seconds = 0.0;          // set-up of one copy
+  double peak_bytes_per_second = 0.0;    // bound
+  Basis basis = Basis::estimated;
+  double spread = 0.0;
+
+  // Seconds for `n_bytes` in chunks of `chunk` bytes. 0 bytes cost nothing.
+  [[nodiscard]] double seconds(double n_bytes, double chunk) const;
+};
+
+struct Machine {
+  std::string name;
+  bool has_gpu = false;
+  Processor gpu;
+  Processor cpu;  // at the thread count of the plan
+  int64_t vram_bytes = 0;
+  int64_t ram_bytes = 0;
+  LinkCurve up;    // host to device
+  LinkCurve down;  // device to host
+  int32_t copy_engines = 1;                    // 1: both directions share one engine
+  double pageable_bytes_per_second = 0.0;      // host to device from memory that is not page-locked
+  int64_t page_lock_bytes = 0;                 // how much host memory the driver will page-lock
+  double handoff_to_gpu_seconds = 0.0;         // CPU split to GPU split: synchronise and launch
+  double handoff_to_cpu_seconds = 0.0;         // GPU split to CPU split
+  double host_bytes_per_second = 0.0;          // DRAM, shared by CPU reads and DMA
+  double cpu_rate_under_copy = 1.0;            // fraction of the CPU's rate that remains while a copy runs
+  double copy_rate_under_cpu = 1.0;            // fraction of the link's rate that remains while the CPU computes
+};
+
+}  // namespace pshard

@@ -1,0 +1,50 @@
+// Where every group of every layer lives and runs. One type for all strategies, for stock llama.cpp and for the pshard runtime.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <vector>
+
+#include "model/tensor.hpp"
+
+namespace pshard {
+
+// The numbers are the backend ids of the pshard runtime (reference: planner pull request, single GPU).
+enum class Where : uint8_t {
+  pinned = 0,    // resident in VRAM, computed there
+  stream_a = 1,  // home in page-locked host memory, copied to VRAM scratch by lane a, computed on the GPU
+  stream_b = 2,  // the same by lane b
+  cpu = 3,       // computed where it lives, in host memory
+};
+[[nodiscard]] constexpr bool is_streamed(Where where) { return where == Where::stream_a || where == Where::stream_b; }
+
+// One layer: the place of each group; `group[Group::cache]` is where its KV or state lives (streamed: home in host memory, through a slot).
+struct LayerPlacement {
+  std::array<Where, kLayerGroupCount> group{};
+
+  [[nodiscard]] Where operator[](Group g) const { return group[static_cast<size_t>(g)]; }
+  Where& operator[](Group g) { return group[static_cast<size_t>(g)]; }
+  bool operator==(const LayerPlacement&) const = default;
+
+  [[nodiscard]] static LayerPlacement uniform(Where where) {
+    LayerPlacement placement;
+    placement.group.fill(where);
+    return placement;
+  }
+};
+
+// A whole model. Layers name one of a few patterns, so that prices and bytes are tabulated per (layer class, pattern).
+struct Placement {
+  std::vector<LayerPlacement> patterns;
+  std::vector<uint8_t> layer_pattern;  // index into patterns, one per computed layer
+  Where head = Where::cpu;
+  // llama.cpp's op-offload: from kOffloadMinTokens tokens on, an operation with `cpu` weights copies them to the GPU and runs there.
+  bool op_offload = false;
+
+  [[nodiscard]] const LayerPlacement& layer(size_t index) const { return patterns[layer_pattern[index]]; }
+};
+
+// GGML_OP_OFFLOAD_MIN_BATCH's default.
+inline constexpr int64_t kOffloadMinTokens = 32;
+
+}  // namespace pshard

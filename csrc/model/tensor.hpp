@@ -1,0 +1,68 @@
+// The words of a GGUF tensor table: one tensor, what it is for, and the group it is placed with.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+namespace pshard {
+
+// A ggml element type as the file names it. Sizes come from the `gguf` package, so that C++ keeps no table of its own.
+struct DataType {
+  int32_t id = 0;              // ggml_type number
+  int32_t block_elements = 1;  // elements per block
+  int32_t block_bytes = 4;     // bytes per block
+
+  // Bytes of a row of `n` elements; rounds up to whole blocks.
+  [[nodiscard]] int64_t row_bytes(int64_t n) const {
+    return (n + block_elements - 1) / block_elements * block_bytes;
+  }
+  [[nodiscard]] double bits_per_element() const { return 8.0 * block_bytes / block_elements; }
+  bool operator==(const DataType&) const = default;
+};
+
+// The part of a layer that is placed as a unit. `cache` is where the layer's KV or recurrent state lives; attention itself runs there.
+// `head` and `embedding` lie outside the layers.
+enum class Group : uint8_t {
+  norms,         // attention, FFN and post norms; residual additions go with them
+  attention,     // projections, their biases and norms
+  cache,         // KV cache or recurrent state: no weights
+  mixer,         // recurrent mixer: Mamba, gated delta, short convolution
+  ffn_up,        // dense FFN (gate and up fused count as `ffn_up`)
+  ffn_gate,
+  ffn_down,
+  router,        // expert gate and its biases
+  experts_up,    // routed experts (gate and up fused count as `experts_up`)
+  experts_gate,
+  experts_down,
+  shared_up,     // experts that every token passes
+  shared_gate,
+  shared_down,
+  embedding,
+  head,
+};
+inline constexpr int kGroupCount = 16;
+inline constexpr int kLayerGroupCount = 14;  // the groups that occur in layers
+
+[[nodiscard]] std::string_view to_string(Group group);
+
+struct Tensor {
+  std::string name;
+  DataType type;
+  std::array<int64_t, 4> shape{1, 1, 1, 1};  // as in the file: shape[0] is the contiguous, contracted dimension
+  int64_t n_bytes = 0;
+
+  [[nodiscard]] int64_t n_elements() const { return shape[0] * shape[1] * shape[2] * shape[3]; }
+};
+
+// Layer number of "blk.N.…", or -1 for a tensor outside the layers.
+[[nodiscard]] int32_t layer_of(std::string_view tensor_name);
+
+// "attn_q.weight" of "blk.3.attn_q.weight"; the whole name for a tensor outside the layers.
+[[nodiscard]] std::string_view local_name(std::string_view tensor_name);
+
+// Group of a tensor by its name. A name that is not known goes with `norms` in a layer and with `embedding` outside.
+[[nodiscard]] Group group_of(std::string_view tensor_name);
+
+}  // namespace pshard
