@@ -1,3 +1,4 @@
+// What module.cpp and the bind_*.cpp share: one function per folder of csrc, which adds that folder's names to the module.
 #pragma once
 
 #include <pybind11/pybind11.h>

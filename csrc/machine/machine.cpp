@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <stdexcept>
 
 namespace pshard {
 namespace {
@@ -14,6 +15,58 @@ double interpolate_log(const std::vector<double>& xs, const std::vector<double>&
   const auto i = static_cast<size_t>(upper - xs.begin());
   const double t = std::log(x / xs[i - 1]) / std::log(xs[i] / xs[i - 1]);
   return ys[i - 1] * std::pow(ys[i] / ys[i - 1], t);
+}
+
+[[noreturn]] void refuse(const std::string& field, const std::string& problem) {
+  throw std::invalid_argument("machine: " + field + " " + problem + "; correct the profile it was built from");
+}
+
+void check_positive(const std::string& field, double value) {
+  if (!(value > 0.0) || !std::isfinite(value)) refuse(field, "is " + std::to_string(value) + ", not positive and finite");
+}
+
+void check_not_negative(const std::string& field, double value) {
+  if (!(value >= 0.0) || !std::isfinite(value)) refuse(field, "is " + std::to_string(value) + ", negative or not finite");
+}
+
+void check_fraction(const std::string& field, double value) {
+  if (!(value > 0.0 && value <= 1.0)) refuse(field, "is " + std::to_string(value) + ", not above 0 and at most 1");
+}
+
+void check_curve(const std::string& field, const std::vector<double>& xs, const std::vector<double>& ys) {
+  if (xs.empty() || xs.size() != ys.size()) {
+    refuse(field, "has " + std::to_string(xs.size()) + " points and " + std::to_string(ys.size()) + " rates");
+  }
+  for (size_t i = 0; i < xs.size(); ++i) {
+    check_positive(field + " rate " + std::to_string(i), ys[i]);
+    check_positive(field + " point " + std::to_string(i), xs[i]);
+    if (i > 0 && xs[i] <= xs[i - 1]) refuse(field, "does not ascend at point " + std::to_string(i));
+  }
+}
+
+void check_series(const std::string& field, const RateSeries& series) {
+  check_not_negative(field + ".spread", series.spread);
+  if (!series.empty() || !series.flop_per_second.empty()) check_curve(field, series.batch, series.flop_per_second);
+}
+
+void check_processor(const std::string& field, const Processor& processor) {
+  check_positive(field + ".memory_bytes_per_second", processor.memory_bytes_per_second);
+  check_positive(field + ".memory_peak_bytes_per_second", processor.memory_peak_bytes_per_second);
+  check_positive(field + ".peak_flop_per_second", processor.peak_flop_per_second);
+  check_not_negative(field + ".op_seconds", processor.op_seconds);
+  check_not_negative(field + ".spread", processor.spread);
+  for (size_t type = 0; type < processor.mul_mat.size(); ++type) {
+    check_series(field + ".mul_mat[" + std::to_string(type) + "]", processor.mul_mat[type]);
+    check_series(field + ".mul_mat_id[" + std::to_string(type) + "]", processor.mul_mat_id[type]);
+  }
+  check_series(field + ".attention", processor.attention);
+}
+
+void check_link(const std::string& field, const LinkCurve& curve) {
+  check_curve(field, curve.chunk_bytes, curve.bytes_per_second);
+  check_not_negative(field + ".latency_seconds", curve.latency_seconds);
+  check_positive(field + ".peak_bytes_per_second", curve.peak_bytes_per_second);
+  check_not_negative(field + ".spread", curve.spread);
 }
 
 }  // namespace
@@ -29,6 +82,24 @@ double LinkCurve::seconds(double n_bytes, double chunk) const {
   chunk = std::clamp(chunk, 1.0, n_bytes);
   const double copies = std::ceil(n_bytes / chunk);
   return copies * latency_seconds + n_bytes / interpolate_log(chunk_bytes, bytes_per_second, chunk);
+}
+
+void check(const Machine& machine) {
+  check_processor("cpu", machine.cpu);
+  check_positive("host_bytes_per_second", machine.host_bytes_per_second);
+  if (machine.ram_bytes <= 0) refuse("ram_bytes", "is " + std::to_string(machine.ram_bytes) + ", not positive");
+  if (!machine.has_gpu) return;
+  check_processor("gpu", machine.gpu);
+  check_link("up", machine.up);
+  check_link("down", machine.down);
+  if (machine.vram_bytes <= 0) refuse("vram_bytes", "is " + std::to_string(machine.vram_bytes) + ", not positive");
+  if (machine.page_lock_bytes < 0) refuse("page_lock_bytes", "is " + std::to_string(machine.page_lock_bytes) + ", negative");
+  if (machine.copy_engines < 1) refuse("copy_engines", "is " + std::to_string(machine.copy_engines) + ", not at least 1");
+  check_positive("pageable_bytes_per_second", machine.pageable_bytes_per_second);
+  check_not_negative("handoff_to_gpu_seconds", machine.handoff_to_gpu_seconds);
+  check_not_negative("handoff_to_cpu_seconds", machine.handoff_to_cpu_seconds);
+  check_fraction("cpu_rate_under_copy", machine.cpu_rate_under_copy);
+  check_fraction("copy_rate_under_cpu", machine.copy_rate_under_cpu);
 }
 
 }  // namespace pshard

@@ -49,7 +49,7 @@ struct LinkCurve {
   Basis basis = Basis::estimated;
   double spread = 0.0;
 
-  // Seconds for `n_bytes` in chunks of `chunk` bytes. 0 bytes cost nothing.
+  // Seconds for `n_bytes` in chunks of `chunk` bytes, each with its set-up. 0 bytes cost nothing. Requires a non-empty curve.
   [[nodiscard]] double seconds(double n_bytes, double chunk) const;
 };
 
@@ -60,16 +60,21 @@ struct Machine {
   Processor cpu;  // at the thread count of the plan
   int64_t vram_bytes = 0;
   int64_t ram_bytes = 0;
-  LinkCurve up;    // host to device
-  LinkCurve down;  // device to host
-  int32_t copy_engines = 1;                    // 1: both directions share one engine
-  double pageable_bytes_per_second = 0.0;      // host to device from memory that is not page-locked
-  int64_t page_lock_bytes = 0;                 // how much host memory the driver will page-lock
-  double handoff_to_gpu_seconds = 0.0;         // CPU split to GPU split: synchronise and launch
-  double handoff_to_cpu_seconds = 0.0;         // GPU split to CPU split
-  double host_bytes_per_second = 0.0;          // DRAM, shared by CPU reads and DMA
-  double cpu_rate_under_copy = 1.0;            // fraction of the CPU's rate that remains while a copy runs
-  double copy_rate_under_cpu = 1.0;            // fraction of the link's rate that remains while the CPU computes
+  LinkCurve up;                            // host to device
+  LinkCurve down;                          // device to host
+  int32_t copy_engines = 1;                // 1: both directions share one engine
+  double pageable_bytes_per_second = 0.0;  // host to device from memory that is not page-locked
+  int64_t page_lock_bytes = 0;             // how much host memory the driver will page-lock
+  double handoff_to_gpu_seconds = 0.0;     // CPU split to GPU split: synchronise and launch
+  double handoff_to_cpu_seconds = 0.0;     // GPU split to CPU split
+  double host_bytes_per_second = 0.0;      // DRAM, shared by CPU reads and DMA
+  double cpu_rate_under_copy = 1.0;        // fraction of the CPU's rate that remains while a copy runs
+  double copy_rate_under_cpu = 1.0;        // fraction of the link's rate that remains while the CPU computes
 };
+
+// Throws std::invalid_argument, naming the field, unless every rate that a price divides by is positive and finite, curves are non-empty
+// and ascend, and fractions lie in (0, 1]. The GPU and its link are looked at only where there is one. Called once where a machine enters
+// the core, so that nothing that prices has to look again.
+void check(const Machine& machine);
 
 }  // namespace pshard

@@ -1,4 +1,5 @@
-// Bytes per device for a placement: weights, KV and recurrent state, compute buffers.
+// Bytes per device for a placement: weights, KV and recurrent state, compute buffers. Weights and state are what llama.cpp allocates, to
+// the byte; compute buffers come from compute_buffers.hpp.
 #pragma once
 
 #include <cstdint>
@@ -28,13 +29,34 @@ struct CacheCells {
   int64_t full = 0;    // cells per stream of layers that attend to the whole context
   int64_t window = 0;  // cells per stream of sliding-window layers
 };
+// Contexts are padded to 256 cells per stream; a window layer keeps its window and one micro-batch, padded alike, where that is less.
+// Throws std::invalid_argument for a context, batch or sequence count that is not positive.
 [[nodiscard]] CacheCells cache_cells(const Model& model, const ContextParameters& context);
 
-// KV and recurrent state of one layer.
+// KV and recurrent state of one layer. A transposed V cache (no flash attention) has the widest layer's rows in all of them.
 [[nodiscard]] int64_t cache_bytes(const Model& model, const Layer& layer, const ContextParameters& context);
 
-// The pass that llama.cpp reserves its buffers for, at `n_tokens` tokens.
+// The pass that llama.cpp reserves its buffers for, at `n_tokens` tokens: all cells, logits for every token.
 [[nodiscard]] Pass reserved_pass(const Model& model, const ContextParameters& context, int64_t n_tokens);
+
+// Tensor bytes as a CUDA buffer holds them: rows of quantised tensors padded to 512 elements, tensors to 128 bytes.
+[[nodiscard]] int64_t gpu_tensor_bytes(const Tensor& tensor);
+// And as a host buffer does: padded to 32 bytes.
+[[nodiscard]] int64_t host_tensor_bytes(const Tensor& tensor);
+
+// Weights of one layer that are resident on the GPU (pinned), and those whose home is host memory (streamed or cpu). O(tensors).
+[[nodiscard]] int64_t gpu_weight_bytes(const Layer& layer, const LayerPlacement& placement);
+[[nodiscard]] int64_t host_weight_bytes(const Layer& layer, const LayerPlacement& placement);
+// The head's weights where they are on the GPU. A tied head is a second copy there and none on the host.
+[[nodiscard]] int64_t gpu_head_bytes(const Model& model);
+
+struct WeightBytes {
+  int64_t gpu_bytes = 0;
+  int64_t host_bytes = 0;
+};
+// Everything outside the layers: the embedding in host memory, the head where the placement has it, an embedding norm with layer 0, and
+// rope factors with the layers that use them (both devices keep a copy where both have layers).
+[[nodiscard]] WeightBytes outside_weight_bytes(const Model& model, const Placement& placement);
 
 struct DeviceBytes {
   int64_t weights_bytes = 0;
@@ -48,5 +70,9 @@ struct MemoryReport {
   DeviceBytes gpu;
   DeviceBytes host;
 };
+
+// One placement, everything; `n_tokens` sizes the graph, `context` the cache. Throws std::invalid_argument where the placement has
+// another number of layers than the model.
+[[nodiscard]] MemoryReport memory(const Model& model, const Placement& placement, const ContextParameters& context, int64_t n_tokens);
 
 }  // namespace pshard

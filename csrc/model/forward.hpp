@@ -15,7 +15,8 @@ namespace pshard {
 struct Pass {
   int64_t n_tokens = 1;        // tokens of the micro-batch
   int64_t n_outputs = 1;       // rows of logits
-  int64_t n_seqs = 1;          // sequences in the micro-batch (streams of the KV cache)
+  int64_t n_seqs = 1;          // sequences in the micro-batch
+  int64_t n_streams = 1;       // streams of the KV cache that they use: n_seqs, or 1 where the cache is unified
   int64_t n_kv = 256;          // cells that an attention over the whole context reads, per stream
   int64_t n_kv_window = 256;   // cells that a sliding-window attention reads, per stream
   bool flash_attn = true;
@@ -34,10 +35,31 @@ enum class OpKind : uint8_t {
   scan,         // recurrent scan or convolution
 };
 
+// What the host fills in before the pass. One tensor each, shared by all layers; a device that reads it gets one copy.
+enum class GraphInput : uint8_t {
+  none,
+  tokens,
+  positions,
+  output_rows,
+  mask,
+  key_cells,
+  value_cells,
+  mask_window,
+  key_cells_window,
+  value_cells_window,
+  state_rows,
+  attention_scale,
+  key_rotation,
+  value_rotation,
+};
+inline constexpr int kGraphInputCount = 14;
+
 // An intermediate result (or graph input) of the pass.
 struct Value {
   int64_t n_bytes = 0;
-  bool is_input = false;  // filled from the host before the pass: masks, positions, embeddings of the tokens
+  bool is_input = false;                // filled from the host before the pass: masks, positions, embeddings of the tokens
+  GraphInput input = GraphInput::none;  // which one
+  int64_t gpu_scratch_bytes = 0;        // what a GPU allocates behind it: flash attention's f16 copy of a quantised cache
 };
 
 inline constexpr int32_t kNoValue = -1;
@@ -48,13 +70,21 @@ struct Operation {
   const Tensor* weight = nullptr;
   // mul_mat and mul_mat_id: out[n, m] = weight[k, n] x in[k, m]; m counts (token, expert) rows for experts.
   int64_t n = 0, k = 0, m = 0;
+  int64_t offload_rows = 0;      // what op-offload compares with its threshold: rows of the output, tokens for experts, 0 for look-ups
   double flop = 0.0;
   int64_t activation_bytes = 0;  // read and written besides weights and cache
   int64_t cache_bytes = 0;       // read from (or written to) the KV cache or recurrent state
-  std::array<int32_t, 5> inputs{kNoValue, kNoValue, kNoValue, kNoValue, kNoValue};
+  std::array<int32_t, 6> inputs{kNoValue, kNoValue, kNoValue, kNoValue, kNoValue, kNoValue};
   int32_t output = kNoValue;
-  bool in_place = false;         // may overwrite inputs[0] where nobody else reads it
+  bool in_place = false;         // may overwrite an input of its output's size that nobody reads afterwards
   bool is_view = false;          // output shares inputs[0]'s memory: no allocation, no work
+};
+
+// A GPU fuses the operations `first` to `last` into one kernel, if no split comes between: `value` then lives until `last`.
+struct FusedRun {
+  int32_t first = 0;
+  int32_t last = 0;
+  int32_t value = kNoValue;
 };
 
 // A run of operations with values of its own numbering. inputs of the block: `residual_in` (kNoValue in the first block) and the graph
@@ -62,6 +92,7 @@ struct Operation {
 struct Block {
   std::vector<Operation> operations;
   std::vector<Value> values;
+  std::vector<FusedRun> fused;
   int32_t residual_in = kNoValue;
   int32_t residual_out = kNoValue;
 };

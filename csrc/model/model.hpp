@@ -17,19 +17,26 @@ struct LayerParameters {
   Mixer mixer = Mixer::attention;
   int64_t n_head = 0;
   int64_t n_head_kv = 0;
-  int64_t head_dim_k = 0;   // per head, as the KV cache stores it (MLA: kv_lora_rank + rope dimensions, one head)
-  int64_t head_dim_v = 0;   // 0 where the cache holds no V (MLA)
-  int64_t window = 0;       // sliding window or chunk in tokens; 0 attends to the whole context
-  int64_t conv_state = 0;   // recurrent state, elements per sequence: convolution part
-  int64_t scan_state = 0;   // and scan part
+  int64_t head_dim_k = 0;  // per head, as the KV cache stores it (MLA: kv_lora_rank + rope dimensions, one head)
+  int64_t head_dim_v = 0;  // 0 where the cache holds no V (MLA)
+  int64_t window = 0;      // sliding window or chunk in tokens; 0 attends to the whole context
+  int64_t conv_state = 0;  // recurrent state, elements per sequence: convolution part
+  int64_t scan_state = 0;  // and scan part
   bool uses_rope = true;
+
+  bool operator==(const LayerParameters&) const = default;
 };
+
+// Bytes that one token adds to the layer's KV cache; 0 for a layer without attention.
+[[nodiscard]] int64_t kv_bytes_per_cell(const LayerParameters& layer, const DataType& type_k, const DataType& type_v);
+// Recurrent state of one sequence, always f32.
+[[nodiscard]] int64_t state_bytes(const LayerParameters& layer);
 
 // How one architecture wires the same parts. Everything that tensor names already tell (biases, QK norms, post norms, shared experts,
 // fused QKV, gated or plain FFN) is read from the tensors and is not repeated here.
 struct GraphTraits {
-  bool causal = true;              // false: encoder, no KV cache
-  bool parallel_block = false;     // attention and FFN both read the attention norm
+  bool causal = true;           // false: encoder, no KV cache
+  bool parallel_block = false;  // attention and FFN both read the attention norm
   bool scaled_embedding = false;
   bool scaled_residual = false;
   bool scaled_logits = false;
@@ -39,7 +46,10 @@ struct GraphTraits {
   Gating gating = Gating::softmax;
   bool normalised_expert_weights = false;
   bool scaled_expert_weights = false;
-  bool weight_before_ffn = false;  // expert weights multiply the expert's input (llama4)
+  bool weight_before_ffn = false;    // expert weights multiply the expert's input (llama4)
+  bool late_row_selection = false;   // rows that are not wanted are dropped before the head, not inside the last layer (gpt-oss, qwen3next)
+  bool norm_without_weight = false;  // query and key are normed without a weight tensor in layers with rope (llama4)
+  bool attention_temperature = false;  // queries of layers without rope are scaled by position (llama4)
 };
 
 struct Hyperparameters {
@@ -81,7 +91,8 @@ class Model {
   [[nodiscard]] const Hyperparameters& hyperparameters() const { return hyperparameters_; }
   // The n_layer computed layers; next-token-prediction layers are left out.
   [[nodiscard]] const std::vector<Layer>& layers() const { return layers_; }
-  // Tensors outside the layers, by group.
+  // Tensors outside the layers, by group. embedding() also holds what belongs to neither: rope_freqs and rope_factors_* (llama.cpp keeps
+  // one copy per device that holds layers) and an encoder's token_embd_norm (it goes with layer 0).
   [[nodiscard]] const std::vector<Tensor>& embedding() const { return embedding_; }
   [[nodiscard]] const std::vector<Tensor>& head() const { return head_; }
   // No separate output.weight: the head computes with a second copy of token_embd.weight (it is in head() too).

@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "model/tensor.hpp"
@@ -33,6 +34,12 @@ struct LayerPlacement {
   }
 };
 
+// A tensor that is not where the rest of its group is: llama.cpp's overrides may split a group.
+struct TensorException {
+  std::string name;
+  Where where = Where::cpu;
+};
+
 // A whole model. Layers name one of a few patterns, so that prices and bytes are tabulated per (layer class, pattern).
 struct Placement {
   std::vector<LayerPlacement> patterns;
@@ -40,6 +47,8 @@ struct Placement {
   Where head = Where::cpu;
   // llama.cpp's op-offload: from kOffloadMinTokens tokens on, an operation with `cpu` weights copies them to the GPU and runs there.
   bool op_offload = false;
+  // Counted where weights are counted; prices and graphs follow the group.
+  std::vector<TensorException> exceptions;
 
   [[nodiscard]] const LayerPlacement& layer(size_t index) const { return patterns[layer_pattern[index]]; }
 };

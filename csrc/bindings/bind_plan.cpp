@@ -1,0 +1,155 @@
+#include <pybind11/native_enum.h>
+
+#include "bindings/bindings.hpp"
+#include "plan/plan.hpp"
+
+using namespace py::literals;
+
+namespace {
+
+using namespace pshard;
+
+// Strategies by their names, which are the stable key.
+Strategy strategy_named(const std::string& name) {
+  if (name == to_string(Strategy::stock)) return Strategy::stock;
+  const auto strategy = strategy_from_name(name);
+  if (!strategy) throw std::invalid_argument("unknown strategy '" + name + "'");
+  return *strategy;
+}
+
+void bind_inputs(py::module_& m) {
+  py::class_<Workload>(m, "Workload")
+      .def(py::init([](int64_t prompt_tokens, int64_t generate_tokens) { return Workload{prompt_tokens, generate_tokens}; }),
+           "prompt_tokens"_a, "generate_tokens"_a)
+      .def_readwrite("prompt_tokens", &Workload::prompt_tokens)
+      .def_readwrite("generate_tokens", &Workload::generate_tokens);
+  py::class_<Budget>(m, "Budget")
+      .def(py::init([](int64_t vram_bytes, int64_t ram_bytes) { return Budget{vram_bytes, ram_bytes}; }), "vram_bytes"_a, "ram_bytes"_a)
+      .def_readwrite("vram_bytes", &Budget::vram_bytes)
+      .def_readwrite("ram_bytes", &Budget::ram_bytes);
+  py::class_<Knobs>(m, "Knobs")
+      .def(py::init([](int32_t n_pinned, int32_t n_attn_pinned, const std::string& overflow, bool output_on_gpu, bool pin_from_back) {
+             Knobs knobs{n_pinned, n_attn_pinned, Overflow::none, output_on_gpu, pin_from_back};
+             for (const Overflow value : {Overflow::none, Overflow::attn, Overflow::up, Overflow::gate}) {
+               if (to_string(value) == overflow) knobs.overflow = value;
+             }
+             return knobs;
+           }),
+           "n_pinned"_a = 0, "n_attn_pinned"_a = 0, "overflow"_a = "NONE", "output_on_gpu"_a = false, "pin_from_back"_a = false)
+      .def_readonly("n_pinned", &Knobs::n_pinned)
+      .def_readonly("n_attn_pinned", &Knobs::n_attn_pinned)
+      .def_property_readonly("overflow", [](const Knobs& knobs) { return std::string(to_string(knobs.overflow)); })
+      .def_readonly("output_on_gpu", &Knobs::output_on_gpu)
+      .def_readonly("pin_from_back", &Knobs::pin_from_back)
+      .def(
+          "__eq__", [](const Knobs& a, const Knobs& b) { return a == b; }, "other"_a, py::is_operator());
+}
+
+void bind_results(py::module_& m) {
+  py::class_<Found>(m, "Found")
+      .def_readonly("viable", &Found::viable)
+      .def_readonly("knobs", &Found::knobs)
+      .def_readonly("seconds", &Found::seconds)
+      .def_readonly("memory", &Found::memory)
+      .def_readonly("missing_vram_bytes", &Found::missing_vram_bytes)
+      .def_readonly("missing_ram_bytes", &Found::missing_ram_bytes);
+  py::class_<StockFit>(m, "StockFit")
+      .def_readonly("n_gpu_layers", &StockFit::n_gpu_layers)
+      .def_readonly("n_partial", &StockFit::n_partial)
+      .def_property_readonly("overflow", [](const StockFit& fit) { return std::string(to_string(fit.overflow)); })
+      .def_readonly("fits_whole", &StockFit::fits_whole)
+      .def_readonly("placement", &StockFit::placement)
+      .def_readonly("memory", &StockFit::memory)
+      .def_readonly("n_probes", &StockFit::n_probes);
+  py::class_<Candidate>(m, "Candidate")
+      .def_readonly("strategy", &Candidate::strategy)
+      .def_readonly("micro_batch", &Candidate::micro_batch)
+      .def_readonly("viable", &Candidate::viable)
+      .def_readonly("knobs", &Candidate::knobs)
+      .def_readonly("time", &Candidate::time)
+      .def_readonly("memory", &Candidate::memory)
+      .def_readonly("placement", &Candidate::placement)
+      .def_readonly("missing_vram_bytes", &Candidate::missing_vram_bytes)
+      .def_readonly("missing_ram_bytes", &Candidate::missing_ram_bytes);
+  py::class_<TierPlan>(m, "TierPlan")
+      .def_readonly("batch_size", &TierPlan::batch_size)
+      .def_readonly("kv_fill_tokens", &TierPlan::kv_fill_tokens)
+      .def_readonly("candidates", &TierPlan::candidates)
+      .def_readonly("best", &TierPlan::best)
+      .def_readonly("n_priced", &TierPlan::n_priced);
+  py::class_<WorkloadTime>(m, "WorkloadTime")
+      .def_readonly("prompt_seconds", &WorkloadTime::prompt_seconds)
+      .def_readonly("generate_seconds", &WorkloadTime::generate_seconds)
+      .def_readonly("spread_seconds", &WorkloadTime::spread_seconds)
+      .def_readonly("basis", &WorkloadTime::basis)
+      .def_readonly("decode", &WorkloadTime::decode)
+      .def_property_readonly("total_seconds", &WorkloadTime::total);
+  py::class_<StockPlan>(m, "StockPlan")
+      .def_readonly("viable", &StockPlan::viable)
+      .def_readonly("n_ubatch", &StockPlan::n_ubatch)
+      .def_readonly("knobs", &StockPlan::knobs)
+      .def_readonly("placement", &StockPlan::placement)
+      .def_readonly("memory", &StockPlan::memory)
+      .def_readonly("time", &StockPlan::time)
+      .def_readonly("missing_vram_bytes", &StockPlan::missing_vram_bytes)
+      .def_readonly("missing_ram_bytes", &StockPlan::missing_ram_bytes);
+  py::class_<RuntimePlan>(m, "RuntimePlan")
+      .def_readonly("viable", &RuntimePlan::viable)
+      .def_readonly("prompt_tier", &RuntimePlan::prompt_tier)
+      .def_readonly("decode_tier", &RuntimePlan::decode_tier)
+      .def_readonly("prompt_seconds", &RuntimePlan::prompt_seconds)
+      .def_readonly("switch_seconds", &RuntimePlan::switch_seconds)
+      .def_readonly("switch_bytes", &RuntimePlan::switch_bytes)
+      .def_readonly("generate_seconds", &RuntimePlan::generate_seconds)
+      .def_property_readonly("total_seconds", &RuntimePlan::total);
+}
+
+Found search_one(const std::string& strategy, const Model& model, const Machine& machine, const ContextParameters& context,
+                 const Workload& workload, const Budget& budget, int64_t batch_size, bool exhaustively) {
+  PassCost cost(model, machine, tier_pass(model, context, workload, batch_size));
+  ComputeBuffers compute(model, context, batch_size);
+  const Term term{&cost, 1.0};
+  const auto how = exhaustively ? search_exhaustively : search;
+  return how(strategy_named(strategy), model, context, compute, std::span(&term, 1), budget);
+}
+
+}  // namespace
+
+void bind_plan(py::module_& m) {
+  bind_inputs(m);
+  bind_results(m);
+  const auto no_gil = py::call_guard<py::gil_scoped_release>();
+  m.def("strategy_names", [] {
+    std::vector<std::string> names;
+    for (const Strategy strategy : kPullRequestStrategies) names.emplace_back(to_string(strategy));
+    return names;
+  });
+  m.def(
+      "make_placement",
+      [](const std::string& strategy, const Knobs& knobs, const Model& model) {
+        return make_placement(strategy_named(strategy), knobs, model);
+      },
+      "strategy"_a, "knobs"_a, "model"_a);
+  m.def(
+      "all_knobs", [](const std::string& strategy, const Model& model) { return all_knobs(strategy_named(strategy), model); },
+      "strategy"_a, "model"_a);
+  m.def("tier_ladder", &tier_ladder, "context"_a, "n_draft"_a = 0, "tier_max"_a = 0);
+  m.def("tier_pass", &tier_pass, "model"_a, "context"_a, "workload"_a, "n_tokens"_a);
+  m.def("stock_fit", &stock_fit, "model"_a, "context"_a, "target_bytes"_a, no_gil);
+  m.def("search", &search_one, "strategy"_a, "model"_a, "machine"_a, "context"_a, "workload"_a, "budget"_a, "batch_size"_a,
+        "exhaustively"_a = false, no_gil);
+  m.def(
+      "plan_tier",
+      [](const Model& model, const Machine& machine, const ContextParameters& context, const Workload& workload, const Budget& budget,
+         const std::vector<std::string>& strategies, int64_t batch_size, const StockFit& fit, const ContextParameters& fit_context,
+         bool allow_stock_fit) {
+        std::vector<Strategy> parsed;
+        for (const std::string& name : strategies) parsed.push_back(strategy_named(name));
+        return plan_tier(model, machine, context, workload, budget, parsed, batch_size, fit, fit_context, allow_stock_fit);
+      },
+      "model"_a, "machine"_a, "context"_a, "workload"_a, "budget"_a, "strategies"_a, "batch_size"_a, "fit"_a, "fit_context"_a,
+      "allow_stock_fit"_a = true, no_gil);
+  m.def("plan_stock", &plan_stock, "model"_a, "machine"_a, "context"_a, "workload"_a, "budget"_a, "micro_batches"_a, no_gil);
+  m.def("plan_runtime", &plan_runtime, "model"_a, "machine"_a, "context"_a, "workload"_a, "tiers"_a, no_gil);
+  m.def("price_workload", &price_workload, "model"_a, "machine"_a, "context"_a, "workload"_a, "placement"_a, no_gil);
+}

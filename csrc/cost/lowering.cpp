@@ -1,0 +1,205 @@
+#include "cost/lowering.hpp"
+
+#include <algorithm>
+
+namespace pshard {
+namespace {
+
+constexpr uint8_t kOnHost = 1;
+constexpr uint8_t kOnGpu = 2;
+
+constexpr uint8_t mask_of(Device device) { return device == Device::gpu ? kOnGpu : kOnHost; }
+
+// Where each value of a block is by now: bit mask over the devices.
+class Whereabouts {
+ public:
+  Whereabouts(const Block& block, Device residual) : mask_(block.values.size(), 0) {
+    for (size_t i = 0; i < block.values.size(); ++i) {
+      if (block.values[i].is_input) mask_[i] = kOnHost | kOnGpu;
+    }
+    if (block.residual_in != kNoValue) mask_[at(block.residual_in)] = mask_of(residual);
+  }
+  [[nodiscard]] bool must_move(int32_t value, Device to) const {
+    return value != kNoValue && mask_[at(value)] != 0 && (mask_[at(value)] & mask_of(to)) == 0;
+  }
+  void moved(int32_t value, Device to) { mask_[at(value)] |= mask_of(to); }
+  void produced(int32_t value, Device on) {
+    if (value != kNoValue) mask_[at(value)] = mask_of(on);
+  }
+  void same_as(int32_t view, int32_t source) {
+    if (view != kNoValue && source != kNoValue) mask_[at(view)] = mask_[at(source)];
+  }
+  [[nodiscard]] Device device_of(int32_t value, Device otherwise) const {
+    if (value == kNoValue) return otherwise;
+    return (mask_[at(value)] & kOnHost) != 0 ? Device::host : Device::gpu;
+  }
+
+ private:
+  static size_t at(int32_t value) { return static_cast<size_t>(value); }
+  std::vector<uint8_t> mask_;
+};
+
+// Seconds to copy the experts that are used. They are stored one after the other, so a copy of the used ones runs over neighbours: the
+// expected run at share s is 1 / (1 - s) experts. Nothing moves before the routing has reached the host: one hand-off.
+double slice_seconds(const Machine& machine, double whole_bytes, double used_bytes, int64_t n_expert) {
+  const double share = used_bytes / whole_bytes;
+  const double expert_bytes = whole_bytes / static_cast<double>(std::max<int64_t>(n_expert, 1));
+  const double chunk = share >= 1.0 ? whole_bytes : std::min(whole_bytes, expert_bytes / (1.0 - share));
+  return machine.up.seconds(used_bytes, chunk) + machine.handoff_to_cpu_seconds;
+}
+
+void bring_up(const Machine& machine, double n_bytes, double& bytes, double& seconds) {
+  bytes += n_bytes;
+  seconds += machine.up.seconds(n_bytes, n_bytes);
+}
+
+void send_down(const Machine& machine, double n_bytes, double& bytes, double& seconds) {
+  bytes += n_bytes;
+  seconds += machine.down.seconds(n_bytes, n_bytes);
+}
+
+// Traffic of KV or state that does not live where it is used.
+void move_cache(const Machine& machine, const Operation& operation, const ScheduledOperation& scheduled, Where home, Segment& segment) {
+  const auto n_bytes = static_cast<double>(operation.cache_bytes);
+  if (n_bytes <= 0.0) return;
+  if (scheduled.copies_cache) {
+    if (scheduled.device == Device::gpu) {
+      bring_up(machine, n_bytes, segment.exposed_bytes, segment.exposed_seconds);
+    } else {
+      send_down(machine, n_bytes, segment.activation_down_bytes, segment.activation_down_seconds);
+    }
+  } else if (scheduled.device == Device::gpu && is_streamed(home)) {
+    // What attention reads comes up before the split; what was written goes down after it; recurrent state travels both ways.
+    if (operation.kind != OpKind::copy) bring_up(machine, n_bytes, segment.prefetch_bytes, segment.prefetch_seconds);
+    if (operation.kind == OpKind::copy || operation.kind == OpKind::scan) {
+      send_down(machine, n_bytes, segment.write_back_bytes, segment.write_back_seconds);
+    }
+  }
+}
+
+// Copies of a weight whose home is host memory, for an operation on the GPU.
+void move_weight(const Machine& machine, const Operation& operation, bool offloaded, double used_bytes, int64_t n_expert,
+                 bool routed_in_split, Segment& segment) {
+  const auto whole = static_cast<double>(operation.weight->n_bytes);
+  if (operation.kind == OpKind::mul_mat_id) {
+    const double sliced_seconds = slice_seconds(machine, whole, used_bytes, n_expert);
+    if (offloaded) {
+      segment.exposed_bytes += used_bytes;
+      segment.exposed_seconds += sliced_seconds;
+      return;
+    }
+    bring_up(machine, whole, segment.experts_whole_bytes, segment.experts_whole_seconds);
+    segment.experts_sliced_bytes += used_bytes;
+    segment.experts_sliced_seconds += sliced_seconds;
+    if (routed_in_split) segment.experts_can_slice = false;
+  } else if (offloaded) {
+    bring_up(machine, whole, segment.exposed_bytes, segment.exposed_seconds);
+  } else {
+    bring_up(machine, whole, segment.prefetch_bytes, segment.prefetch_seconds);
+  }
+}
+
+}  // namespace
+
+PricedBlock price_block(const Model& model, const Machine& machine, const Pass& pass, Block block) {
+  PricedBlock priced;
+  const auto& parameters = model.hyperparameters();
+  for (const Operation& operation : block.operations) {
+    const auto cost_on = [&](const Processor& processor) {
+      return operation_cost(operation, processor, parameters.n_expert, parameters.n_expert_used, static_cast<double>(pass.n_tokens));
+    };
+    priced.gpu.push_back(machine.has_gpu ? cost_on(machine.gpu) : Cost{});
+    priced.cpu.push_back(cost_on(machine.cpu));
+    priced.weight_bytes.push_back(weight_bytes_read(operation, parameters.n_expert, parameters.n_expert_used));
+  }
+  priced.block = std::move(block);
+  return priced;
+}
+
+LoweredBlock lower(const PricedBlock& priced, const Model& model, const Machine& machine, const BlockPlacement& placement,
+                   const Neighbours& neighbours, Device residual) {
+  LoweredBlock lowered;
+  const Block& block = priced.block;
+  const std::vector<ScheduledOperation> scheduled = schedule(block, placement, neighbours);
+  Whereabouts whereabouts(block, residual);
+
+  for (size_t i = 0; i < block.operations.size(); ++i) {
+    const Operation& operation = block.operations[i];
+    if (operation.is_view) {
+      whereabouts.same_as(operation.output, operation.inputs[0]);
+      continue;
+    }
+    const Device device = scheduled[i].device;
+    const Where home = placement.of(operation.group);
+    if (lowered.segments.empty() || lowered.segments.back().backend != scheduled[i].lane) {
+      lowered.segments.push_back(Segment::on(scheduled[i].lane));
+    }
+    Segment& segment = lowered.segments.back();
+    segment.compute += device == Device::gpu ? priced.gpu[i] : priced.cpu[i];
+    for (const int32_t input : operation.inputs) {
+      if (!whereabouts.must_move(input, device)) continue;
+      const auto n_bytes = static_cast<double>(block.values[static_cast<size_t>(input)].n_bytes);
+      if (device == Device::gpu) {
+        bring_up(machine, n_bytes, segment.activation_up_bytes, segment.activation_up_seconds);
+      } else {
+        send_down(machine, n_bytes, segment.activation_down_bytes, segment.activation_down_seconds);
+      }
+      whereabouts.moved(input, device);
+    }
+    whereabouts.produced(operation.output, device);
+    move_cache(machine, operation, scheduled[i], home, segment);
+    if (device == Device::host) {
+      segment.dram_bytes += priced.weight_bytes[i] + static_cast<double>(operation.cache_bytes);
+    } else if (operation.weight != nullptr && operation.kind != OpKind::get_rows && (scheduled[i].copies_weight || is_streamed(home))) {
+      const bool routed_in_split = placement.of(Group::router) == home;
+      move_weight(machine, operation, scheduled[i].copies_weight, priced.weight_bytes[i], model.hyperparameters().n_expert, routed_in_split,
+                  segment);
+    }
+  }
+  lowered.residual = whereabouts.device_of(block.residual_out, residual);
+  return lowered;
+}
+
+PassBound bound(const PricedBlock& priced, const Model& model, const Machine& machine, const BlockPlacement& placement) {
+  PassBound result;
+  const Block& block = priced.block;
+  // Decided operations are where their weights say; the others may be on either device, so they count with the cheaper one.
+  const std::vector<ScheduledOperation> scheduled = schedule(block, placement, {});
+  const ScheduledOperation* last_decided = nullptr;
+  Segment copies;
+  for (size_t i = 0; i < block.operations.size(); ++i) {
+    const Operation& operation = block.operations[i];
+    if (operation.is_view) continue;
+    const double gpu = machine.has_gpu ? priced.gpu[i].seconds : priced.cpu[i].seconds;
+    if (!scheduled[i].decided) {
+      result.serial_seconds += std::min(gpu, priced.cpu[i].seconds);
+      continue;
+    }
+    const bool on_gpu = scheduled[i].device == Device::gpu;
+    result.serial_seconds += on_gpu ? gpu : priced.cpu[i].seconds;
+    if (last_decided != nullptr && last_decided->device != scheduled[i].device) {
+      result.serial_seconds += on_gpu ? machine.handoff_to_gpu_seconds : machine.handoff_to_cpu_seconds;
+    }
+    last_decided = &scheduled[i];
+    const Where home = placement.of(operation.group);
+    if (on_gpu && operation.weight != nullptr && operation.kind != OpKind::get_rows && (scheduled[i].copies_weight || is_streamed(home))) {
+      move_weight(machine, operation, scheduled[i].copies_weight, priced.weight_bytes[i], model.hyperparameters().n_expert,
+                  placement.of(Group::router) == home, copies);
+    }
+  }
+  result.serial_seconds += copies.exposed_seconds;
+  result.up_seconds = copies.exposed_seconds + copies.prefetch_seconds +
+                      (copies.experts_can_slice ? std::min(copies.experts_whole_seconds, copies.experts_sliced_seconds)
+                                                : copies.experts_whole_seconds);
+  return result;
+}
+
+int64_t host_home_bytes(const PricedBlock& block, const BlockPlacement& placement) {
+  int64_t bytes = 0;
+  for (const Operation& operation : block.block.operations) {
+    if (operation.weight != nullptr && placement.of(operation.group) != Where::pinned) bytes += operation.weight->n_bytes;
+  }
+  return bytes;
+}
+
+}  // namespace pshard

@@ -1,0 +1,56 @@
+// From operations to splits: one block under one placement becomes a few segments with seconds and bytes.
+#pragma once
+
+#include <vector>
+
+#include "cost/op_cost.hpp"
+#include "cost/timeline.hpp"
+#include "model/forward.hpp"
+#include "model/schedule.hpp"
+
+namespace pshard {
+
+// A block with every operation priced on both processors; independent of the placement.
+struct PricedBlock {
+  Block block;
+  std::vector<Cost> gpu;
+  std::vector<Cost> cpu;
+  std::vector<double> weight_bytes;  // of its weight that each operation reads
+};
+
+struct LoweredBlock {
+  std::vector<Segment> segments;
+  Device residual = Device::host;  // where the block leaves its result
+};
+
+// No order of splits is faster than all serial work, nor than all copies up.
+struct PassBound {
+  double serial_seconds = 0.0;
+  double up_seconds = 0.0;
+  PassBound& operator+=(const PassBound& other) {
+    serial_seconds += other.serial_seconds;
+    up_seconds += other.up_seconds;
+    return *this;
+  }
+  PassBound& operator-=(const PassBound& other) {
+    serial_seconds -= other.serial_seconds;
+    up_seconds -= other.up_seconds;
+    return *this;
+  }
+  [[nodiscard]] double seconds() const { return std::max(serial_seconds, up_seconds); }
+};
+
+// Throws std::invalid_argument where a weight type has no rate.
+[[nodiscard]] PricedBlock price_block(const Model& model, const Machine& machine, const Pass& pass, Block block);
+
+// Segments of the block. `residual` says where the block's input is; graph inputs are taken to be everywhere.
+[[nodiscard]] LoweredBlock lower(const PricedBlock& block, const Model& model, const Machine& machine, const BlockPlacement& placement,
+                                 const Neighbours& neighbours, Device residual);
+
+// What the block costs at least, whatever its neighbours are.
+[[nodiscard]] PassBound bound(const PricedBlock& block, const Model& model, const Machine& machine, const BlockPlacement& placement);
+
+// Weights whose home is host memory.
+[[nodiscard]] int64_t host_home_bytes(const PricedBlock& block, const BlockPlacement& placement);
+
+}  // namespace pshard

@@ -1,0 +1,73 @@
+#include "cost/op_cost.hpp"
+
+#include <cmath>
+#include <stdexcept>
+#include <string>
+
+namespace pshard {
+
+double distinct_expert_share(int64_t n_expert, int64_t n_expert_used, double n_tokens) {
+  if (n_expert <= 0 || n_expert_used >= n_expert) return 1.0;
+  const double missed_by_one = 1.0 - static_cast<double>(n_expert_used) / static_cast<double>(n_expert);
+  return 1.0 - std::pow(missed_by_one, n_tokens);
+}
+
+double activation_rows(const Operation& operation, int64_t n_expert_used) {
+  const auto rows = static_cast<double>(operation.m);
+  return operation.kind == OpKind::mul_mat_id ? rows / static_cast<double>(std::max<int64_t>(n_expert_used, 1)) : rows;
+}
+
+double weight_bytes_read(const Operation& operation, int64_t n_expert, int64_t n_expert_used) {
+  if (operation.weight == nullptr || operation.kind == OpKind::get_rows) return 0.0;
+  const auto bytes = static_cast<double>(operation.weight->n_bytes);
+  if (operation.kind != OpKind::mul_mat_id) return bytes;
+  return bytes * distinct_expert_share(n_expert, n_expert_used, activation_rows(operation, n_expert_used));
+}
+
+namespace {
+
+const RateSeries& series_for(const Operation& operation, const Processor& processor) {
+  const auto type = static_cast<size_t>(operation.weight->type.id);
+  const auto& table = operation.kind == OpKind::mul_mat_id ? processor.mul_mat_id : processor.mul_mat;
+  if (type >= table.size() || table[type].empty()) {
+    throw std::invalid_argument("tensor '" + operation.weight->name + "' has ggml type " + std::to_string(type) +
+                                ", for which the machine has no rate, not even an estimated one");
+  }
+  return table[type];
+}
+
+}  // namespace
+
+Cost operation_cost(const Operation& operation, const Processor& processor, int64_t n_expert, int64_t n_expert_used,
+                    double n_query_tokens) {
+  if (operation.is_view) return {};
+  const double weight_bytes = weight_bytes_read(operation, n_expert, n_expert_used);
+  const double bytes = weight_bytes + static_cast<double>(operation.activation_bytes + operation.cache_bytes);
+  double seconds = std::max(bytes / processor.memory_peak_bytes_per_second, operation.flop / processor.peak_flop_per_second);
+  Basis basis = processor.basis;
+  double spread = processor.spread;
+  const bool is_product = operation.kind == OpKind::mul_mat || operation.kind == OpKind::mul_mat_id;
+  if (is_product && operation.weight != nullptr && operation.m > 0) {
+    const RateSeries& series = series_for(operation, processor);
+    double rows = static_cast<double>(operation.m);
+    if (operation.kind == OpKind::mul_mat_id) {
+      const double share = distinct_expert_share(n_expert, n_expert_used, activation_rows(operation, n_expert_used));
+      rows /= std::max(share * static_cast<double>(n_expert), 1.0);  // rows per expert that is used at all
+    }
+    seconds = std::max(seconds, operation.flop / series.rate(rows));
+    basis = series.basis;
+    spread = series.spread;
+  } else {
+    seconds = std::max(seconds, bytes / processor.memory_bytes_per_second);
+    const bool is_attention = operation.kind == OpKind::attention || operation.kind == OpKind::attention_kq;
+    if (is_attention && !processor.attention.empty()) {
+      seconds = std::max(seconds, operation.flop / processor.attention.rate(n_query_tokens));
+      basis = std::max(basis, processor.attention.basis);
+      spread = std::max(spread, processor.attention.spread);
+    }
+  }
+  seconds += processor.op_seconds;
+  return {seconds, seconds * spread, basis};
+}
+
+}  // namespace pshard

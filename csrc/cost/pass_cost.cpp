@@ -1,0 +1,139 @@
+#include "cost/pass_cost.hpp"
+
+#include <algorithm>
+#include <stdexcept>
+
+namespace pshard {
+namespace {
+
+constexpr size_t kMaxPatterns = 255;
+
+size_t bit(Device device) { return device == Device::gpu ? 1 : 0; }
+
+}  // namespace
+
+PassCost::PassCost(const Model& model, const Machine& machine, const Pass& pass) : model_(model), machine_(machine), pass_(pass) {
+  const auto& layers = model_.layers();
+  std::vector<std::pair<int32_t, bool>> variants;
+  std::array<int64_t, kGraphInputCount> input_bytes{};
+  for (size_t i = 0; i < layers.size(); ++i) {
+    const std::pair<int32_t, bool> variant{layers[i].layer_class, i + 1 == layers.size()};
+    const auto known = std::find(variants.begin(), variants.end(), variant);
+    layer_variant_.push_back(static_cast<int32_t>(known - variants.begin()));
+    if (known != variants.end()) continue;
+    variants.push_back(variant);
+    blocks_.push_back(price_block(model_, machine_, pass_, layer_block(model_, layers[i], pass_, variant.second)));
+    for (const Value& value : blocks_.back().block.values) {
+      if (value.is_input) input_bytes[static_cast<size_t>(value.input)] = value.n_bytes;  // one tensor, shared by all layers
+    }
+  }
+  head_block_ = price_block(model_, machine_, pass_, head_block(model_, pass_));
+  embedding_block_ = price_block(model_, machine_, pass_, embedding_block(model_, pass_));
+  embedding_ = place(embedding_block_, {.layer = LayerPlacement::uniform(Where::cpu), .outside = Where::cpu, .op_offload = false});
+  path_.resize(layers.size() + 2);
+  if (!machine_.has_gpu) return;
+  for (const int64_t n_bytes : input_bytes) {
+    input_bytes_ += static_cast<double>(n_bytes);
+    input_seconds_ += machine_.up.seconds(static_cast<double>(n_bytes), static_cast<double>(n_bytes));
+  }
+}
+
+uint8_t PassCost::intern(const LayerPlacement& pattern) {
+  const auto known = std::find(patterns_.begin(), patterns_.end(), pattern);
+  if (known != patterns_.end()) return static_cast<uint8_t>(known - patterns_.begin());
+  if (patterns_.size() == kMaxPatterns) throw std::length_error("more than 255 distinct layer placements in one search");
+  patterns_.push_back(pattern);
+  layers_.resize(patterns_.size() * blocks_.size() * 2);
+  return static_cast<uint8_t>(patterns_.size() - 1);
+}
+
+PassCost::Placed PassCost::place(const PricedBlock& block, const BlockPlacement& placement) const {
+  Placed placed;
+  placed.placement = placement;
+  placed.ends = block_ends(block.block, placement, Device::host);
+  placed.least = bound(block, model_, machine_, placement);
+  placed.host_bytes = static_cast<double>(host_home_bytes(block, placement));
+  return placed;
+}
+
+const LoweredBlock& PassCost::lowered(const PricedBlock& block, Placed& placed, const Neighbours& neighbours, Device residual) const {
+  auto& slot = placed.by_neighbourhood[bit(neighbours.before) | bit(neighbours.after) << 1 | bit(residual) << 2];
+  if (!slot) slot = lower(block, model_, machine_, placed.placement, neighbours, residual);
+  return *slot;
+}
+
+PassCost::Placed& PassCost::placed_layer(size_t layer, uint8_t pattern, bool op_offload) {
+  const auto variant = static_cast<size_t>(layer_variant_[layer]);
+  auto& slot = layers_[(pattern * blocks_.size() + variant) * 2 + (op_offload ? 1 : 0)];
+  if (!slot) {
+    const bool offload = op_offload && machine_.has_gpu;
+    slot = std::make_unique<Placed>(
+        place(blocks_[variant], {.layer = patterns_[pattern], .outside = Where::cpu, .op_offload = offload}));
+  }
+  return *slot;
+}
+
+PassCost::Placed& PassCost::placed_head(Where where, bool op_offload) {
+  auto& slot = heads_[(where == Where::pinned ? 2U : 0U) + (op_offload ? 1U : 0U)];
+  if (!slot) {
+    const bool offload = op_offload && machine_.has_gpu;
+    slot = std::make_unique<Placed>(
+        place(head_block_, {.layer = LayerPlacement::uniform(where), .outside = where, .op_offload = offload}));
+  }
+  return *slot;
+}
+
+double PassCost::weight_copy_factor(double host_bytes) const {
+  const auto lockable = static_cast<double>(machine_.page_lock_bytes);
+  if (!machine_.has_gpu || host_bytes <= lockable) return 1.0;
+  const double locked = lockable / host_bytes;
+  const double slowdown = std::max(1.0, machine_.up.bytes_per_second.back() / machine_.pageable_bytes_per_second);
+  return locked + (1.0 - locked) * slowdown;
+}
+
+PassTime PassCost::price(const InternedPlacement& placement) {
+  ++n_priced_;
+  const size_t n_layer = placement.layer_pattern.size();
+  path_.front() = &embedding_;
+  for (size_t i = 0; i < n_layer; ++i) path_[i + 1] = &placed_layer(i, placement.layer_pattern[i], placement.op_offload);
+  path_.back() = &placed_head(placement.head, placement.op_offload);
+
+  double host_bytes = 0.0;
+  for (const Placed* placed : path_) host_bytes += placed->host_bytes;
+  Timeline timeline(machine_, weight_copy_factor(host_bytes));
+  Device residual = Device::host;
+  bool gpu_used = false;
+  for (size_t i = 0; i < path_.size(); ++i) {
+    const PricedBlock& block = i == 0               ? embedding_block_
+                               : i + 1 < path_.size() ? blocks_[static_cast<size_t>(layer_variant_[i - 1])]
+                                                      : head_block_;
+    const Neighbours neighbours{i == 0 ? Device::host : path_[i - 1]->ends.last,
+                                i + 1 < path_.size() ? path_[i + 1]->ends.first : Device::host};
+    const LoweredBlock& segments = lowered(block, *path_[i], neighbours, residual);
+    for (const Segment& segment : segments.segments) {
+      timeline.add(segment);
+      gpu_used |= segment.backend != Where::cpu;
+    }
+    residual = segments.residual;
+  }
+  if (gpu_used) timeline.add_inputs(input_bytes_, input_seconds_);
+  return timeline.finish();
+}
+
+PassTime PassCost::price(const Placement& placement) {
+  std::vector<uint8_t> ids;
+  ids.reserve(placement.layer_pattern.size());
+  for (size_t i = 0; i < placement.layer_pattern.size(); ++i) ids.push_back(intern(placement.layer(i)));
+  return price(InternedPlacement{.layer_pattern = ids, .head = placement.head, .op_offload = placement.op_offload});
+}
+
+PassBound PassCost::layer_bound(size_t layer, uint8_t pattern, bool op_offload) { return placed_layer(layer, pattern, op_offload).least; }
+
+PassBound PassCost::ends_bound(Where where, bool op_offload) const {
+  const bool offload = op_offload && machine_.has_gpu;
+  PassBound least = bound(head_block_, model_, machine_, {.layer = LayerPlacement::uniform(where), .outside = where, .op_offload = offload});
+  least += embedding_.least;
+  return least;
+}
+
+}  // namespace pshard

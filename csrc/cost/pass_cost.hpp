@@ -1,0 +1,83 @@
+// Seconds of one forward pass for any placement of one model on one machine at one batch.
+//
+// Building is linear in the distinct layers; each (layer class, pattern, neighbourhood) is lowered to splits once, on first use. Pricing a
+// placement is then linear in layers, a few additions per split, and allocates nothing.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "cost/lowering.hpp"
+#include "cost/timeline.hpp"
+#include "machine/machine.hpp"
+#include "model/forward.hpp"
+#include "model/model.hpp"
+#include "model/placement.hpp"
+
+namespace pshard {
+
+// A placement in the numbering of one PassCost: what a search hands over thousands of times.
+struct InternedPlacement {
+  std::span<const uint8_t> layer_pattern;  // ids from PassCost::intern, one per layer
+  Where head = Where::cpu;
+  bool op_offload = false;
+};
+
+class PassCost {
+ public:
+  // `model` and `machine` must outlive the object. Throws std::invalid_argument where a weight type has no rate on a processor.
+  PassCost(const Model& model, const Machine& machine, const Pass& pass);
+
+  [[nodiscard]] const Pass& pass() const { return pass_; }
+
+  // Number of a pattern; the same pattern always gets the same number. At most 255 patterns; throws std::length_error beyond.
+  uint8_t intern(const LayerPlacement& pattern);
+
+  [[nodiscard]] PassTime price(const InternedPlacement& placement);
+  [[nodiscard]] PassTime price(const Placement& placement);
+
+  // Bound of one layer under one pattern, and of head and embedding; the sum over a placement is at most price().seconds.
+  [[nodiscard]] PassBound layer_bound(size_t layer, uint8_t pattern, bool op_offload);
+  [[nodiscard]] PassBound ends_bound(Where head, bool op_offload) const;
+
+  // Placements priced since construction: the search's cost, exact on any machine.
+  [[nodiscard]] int64_t n_priced() const { return n_priced_; }
+
+ private:
+  // One block under one placement: its ends, its bound, and its segments by neighbourhood.
+  struct Placed {
+    BlockPlacement placement;
+    BlockEnds ends;
+    PassBound least;
+    double host_bytes = 0.0;
+    std::array<std::optional<LoweredBlock>, 8> by_neighbourhood;  // device before, device after, device of the residual
+  };
+  [[nodiscard]] Placed place(const PricedBlock& block, const BlockPlacement& placement) const;
+  [[nodiscard]] const LoweredBlock& lowered(const PricedBlock& block, Placed& placed, const Neighbours& neighbours, Device residual) const;
+  [[nodiscard]] Placed& placed_layer(size_t layer, uint8_t pattern, bool op_offload);
+  [[nodiscard]] Placed& placed_head(Where where, bool op_offload);
+  // How much longer copies of weights take when the driver will not page-lock all host weights: the rest moves at the pageable rate.
+  [[nodiscard]] double weight_copy_factor(double host_bytes) const;
+
+  const Model& model_;
+  const Machine& machine_;
+  Pass pass_;
+  std::vector<PricedBlock> blocks_;     // per variant: (layer class, is last layer)
+  std::vector<int32_t> layer_variant_;  // per layer: index into blocks_
+  PricedBlock head_block_;
+  PricedBlock embedding_block_;
+  std::vector<LayerPlacement> patterns_;
+  std::vector<std::unique_ptr<Placed>> layers_;  // [pattern][variant][op_offload]
+  std::array<std::unique_ptr<Placed>, 4> heads_;  // [pinned][op_offload]
+  Placed embedding_;
+  std::vector<Placed*> path_;   // scratch: the blocks of a placement in order
+  double input_seconds_ = 0.0;  // graph inputs, up, once per pass
+  double input_bytes_ = 0.0;
+  int64_t n_priced_ = 0;
+};
+
+}  // namespace pshard

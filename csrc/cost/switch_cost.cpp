@@ -1,0 +1,35 @@
+#include "cost/switch_cost.hpp"
+
+#include <stdexcept>
+
+namespace pshard {
+
+SwitchCost switch_cost(const Model& model, const Machine& machine, const Placement& from, const Placement& to,
+                       const std::vector<int64_t>& cache_bytes_per_layer) {
+  const auto& layers = model.layers();
+  if (from.layer_pattern.size() != layers.size() || to.layer_pattern.size() != layers.size() ||
+      cache_bytes_per_layer.size() != layers.size()) {
+    throw std::invalid_argument("a switch needs both placements and the cache bytes of every layer of the model");
+  }
+  SwitchCost cost;
+  const auto becomes_resident = [](Where before, Where after) { return before != Where::pinned && after == Where::pinned; };
+  for (size_t i = 0; i < layers.size(); ++i) {
+    const LayerPlacement& before = from.layer(i);
+    const LayerPlacement& after = to.layer(i);
+    for (const Tensor& tensor : layers[i].tensors) {
+      const Group group = group_of(tensor.name);
+      if (becomes_resident(before[group], after[group])) cost.up_bytes += tensor.n_bytes;
+    }
+    if (becomes_resident(before[Group::cache], after[Group::cache])) cost.up_bytes += cache_bytes_per_layer[i];
+    if (becomes_resident(after[Group::cache], before[Group::cache])) cost.down_bytes += cache_bytes_per_layer[i];
+  }
+  if (becomes_resident(from.head, to.head)) {
+    for (const Tensor& tensor : model.head()) cost.up_bytes += tensor.n_bytes;
+  }
+  const double largest_chunk = machine.has_gpu ? machine.up.chunk_bytes.back() : 1.0;
+  cost.seconds = machine.up.seconds(static_cast<double>(cost.up_bytes), largest_chunk) +
+                 machine.down.seconds(static_cast<double>(cost.down_bytes), largest_chunk);
+  return cost;
+}
+
+}  // namespace pshard

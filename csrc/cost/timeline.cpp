@@ -1,0 +1,146 @@
+#include "cost/timeline.hpp"
+
+#include <algorithm>
+
+namespace pshard {
+namespace {
+
+void join(Segment& split, const Segment& more) {
+  split.compute += more.compute;
+  split.dram_bytes += more.dram_bytes;
+  split.prefetch_bytes += more.prefetch_bytes;
+  split.prefetch_seconds += more.prefetch_seconds;
+  split.experts_whole_bytes += more.experts_whole_bytes;
+  split.experts_whole_seconds += more.experts_whole_seconds;
+  split.experts_sliced_bytes += more.experts_sliced_bytes;
+  split.experts_sliced_seconds += more.experts_sliced_seconds;
+  // Slices need routing that is known when the split begins; a joined layer's router runs inside the split.
+  if (more.experts_whole_bytes > 0.0) split.experts_can_slice = false;
+  split.exposed_bytes += more.exposed_bytes;
+  split.exposed_seconds += more.exposed_seconds;
+  split.write_back_bytes += more.write_back_bytes;
+  split.write_back_seconds += more.write_back_seconds;
+  split.activation_up_bytes += more.activation_up_bytes;
+  split.activation_up_seconds += more.activation_up_seconds;
+  split.activation_down_bytes += more.activation_down_bytes;
+  split.activation_down_seconds += more.activation_down_seconds;
+}
+
+constexpr size_t index(Lane lane) { return static_cast<size_t>(lane); }
+
+// Wall time of `a` and `b` seconds of work side by side, each slowed to a fraction of its rate while the other runs; never worse than one
+// after the other.
+double contended(double a, double a_fraction, double b, double b_fraction) {
+  if (a <= 0.0 || b <= 0.0) return a + b;
+  const double b_last = b + a * (1.0 - b_fraction) / a_fraction;
+  const double a_last = a + b * (1.0 - a_fraction) / b_fraction;
+  return std::min(a + b, std::max(a_last, b_last));
+}
+
+}  // namespace
+
+Lane PassTime::bottleneck() const {
+  const auto largest = std::max_element(critical_seconds.begin(), critical_seconds.end());
+  return static_cast<Lane>(largest - critical_seconds.begin());
+}
+
+void Timeline::charge(Lane lane, double seconds) {
+  total_.seconds += seconds;
+  total_.critical_seconds[index(lane)] += seconds;
+}
+
+Timeline::Overlap Timeline::overlap(double copy_seconds, double copy_bytes) const {
+  const double compute = current_.compute.seconds;
+  if (current_.backend != Where::cpu) {
+    const double compute_path = compute + current_.write_back_seconds;
+    // With one copy engine the write-back and the copy for the next split take turns.
+    const double copy_path = copy_seconds + (machine_.copy_engines == 1 ? current_.write_back_seconds : 0.0);
+    return compute_path >= copy_path ? Overlap{compute_path, Lane::gpu} : Overlap{copy_path, Lane::up};
+  }
+  const double both = contended(compute, machine_.cpu_rate_under_copy, copy_seconds, machine_.copy_rate_under_cpu);
+  const double dram = copy_bytes > 0.0 ? (current_.dram_bytes + copy_bytes) / machine_.host_bytes_per_second : 0.0;
+  if (dram > both) return {dram, Lane::host_memory};
+  return {both, compute >= copy_seconds ? Lane::cpu : Lane::up};
+}
+
+void Timeline::close_current(const Segment& next) {
+  const bool on_gpu = current_.backend != Where::cpu;
+  const double exposed_seconds = current_.exposed_seconds * weight_copy_factor_;
+  charge(Lane::up, current_.activation_up_seconds + exposed_seconds);
+  charge(Lane::down, current_.activation_down_seconds);
+
+  const double dense_seconds = next.prefetch_seconds * weight_copy_factor_;
+  double copied_bytes = next.prefetch_bytes + next.experts_whole_bytes;
+  double copied_seconds = dense_seconds + next.experts_whole_seconds * weight_copy_factor_;
+  Overlap step = overlap(copied_seconds, copied_bytes);
+  if (next.experts_whole_bytes > 0.0 && next.experts_can_slice) {
+    const Overlap without_experts = overlap(dense_seconds, next.prefetch_bytes);
+    const double slices_seconds = next.experts_sliced_seconds * weight_copy_factor_;
+    if (without_experts.seconds + slices_seconds < step.seconds) {
+      step = without_experts;
+      charge(Lane::up, slices_seconds);
+      copied_bytes = next.prefetch_bytes + next.experts_sliced_bytes;
+      copied_seconds = dense_seconds + slices_seconds;
+    }
+  }
+  if (step.winner == Lane::gpu) {
+    charge(Lane::gpu, current_.compute.seconds);
+    charge(Lane::down, step.seconds - current_.compute.seconds);
+  } else {
+    charge(step.winner, step.seconds);
+  }
+
+  total_.spread_seconds += current_.compute.spread_seconds;
+  total_.basis = std::max(total_.basis, current_.compute.basis);
+  total_.busy_seconds[index(on_gpu ? Lane::gpu : Lane::cpu)] += current_.compute.seconds;
+  total_.busy_seconds[index(Lane::up)] += copied_seconds + exposed_seconds + current_.activation_up_seconds;
+  total_.busy_seconds[index(Lane::down)] += current_.write_back_seconds + current_.activation_down_seconds;
+  total_.busy_seconds[index(Lane::host_memory)] +=
+      (current_.dram_bytes + copied_bytes + current_.exposed_bytes) / machine_.host_bytes_per_second;
+  total_.weights_up_bytes += copied_bytes + current_.exposed_bytes;
+  total_.activation_bytes += current_.activation_up_bytes + current_.activation_down_bytes;
+  total_.write_back_bytes += current_.write_back_bytes;
+  total_.n_splits += has_current_ ? 1 : 0;
+
+  const bool next_on_gpu = next.backend != Where::cpu;
+  if (on_gpu != next_on_gpu) {
+    const double seconds = next_on_gpu ? machine_.handoff_to_gpu_seconds : machine_.handoff_to_cpu_seconds;
+    charge(Lane::handoff, seconds);
+    total_.busy_seconds[index(Lane::handoff)] += seconds;
+  } else if (on_gpu && next.backend != current_.backend) {
+    charge(Lane::gpu, machine_.gpu.op_seconds);  // one event wait between two streams of the GPU
+    total_.busy_seconds[index(Lane::gpu)] += machine_.gpu.op_seconds;
+  }
+}
+
+void Timeline::add_inputs(double n_bytes, double seconds) {
+  charge(Lane::up, seconds);
+  total_.busy_seconds[index(Lane::up)] += seconds;
+  total_.activation_bytes += n_bytes;
+}
+
+void Timeline::add(const Segment& segment) {
+  if (has_current_ && segment.backend == current_.backend) {
+    join(current_, segment);
+    return;
+  }
+  // Nothing computes before the first split, so nothing hides its copies.
+  if (!has_current_) current_ = Segment::on(segment.backend);
+  close_current(segment);
+  current_ = segment;
+  has_current_ = true;
+}
+
+PassTime Timeline::finish() {
+  if (has_current_) close_current(Segment::on(current_.backend));
+  // Copies carry the spread of the link for the part of the time that they decide.
+  const double up = total_.critical_seconds[index(Lane::up)];
+  const double down = total_.critical_seconds[index(Lane::down)];
+  total_.spread_seconds = std::min(total_.spread_seconds, total_.seconds);
+  total_.spread_seconds += up * machine_.up.spread + down * machine_.down.spread;
+  if (up > 0.0) total_.basis = std::max(total_.basis, machine_.up.basis);
+  if (down > 0.0) total_.basis = std::max(total_.basis, machine_.down.basis);
+  return total_;
+}
+
+}  // namespace pshard

@@ -1,0 +1,105 @@
+// The timeline of one forward pass: splits in order on the lanes of a machine.
+//
+// A split is a maximal run of operations on one backend. Splits run one after the other; while split i computes, the weights (and KV) of
+// split i+1 may be copied, one split ahead and no further, because each lane has one slot. So a pass costs
+//
+//   sum over splits of  hand-off + activations in + copies that cannot be hidden + max(compute + write-back, copy for the next split)
+//
+// with two refinements: under a CPU split both the CPU and the copy slow down (contention measured by the profile), and CPU reads and DMA
+// share the host's DRAM, whose bandwidth no ordering may exceed. Every term falls when a rate rises, so a faster machine is never slower.
+//
+// Source of the structure: predictor of the llama.cpp planner pull request (#22691) with the corrections its author lists later.
+#pragma once
+
+#include <array>
+#include <cstdint>
+
+#include "cost/op_cost.hpp"
+#include "machine/machine.hpp"
+#include "model/placement.hpp"
+
+namespace pshard {
+
+enum class Lane : uint8_t { gpu, cpu, up, down, host_memory, handoff };
+inline constexpr int kLaneCount = 6;
+
+// Part of a split: what one layer contributes to a run on one backend. Copies are in bytes and seconds, so that both are summed once.
+struct Segment {
+  Where backend = Where::cpu;
+  Cost compute;
+  double dram_bytes = 0.0;  // host memory that a CPU segment reads
+
+  // Copies up that one split before can hide.
+  double prefetch_bytes = 0.0;
+  double prefetch_seconds = 0.0;
+  // Routed experts, streamed. Whole tensors can be prefetched; where the routing is already known when the split begins, only the chosen
+  // slices need to be copied, but then nothing hides them.
+  double experts_whole_bytes = 0.0;
+  double experts_whole_seconds = 0.0;
+  double experts_sliced_bytes = 0.0;
+  double experts_sliced_seconds = 0.0;
+  bool experts_can_slice = true;
+  // Copies up that nothing hides: op-offload.
+  double exposed_bytes = 0.0;
+  double exposed_seconds = 0.0;
+
+  double write_back_bytes = 0.0;  // KV or state of a streamed layer, down after the split
+  double write_back_seconds = 0.0;
+  double activation_up_bytes = 0.0;
+  double activation_up_seconds = 0.0;
+  double activation_down_bytes = 0.0;
+  double activation_down_seconds = 0.0;
+
+  [[nodiscard]] static Segment on(Where backend) {
+    Segment segment;
+    segment.backend = backend;
+    return segment;
+  }
+};
+
+struct PassTime {
+  double seconds = 0.0;
+  double spread_seconds = 0.0;
+  Basis basis = Basis::measured;
+  std::array<double, kLaneCount> busy_seconds{};      // work of each lane, hidden or not
+  std::array<double, kLaneCount> critical_seconds{};  // the part of `seconds` that each lane decides; sums to `seconds`
+  int64_t n_splits = 0;
+  double weights_up_bytes = 0.0;
+  double activation_bytes = 0.0;
+  double write_back_bytes = 0.0;
+
+  // The lane that decides most of the time; ties go to the first.
+  [[nodiscard]] Lane bottleneck() const;
+};
+
+class Timeline {
+ public:
+  // `weight_copy_factor` >= 1 stretches copies of weights whose home is not page-locked.
+  explicit Timeline(const Machine& machine, double weight_copy_factor = 1.0)
+      : machine_(machine), weight_copy_factor_(weight_copy_factor) {}
+
+  // Appends a segment; it joins the current split where the backend is the same.
+  void add(const Segment& segment);
+  // Graph inputs (masks, positions) go up once per pass, before anything computes on the GPU.
+  void add_inputs(double n_bytes, double seconds);
+  // Closes the last split. The object is spent.
+  [[nodiscard]] PassTime finish();
+
+ private:
+  struct Overlap {
+    double seconds;
+    Lane winner;
+  };
+  // Seconds while `current_` computes and `copy_seconds` of copies run for the next split.
+  [[nodiscard]] Overlap overlap(double copy_seconds, double copy_bytes) const;
+  void close_current(const Segment& next);
+  void charge(Lane lane, double seconds);
+
+  const Machine& machine_;
+  double weight_copy_factor_;
+  Segment current_;
+  bool has_current_ = false;
+  PassTime total_;
+};
+
+}  // namespace pshard

@@ -1,0 +1,262 @@
+// Attention as llama.cpp's graph computes it: projections, rope, cache writes, the attention itself, the output projection.
+#include <algorithm>
+
+#include "model/block_builder.hpp"
+
+namespace pshard {
+
+namespace {
+
+struct Heads {
+  int32_t query = kNoValue;
+  int32_t key = kNoValue;
+  int32_t value = kNoValue;
+  int32_t gate = kNoValue;  // output gate that came with the query projection
+};
+
+int32_t rope(BlockBuilder& b, int32_t input, int64_t out_bytes) {
+  return b.elementwise(Group::attention, {input, b.positions()}, out_bytes);
+}
+
+// Hadamard rotation of a quantised cache's rows: llama.cpp rotates queries, keys and values where the head size is a multiple of 64.
+int64_t rotation_size(int64_t head_dim, bool smallest) {
+  int64_t size = 64;
+  while (!smallest && head_dim % (2 * size) == 0) size *= 2;
+  return size;
+}
+
+int32_t rotate(BlockBuilder& b, Group group, int32_t input, GraphInput rotation, int64_t head_dim) {
+  const int64_t size = rotation_size(head_dim, rotation == GraphInput::value_rotation);
+  const int64_t rows = b.bytes_of(input) / kActivationBytes / size;
+  const int32_t matrix = b.graph_input(rotation, size * size * kActivationBytes);
+  return b.product(group, {input, matrix}, size, size, rows, 1);
+}
+
+bool is_rotated(const DataType& type, int64_t head_dim) { return type.block_elements > 1 && head_dim > 0 && head_dim % 64 == 0; }
+
+int64_t cells(const BlockBuilder& b) { return b.parameters().window > 0 ? b.pass().n_kv_window : b.pass().n_kv; }
+
+int32_t mask(BlockBuilder& b) {
+  const bool window = b.parameters().window > 0;
+  const int64_t n_kv = b.traits().causal ? cells(b) : b.pass().n_tokens;
+  const int64_t element = b.pass().flash_attn ? 2 : 4;
+  return b.graph_input(window ? GraphInput::mask_window : GraphInput::mask, n_kv * b.pass().n_tokens * element);
+}
+
+// Where a row of K or V goes; with a transposed V cache every element has an index of its own.
+int32_t cell_indices(BlockBuilder& b, bool value) {
+  const bool window = b.parameters().window > 0;
+  const bool transposed = value && !b.pass().flash_attn;
+  int64_t widest = 1;
+  if (transposed) {
+    for (const LayerParameters& layer : b.hyperparameters().layers) widest = std::max(widest, layer.n_head_kv * layer.head_dim_v);
+  }
+  const GraphInput input = value ? (window ? GraphInput::value_cells_window : GraphInput::value_cells)
+                                 : (window ? GraphInput::key_cells_window : GraphInput::key_cells);
+  return b.graph_input(input, b.pass().n_tokens * widest * 8);
+}
+
+int32_t attend_fused(BlockBuilder& b, int32_t query, int64_t n_kv, int64_t kv_bytes, int64_t key_dim, int64_t value_dim) {
+  const Pass& pass = b.pass();
+  const LayerParameters& p = b.parameters();
+  const int32_t output =
+      b.fresh(OpKind::attention, Group::cache, {query, mask(b)}, value_dim * p.n_head * pass.n_tokens * kActivationBytes);
+  Operation& operation = b.last();
+  operation.n = value_dim * p.n_head;
+  operation.k = n_kv;
+  operation.m = pass.n_tokens;
+  operation.flop = 2.0 * static_cast<double>((key_dim + value_dim) * p.n_head) * static_cast<double>(pass.n_tokens * n_kv);
+  operation.cache_bytes = kv_bytes;
+  const int64_t elements = n_kv * pass.n_streams * p.n_head_kv;
+  if (pass.type_k.id != 1) b.value(output).gpu_scratch_bytes += elements * key_dim * 2;
+  if (pass.type_v.id != 1 && p.head_dim_v > 0) b.value(output).gpu_scratch_bytes += elements * value_dim * 2;
+  return output;
+}
+
+int32_t attend_unfused(BlockBuilder& b, int32_t query, int64_t n_kv, int64_t k_bytes, int64_t v_bytes, int64_t key_dim,
+                       int64_t value_dim) {
+  const Pass& pass = b.pass();
+  const LayerParameters& p = b.parameters();
+  int32_t kq = b.product(Group::cache, {query}, n_kv, key_dim, pass.n_tokens, p.n_head);
+  b.last().cache_bytes = k_bytes;
+  const int64_t kq_bytes = b.bytes_of(kq);
+  if (b.traits().attention_softcap > 0.0) {
+    for (int i = 0; i < 3; ++i) kq = b.elementwise(Group::cache, {kq}, kq_bytes);  // scale, tanh, scale
+  }
+  kq = b.elementwise(Group::cache, {kq, mask(b)}, kq_bytes);  // soft-max
+  int32_t transposed = kNoValue;
+  if (p.head_dim_v == 0) {  // MLA caches no transposed V
+    transposed = b.fresh(OpKind::copy, Group::cache, {}, n_kv * pass.n_streams * value_dim * 2);
+    b.last().cache_bytes = k_bytes;
+  }
+  const int32_t kqv = b.product(Group::cache, {kq, transposed}, value_dim, n_kv, pass.n_tokens, p.n_head);
+  if (p.head_dim_v > 0) b.last().cache_bytes = v_bytes;
+  return kqv;
+}
+
+// Over the cache; returns [n_tokens, n_head * value_dim], before the output projection. `decompress` is MLA's V projection per head.
+int32_t attend(BlockBuilder& b, int32_t query, int64_t key_dim, int64_t value_dim, const Tensor* decompress) {
+  const Pass& pass = b.pass();
+  const LayerParameters& p = b.parameters();
+  const int64_t n_kv = cells(b);
+  const int64_t k_bytes = pass.type_k.row_bytes(p.n_head_kv * p.head_dim_k) * n_kv * pass.n_streams;
+  const int64_t v_bytes = pass.type_v.row_bytes(p.n_head_kv * p.head_dim_v) * n_kv * pass.n_streams;
+  int32_t output = pass.flash_attn ? attend_fused(b, query, n_kv, k_bytes + v_bytes, key_dim, value_dim)
+                                   : attend_unfused(b, query, n_kv, k_bytes, v_bytes, key_dim, value_dim);
+  if (decompress != nullptr) output = b.mul_mat(*decompress, output, pass.n_tokens);
+  if (!pass.flash_attn) return b.fresh(OpKind::copy, Group::cache, {output}, b.bytes_of(output));
+  if (decompress != nullptr) output = b.fresh(OpKind::copy, Group::attention, {output}, b.bytes_of(output));
+  return output;
+}
+
+// Encoders keep no cache: K and V are used where they were computed.
+int32_t attend_without_cache(BlockBuilder& b, const Heads& heads) {
+  const Pass& pass = b.pass();
+  const LayerParameters& p = b.parameters();
+  const int64_t n = pass.n_tokens;
+  const int64_t out_bytes = p.n_head * p.head_dim_v * n * kActivationBytes;
+  if (pass.flash_attn) {
+    const int32_t key = b.fresh(OpKind::copy, Group::attention, {heads.key}, p.n_head_kv * p.head_dim_k * n * 2);
+    const int32_t value = b.fresh(OpKind::copy, Group::attention, {heads.value}, p.n_head_kv * p.head_dim_v * n * 2);
+    const int32_t output = b.fresh(OpKind::attention, Group::attention, {heads.query, key, value, mask(b)}, out_bytes);
+    b.last().flop = 2.0 * static_cast<double>((p.head_dim_k + p.head_dim_v) * p.n_head) * static_cast<double>(n * n);
+    return output;
+  }
+  int32_t kq = b.product(Group::attention, {heads.key, heads.query}, n, p.head_dim_k, n, p.n_head);
+  kq = b.elementwise(Group::attention, {kq, mask(b)}, b.bytes_of(kq));
+  const int32_t value = b.fresh(OpKind::copy, Group::attention, {heads.value}, p.n_head_kv * p.head_dim_v * n * kActivationBytes);
+  const int32_t kqv = b.product(Group::attention, {value, kq}, p.head_dim_v, n, n, p.n_head);
+  return b.fresh(OpKind::copy, Group::attention, {kqv}, out_bytes);
+}
+
+int32_t query_or_key(BlockBuilder& b, int32_t head, std::string_view norm_name, int64_t bytes) {
+  const bool roped = b.parameters().uses_rope;
+  head = b.norm(norm_name, head);
+  if (roped) head = rope(b, head, bytes);
+  if (b.traits().norm_without_weight && roped) head = b.elementwise(Group::attention, {head}, bytes);
+  return head;
+}
+
+int32_t finish_query(BlockBuilder& b, int32_t query, int64_t bytes) {
+  query = query_or_key(b, query, "attn_q_norm", bytes);
+  if (b.traits().attention_temperature && !b.parameters().uses_rope) {
+    query = b.elementwise(Group::attention, {query, b.graph_input(GraphInput::attention_scale, b.pass().n_tokens * 4)}, bytes);
+  }
+  return query;
+}
+
+void store_heads(BlockBuilder& b, const Heads& heads) {
+  const Pass& pass = b.pass();
+  const LayerParameters& p = b.parameters();
+  b.store(Group::cache, {heads.key, cell_indices(b, false)}, pass.type_k.row_bytes(p.n_head_kv * p.head_dim_k) * pass.n_tokens);
+  if (p.head_dim_v == 0) return;
+  int32_t value = heads.value;
+  const int64_t v_elements = p.n_head_kv * p.head_dim_v * pass.n_tokens;
+  if (!pass.flash_attn && b.bytes_of(value) != v_elements * kActivationBytes) {  // out of a fused projection: made contiguous first
+    value = b.fresh(OpKind::copy, Group::attention, {value}, v_elements * kActivationBytes);
+  }
+  b.store(Group::cache, {value, cell_indices(b, true)}, pass.type_v.row_bytes(p.n_head_kv * p.head_dim_v) * pass.n_tokens);
+}
+
+int32_t build_heads_attention(BlockBuilder& b, int32_t normed) {
+  const Pass& pass = b.pass();
+  const LayerParameters& p = b.parameters();
+  const int64_t n = pass.n_tokens;
+  const int64_t q_bytes = p.n_head * p.head_dim_k * n * kActivationBytes;
+  const int64_t k_bytes = p.n_head_kv * p.head_dim_k * n * kActivationBytes;
+  Heads heads;
+  if (b.find("attn_qkv") != nullptr) {
+    const int32_t fused = b.project("attn_qkv", normed, n);
+    heads.query = finish_query(b, fused, q_bytes);
+    heads.value = fused;
+    heads.key = query_or_key(b, fused, "attn_k_norm", k_bytes);
+  } else {
+    const int32_t query = b.project("attn_q", normed, n);
+    if (b.traits().gated_attention) heads.gate = query;  // query and gate come interleaved; the norm reads its half
+    if (heads.gate != kNoValue) {
+      const Tensor& weight = b.require("attn_q_norm");
+      const int32_t half = b.fresh(OpKind::elementwise, Group::attention, {query}, q_bytes);
+      const int32_t scaled = b.elementwise(Group::attention, {half}, q_bytes, &weight);
+      heads.query = p.uses_rope ? rope(b, scaled, q_bytes) : scaled;
+    } else {
+      heads.query = finish_query(b, query, q_bytes);
+    }
+    heads.value = b.project("attn_v", normed, n);
+    heads.key = query_or_key(b, b.project("attn_k", normed, n), "attn_k_norm", k_bytes);
+  }
+  int32_t output = kNoValue;
+  if (!b.traits().causal) {
+    output = attend_without_cache(b, heads);
+  } else {
+    if (is_rotated(pass.type_k, p.head_dim_k)) {
+      heads.query = rotate(b, Group::attention, heads.query, GraphInput::key_rotation, p.head_dim_k);
+      heads.key = rotate(b, Group::attention, heads.key, GraphInput::key_rotation, p.head_dim_k);
+    }
+    const bool rotated = is_rotated(pass.type_v, p.head_dim_v);
+    if (rotated) heads.value = rotate(b, Group::attention, heads.value, GraphInput::value_rotation, p.head_dim_v);
+    store_heads(b, heads);
+    output = attend(b, heads.query, p.head_dim_k, p.head_dim_v, nullptr);
+    if (rotated) output = rotate(b, Group::cache, output, GraphInput::value_rotation, p.head_dim_v);
+  }
+  if (heads.gate != kNoValue) {
+    int32_t gate = b.fresh(OpKind::copy, Group::attention, {heads.gate}, q_bytes);
+    gate = b.elementwise(Group::attention, {gate}, q_bytes);  // sigmoid
+    output = b.elementwise(Group::attention, {output, gate}, q_bytes);
+  }
+  return output;
+}
+
+// Multi-head latent attention with the K and V projections absorbed: one cached row of latent plus rope dimensions serves all heads.
+int32_t build_latent_attention(BlockBuilder& b, int32_t normed) {
+  const Hyperparameters& h = b.hyperparameters();
+  const LayerParameters& p = b.parameters();
+  const int64_t n = b.pass().n_tokens;
+  const int64_t rope_dim = h.rope_dim;
+  const int64_t latent = h.kv_lora_rank;
+  int32_t query = kNoValue;
+  if (b.find("attn_q_a") != nullptr) {
+    query = b.norm("attn_q_a_norm", b.project("attn_q_a", normed, n));
+    query = b.project("attn_q_b", query, n);
+  } else {
+    query = b.project("attn_q", normed, n);
+  }
+  Heads heads;
+  const Tensor* decompress = b.find("attn_v_b");
+  const bool absorbed = decompress != nullptr;
+  if (absorbed) {
+    const int32_t no_rope = b.mul_mat(b.require("attn_k_b"), query, n);
+    const int32_t roped = rope(b, query, p.n_head * rope_dim * n * kActivationBytes);
+    heads.query = b.fresh(OpKind::copy, Group::attention, {no_rope, roped}, p.n_head * (latent + rope_dim) * n * kActivationBytes);
+  } else {
+    heads.query = rope(b, query, b.bytes_of(query));
+  }
+  const int32_t compressed = b.project("attn_kv_a_mqa", normed, n);
+  const Tensor& norm_weight = b.require("attn_kv_a_norm");
+  const int64_t latent_bytes = latent * n * kActivationBytes;
+  int32_t kv = b.fresh(OpKind::elementwise, Group::attention, {compressed}, latent_bytes);
+  kv = b.elementwise(Group::attention, {kv}, latent_bytes, &norm_weight);
+  if (absorbed) {
+    const int32_t key_rope = rope(b, compressed, rope_dim * n * kActivationBytes);
+    heads.value = kv;
+    heads.key = b.fresh(OpKind::copy, Group::attention, {kv, key_rope}, (latent + rope_dim) * n * kActivationBytes);
+    store_heads(b, heads);
+    return attend(b, heads.query, latent + rope_dim, latent, decompress);
+  }
+  const int32_t expanded = b.project("attn_kv_b", kv, n);
+  heads.value = b.fresh(OpKind::copy, Group::attention, {expanded}, p.n_head * p.head_dim_v * n * kActivationBytes);
+  const int32_t key_rope = rope(b, compressed, rope_dim * n * kActivationBytes);
+  const int32_t repeated = b.fresh(OpKind::copy, Group::attention, {key_rope}, p.n_head * rope_dim * n * kActivationBytes);
+  heads.key = b.fresh(OpKind::copy, Group::attention, {expanded, repeated}, p.n_head * p.head_dim_k * n * kActivationBytes);
+  store_heads(b, heads);
+  return attend(b, heads.query, p.head_dim_k, p.head_dim_v, nullptr);
+}
+
+}  // namespace
+
+int32_t build_attention(BlockBuilder& b, int32_t normed) {
+  return b.find("attn_kv_a_mqa") != nullptr ? build_latent_attention(b, normed) : build_heads_attention(b, normed);
+}
+
+int32_t build_attention_output(BlockBuilder& b, int32_t attended, int64_t rows) { return b.project("attn_output", attended, rows); }
+
+}  // namespace pshard

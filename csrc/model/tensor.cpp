@@ -1,0 +1,105 @@
+#include "model/tensor.hpp"
+
+#include <charconv>
+#include <system_error>
+
+namespace pshard {
+namespace {
+
+constexpr std::string_view kLayerPrefix = "blk.";
+
+// End of "blk.N." in `name`, or 0 where there is no such prefix; `layer` receives N.
+size_t layer_prefix(std::string_view name, int32_t& layer) {
+  if (!name.starts_with(kLayerPrefix)) return 0;
+  const char* first = name.data() + kLayerPrefix.size();
+  const char* last = name.data() + name.size();
+  const auto [end, error] = std::from_chars(first, last, layer);
+  if (error != std::errc{} || layer < 0 || end == last || *end != '.') return 0;
+  return static_cast<size_t>(end - name.data()) + 1;
+}
+
+// What precedes the first dot: "attn_q" of "attn_q.weight", "shortconv" of "shortconv.conv.weight", "ssm_a" of "ssm_a".
+std::string_view stem(std::string_view local) { return local.substr(0, local.find('.')); }
+
+enum class FfnKind : uint8_t { dense, routed, shared };
+
+FfnKind ffn_kind(std::string_view local) {
+  const std::string_view name = stem(local);
+  if (name.ends_with("_shexp")) return FfnKind::shared;
+  if (name.ends_with("exps")) return FfnKind::routed;  // _exps, and _chexps: chunks shared by groups of routed experts
+  // Old files keep one tensor per expert: ffn_up.7.weight.
+  const bool numbered = local.size() > name.size() + 1 && local[name.size() + 1] >= '0' && local[name.size() + 1] <= '9';
+  return numbered ? FfnKind::routed : FfnKind::dense;
+}
+
+Group pick(FfnKind kind, Group dense, Group routed, Group shared) {
+  switch (kind) {
+    case FfnKind::routed:
+      return routed;
+    case FfnKind::shared:
+      return shared;
+    case FfnKind::dense:
+      break;
+  }
+  return dense;
+}
+
+struct Rule {
+  std::string_view prefix;
+  Group group;
+};
+
+// The first prefix that fits wins, so the exceptions come before the family. Anything else in a layer is a norm or small enough to
+// travel with the norms.
+constexpr Rule kLayerRules[] = {
+    {"attn_norm", Group::norms},         {"attn_output_norm", Group::norms}, {"attn_post_norm", Group::norms},
+    {"attn_", Group::attention},         {"indexer", Group::attention},      {"ssm_", Group::mixer},
+    {"shortconv", Group::mixer},         {"time_mix", Group::mixer},         {"ffn_gate_inp", Group::router},
+    {"ffn_gate_tid2eid", Group::router}, {"exp_probs_b", Group::router},
+};
+
+// Tensors after the last layer: final norm, projection, classifier and sentence-embedding layers.
+constexpr std::string_view kHeadPrefixes[] = {"output", "cls", "dense_2", "dense_3", "altup_unembd_proj", "altup_proj"};
+
+Group layer_group(std::string_view local) {
+  for (const Rule& rule : kLayerRules) {
+    if (local.starts_with(rule.prefix)) return rule.group;
+  }
+  const FfnKind kind = ffn_kind(local);
+  const std::string_view name = stem(local);
+  const auto is = [&](std::string_view part) { return name.starts_with(part) && (name.size() == part.size() || name[part.size()] == '_'); };
+  if (is("ffn_up") || is("ffn_gate_up")) return pick(kind, Group::ffn_up, Group::experts_up, Group::shared_up);
+  if (is("ffn_gate")) return pick(kind, Group::ffn_gate, Group::experts_gate, Group::shared_gate);
+  if (is("ffn_down")) return pick(kind, Group::ffn_down, Group::experts_down, Group::shared_down);
+  return Group::norms;
+}
+
+}  // namespace
+
+std::string_view to_string(Group group) {
+  static constexpr std::array<std::string_view, kGroupCount> kNames = {
+      "norms",      "attention",    "cache",        "mixer",     "ffn_up",      "ffn_gate",    "ffn_down",  "router",
+      "experts_up", "experts_gate", "experts_down", "shared_up", "shared_gate", "shared_down", "embedding", "head"};
+  return kNames[static_cast<size_t>(group)];
+}
+
+int32_t layer_of(std::string_view tensor_name) {
+  int32_t layer = -1;
+  return layer_prefix(tensor_name, layer) == 0 ? -1 : layer;
+}
+
+std::string_view local_name(std::string_view tensor_name) {
+  int32_t layer = -1;
+  return tensor_name.substr(layer_prefix(tensor_name, layer));
+}
+
+Group group_of(std::string_view tensor_name) {
+  int32_t layer = -1;
+  if (const size_t prefix = layer_prefix(tensor_name, layer); prefix != 0) return layer_group(tensor_name.substr(prefix));
+  for (const std::string_view head : kHeadPrefixes) {
+    if (tensor_name.starts_with(head)) return Group::head;
+  }
+  return Group::embedding;
+}
+
+}  // namespace pshard

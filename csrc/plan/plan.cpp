@@ -1,0 +1,181 @@
+#include "plan/plan.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+namespace pshard {
+namespace {
+
+void scale(PassTime& time, double factor) {
+  time.seconds *= factor;
+  time.spread_seconds *= factor;
+  for (double& seconds : time.busy_seconds) seconds *= factor;
+  for (double& seconds : time.critical_seconds) seconds *= factor;
+  time.n_splits = std::llround(static_cast<double>(time.n_splits) * factor);
+  time.weights_up_bytes *= factor;
+  time.activation_bytes *= factor;
+  time.write_back_bytes *= factor;
+}
+
+bool fits(const MemoryReport& memory, const Budget& budget) {
+  return memory.gpu.total() <= budget.vram_bytes && memory.host.total() <= budget.ram_bytes;
+}
+
+Candidate stock_fit_candidate(const Model& model, const Machine& machine, const ContextParameters& context, const Workload& workload,
+                              const Budget& budget, int64_t batch_size, const StockFit& fit, PassCost& tier_cost) {
+  Candidate candidate;
+  candidate.strategy = "STOCK_FIT";
+  candidate.micro_batch = std::min(batch_size, context.n_ubatch);
+  candidate.placement = fit.placement;
+  candidate.memory = fit.memory;
+  candidate.viable = fits(fit.memory, budget);
+  candidate.missing_vram_bytes = std::max<int64_t>(0, fit.memory.gpu.total() - budget.vram_bytes);
+  candidate.missing_ram_bytes = std::max<int64_t>(0, fit.memory.host.total() - budget.ram_bytes);
+  candidate.knobs.n_pinned = std::max(fit.n_gpu_layers - 1 - fit.n_partial, 0);
+  candidate.knobs.n_attn_pinned = std::max(fit.n_gpu_layers - 1, 0);
+  candidate.knobs.overflow = fit.overflow;
+  candidate.knobs.output_on_gpu = fit.n_gpu_layers > 0;
+  candidate.knobs.pin_from_back = true;
+  if (batch_size <= context.n_ubatch) {
+    candidate.time = tier_cost.price(fit.placement);
+    return candidate;
+  }
+  Pass pass = tier_pass(model, context, workload, context.n_ubatch);
+  pass.n_kv = tier_cost.pass().n_kv;
+  pass.n_kv_window = std::min(tier_cost.pass().n_kv_window, pass.n_kv_window);
+  candidate.time = PassCost(model, machine, pass).price(fit.placement);
+  scale(candidate.time, static_cast<double>(batch_size) / static_cast<double>(context.n_ubatch));
+  return candidate;
+}
+
+}  // namespace
+
+TierPlan plan_tier(const Model& model, const Machine& machine, const ContextParameters& context, const Workload& workload,
+                   const Budget& budget, const std::vector<Strategy>& strategies, int64_t batch_size, const StockFit& fit,
+                   const ContextParameters& fit_context, bool allow_stock_fit) {
+  TierPlan tier;
+  tier.batch_size = batch_size;
+  tier.kv_fill_tokens = mean_fill(model, context, workload, batch_size);
+  PassCost cost(model, machine, tier_pass(model, context, workload, batch_size));
+  ComputeBuffers compute(model, context, batch_size);
+  const Term term{&cost, 1.0};
+  for (const Strategy strategy : strategies) {
+    const Found found = search(strategy, model, context, compute, std::span(&term, 1), budget);
+    Candidate candidate;
+    candidate.strategy = to_string(strategy);
+    candidate.micro_batch = batch_size;
+    candidate.viable = found.viable;
+    candidate.knobs = found.knobs;
+    candidate.memory = found.memory;
+    candidate.placement = make_placement(strategy, found.knobs, model);
+    candidate.missing_vram_bytes = found.missing_vram_bytes;
+    candidate.missing_ram_bytes = found.missing_ram_bytes;
+    candidate.time = cost.price(candidate.placement);
+    tier.candidates.push_back(std::move(candidate));
+  }
+  tier.candidates.push_back(stock_fit_candidate(model, machine, fit_context, workload, budget, batch_size, fit, cost));
+  const size_t n_eligible = tier.candidates.size() - (allow_stock_fit ? 0 : 1);
+  for (size_t i = 0; i < n_eligible; ++i) {
+    const Candidate& candidate = tier.candidates[i];
+    if (!candidate.viable) continue;
+    if (tier.best < 0 || candidate.time.seconds < tier.candidates[static_cast<size_t>(tier.best)].time.seconds) {
+      tier.best = static_cast<int32_t>(i);
+    }
+  }
+  tier.n_priced = cost.n_priced();
+  return tier;
+}
+
+WorkloadTime price_workload(const Model& model, const Machine& machine, const ContextParameters& context, const Workload& workload,
+                            const Placement& placement) {
+  WorkloadTime time;
+  for (const WeightedPass& weighted : prompt_passes(model, context, workload, context.n_ubatch)) {
+    const PassTime pass = PassCost(model, machine, weighted.pass).price(placement);
+    time.prompt_seconds += weighted.count * pass.seconds;
+    time.spread_seconds += weighted.count * pass.spread_seconds;
+    time.basis = std::max(time.basis, pass.basis);
+  }
+  time.decode = PassCost(model, machine, tier_pass(model, context, workload, 1)).price(placement);
+  const auto n_generated = static_cast<double>(workload.generate_tokens);
+  time.generate_seconds = n_generated * time.decode.seconds;
+  time.spread_seconds += n_generated * time.decode.spread_seconds;
+  time.basis = std::max(time.basis, time.decode.basis);
+  return time;
+}
+
+StockPlan plan_stock(const Model& model, const Machine& machine, const ContextParameters& context, const Workload& workload,
+                     const Budget& budget, const std::vector<int64_t>& micro_batches) {
+  StockPlan best;
+  PassCost decode(model, machine, tier_pass(model, context, workload, 1));
+  for (const int64_t n_ubatch : micro_batches) {
+    ContextParameters sized = context;
+    sized.n_ubatch = n_ubatch;
+    sized.n_batch = std::max(context.n_batch, n_ubatch);
+    std::vector<PassCost> prompt;
+    std::vector<Term> terms{{&decode, static_cast<double>(workload.generate_tokens)}};
+    const std::vector<WeightedPass> passes = prompt_passes(model, sized, workload, n_ubatch);
+    prompt.reserve(passes.size());
+    for (const WeightedPass& weighted : passes) {
+      prompt.emplace_back(model, machine, weighted.pass);
+      terms.push_back({&prompt.back(), weighted.count});
+    }
+    ComputeBuffers compute(model, sized, n_ubatch);
+    const Found found = search(Strategy::stock, model, sized, compute, terms, budget);
+    StockPlan plan;
+    plan.viable = found.viable;
+    plan.n_ubatch = n_ubatch;
+    plan.knobs = found.knobs;
+    plan.memory = found.memory;
+    plan.missing_vram_bytes = found.missing_vram_bytes;
+    plan.missing_ram_bytes = found.missing_ram_bytes;
+    plan.placement = make_placement(Strategy::stock, found.knobs, model);
+    if (plan.viable) plan.time = price_workload(model, machine, sized, workload, plan.placement);
+    const bool first = best.n_ubatch == 0;
+    const bool better = plan.viable ? !best.viable || plan.time.total() < best.time.total()
+                                    : !best.viable && plan.missing_vram_bytes + plan.missing_ram_bytes <
+                                                          best.missing_vram_bytes + best.missing_ram_bytes;
+    if (first || better) best = std::move(plan);
+  }
+  return best;
+}
+
+RuntimePlan plan_runtime(const Model& model, const Machine& machine, const ContextParameters& context, const Workload& workload,
+                         const std::vector<TierPlan>& tiers) {
+  RuntimePlan best;
+  const auto smallest = std::find_if(tiers.begin(), tiers.end(), [](const TierPlan& tier) { return tier.best >= 0; });
+  if (smallest == tiers.end()) return best;
+  const auto largest = std::find_if(tiers.rbegin(), tiers.rend(), [](const TierPlan& tier) { return tier.best >= 0; });
+  const Candidate& decode = smallest->candidates[static_cast<size_t>(smallest->best)];
+
+  // Of each layer's cache, the prompt's share moves in a switch; recurrent state moves whole.
+  std::vector<int64_t> cache;
+  const CacheCells cells = cache_cells(model, context);
+  for (const Layer& layer : model.layers()) {
+    const int64_t whole = cache_bytes(model, layer, context);
+    const int64_t length = layer.parameters.window > 0 ? cells.window : cells.full;
+    const bool recurrent = layer.parameters.scan_state + layer.parameters.conv_state > 0;
+    cache.push_back(recurrent || length == 0 ? whole : whole / length * std::min(length, workload.prompt_tokens));
+  }
+  for (auto tier = tiers.begin(); tier != tiers.end(); ++tier) {
+    const bool for_prompts = tier->batch_size > kLargestDecodeBatch || &*tier == &*largest;
+    if (tier->best < 0 || !for_prompts) continue;
+    const Candidate& prompt = tier->candidates[static_cast<size_t>(tier->best)];
+    ContextParameters sized = context;
+    // Stock fit keeps its own micro-batch in larger tiers.
+    sized.n_ubatch = std::min(tier->batch_size, prompt.micro_batch);
+    const WorkloadTime time = price_workload(model, machine, sized, workload, prompt.placement);
+    const SwitchCost change = switch_cost(model, machine, prompt.placement, decode.placement, cache);
+    RuntimePlan plan;
+    plan.viable = true;
+    plan.prompt_tier = static_cast<int32_t>(tier - tiers.begin());
+    plan.decode_tier = static_cast<int32_t>(smallest - tiers.begin());
+    plan.prompt_seconds = time.prompt_seconds;
+    plan.switch_seconds = change.seconds;
+    plan.switch_bytes = change.up_bytes + change.down_bytes;
+    plan.generate_seconds = static_cast<double>(workload.generate_tokens) * decode.time.seconds;
+    if (!best.viable || plan.total() < best.total()) best = plan;
+  }
+  return best;
+}
+
+}  // namespace pshard

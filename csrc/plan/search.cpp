@@ -1,0 +1,270 @@
+#include "plan/search.hpp"
+
+#include <algorithm>
+#include <limits>
+#include <stdexcept>
+#include <tuple>
+
+namespace pshard {
+namespace {
+
+// What some layers under their rules weigh on each device and cost at least in each pass. Sums over pinning order make any run O(1).
+struct Sums {
+  int64_t gpu_weights = 0;
+  int64_t gpu_cache = 0;
+  int64_t host_weights = 0;
+  int64_t host_cache = 0;
+  std::array<PassBound, kMaxTerms> bound{};
+
+  Sums& operator+=(const Sums& other) {
+    gpu_weights += other.gpu_weights;
+    gpu_cache += other.gpu_cache;
+    host_weights += other.host_weights;
+    host_cache += other.host_cache;
+    for (size_t t = 0; t < kMaxTerms; ++t) bound[t] += other.bound[t];
+    return *this;
+  }
+  Sums& operator-=(const Sums& other) {
+    gpu_weights -= other.gpu_weights;
+    gpu_cache -= other.gpu_cache;
+    host_weights -= other.host_weights;
+    host_cache -= other.host_cache;
+    for (size_t t = 0; t < kMaxTerms; ++t) bound[t] -= other.bound[t];
+    return *this;
+  }
+  [[nodiscard]] MemoryReport memory() const {
+    MemoryReport report;
+    report.gpu.weights_bytes = gpu_weights;
+    report.gpu.cache_bytes = gpu_cache;
+    report.host.weights_bytes = host_weights;
+    report.host.cache_bytes = host_cache;
+    return report;
+  }
+};
+
+// Sums are taken in another order than the timeline adds, so a bound may exceed the price by rounding; this keeps it a bound.
+constexpr double kRounding = 1.0 - 1e-9;
+
+struct Excess {
+  int64_t vram = 0;
+  int64_t ram = 0;
+  [[nodiscard]] int64_t total() const { return vram + ram; }
+};
+
+Excess excess_of(const MemoryReport& memory, const Budget& budget) {
+  return {std::max<int64_t>(0, memory.gpu.total() - budget.vram_bytes), std::max<int64_t>(0, memory.host.total() - budget.ram_bytes)};
+}
+
+class Search {
+ public:
+  Search(Strategy strategy, const Model& model, const ContextParameters& context, ComputeBuffers& compute, std::span<const Term> terms,
+         const Budget& budget)
+      : strategy_(strategy), model_(model), compute_(compute), terms_(terms), budget_(budget) {
+    if (terms.size() > kMaxTerms) throw std::invalid_argument("a search takes at most four passes");
+    n_layer_ = static_cast<int32_t>(model.layers().size());
+    knobs_ = all_knobs(strategy, model);
+    intern_patterns();
+    sum_layers(context);
+    sum_ends();
+    interned_.resize(terms.size());
+    for (auto& ids : interned_) ids.resize(static_cast<size_t>(n_layer_));
+    placement_.layer_pattern.resize(static_cast<size_t>(n_layer_));
+    placement_.op_offload = uses_op_offload(strategy);
+  }
+
+  Found best_first() {
+    rank_by_bound();
+    Found best;
+    while (!queue_.empty()) {
+      std::pop_heap(queue_.begin(), queue_.end(), std::greater<>());
+      const auto [bound, index] = queue_.back();
+      queue_.pop_back();
+      if (best.viable && bound > best.seconds) break;
+      consider(index, best);
+    }
+    if (!best.viable) best = closest();
+    return best;
+  }
+
+  Found exhaustive() {
+    Found best;
+    for (size_t index = 0; index < knobs_.size(); ++index) consider(index, best);
+    if (!best.viable) best = closest();
+    return best;
+  }
+
+ private:
+  // Patterns 2 x rule + parity, in the placement and in each pass.
+  void intern_patterns() {
+    for (int rule = 0; rule < kRuleCount; ++rule) {
+      for (const bool odd : {false, true}) placement_.patterns.push_back(pattern_of(strategy_, static_cast<Rule>(rule), odd));
+    }
+    for (const Term& term : terms_) {
+      pattern_ids_.emplace_back();
+      for (const LayerPlacement& pattern : placement_.patterns) pattern_ids_.back().push_back(term.cost->intern(pattern));
+    }
+  }
+
+  static size_t pattern_index(Rule rule, int32_t layer) { return static_cast<size_t>(rule) * 2 + static_cast<size_t>(layer % 2); }
+
+  Sums layer_sums(int32_t layer, Rule rule, const ContextParameters& context) {
+    const size_t pattern = pattern_index(rule, layer);
+    const LayerPlacement& placement = placement_.patterns[pattern];
+    const Layer& described = model_.layers()[static_cast<size_t>(layer)];
+    Sums sums;
+    sums.gpu_weights = gpu_weight_bytes(described, placement);
+    sums.host_weights = host_weight_bytes(described, placement);
+    const int64_t cache = cache_bytes(model_, described, context);
+    (placement[Group::cache] == Where::pinned ? sums.gpu_cache : sums.host_cache) = cache;
+    for (size_t t = 0; t < terms_.size(); ++t) {
+      sums.bound[t] = terms_[t].cost->layer_bound(static_cast<size_t>(layer), pattern_ids_[t][pattern], uses_op_offload(strategy_));
+    }
+    return sums;
+  }
+
+  // Only rules that the strategy's knobs lead to; every other prefix stays empty.
+  void sum_layers(const ContextParameters& context) {
+    std::array<bool, kRuleCount> used{};
+    for (const Knobs& knobs : knobs_) {
+      for (const Run& run : runs_of(strategy_, knobs, n_layer_)) used[static_cast<size_t>(run.rule)] = true;
+    }
+    for (size_t rule = 0; rule < kRuleCount; ++rule) {
+      if (!used[rule]) continue;
+      std::vector<Sums> layers;
+      for (int32_t layer = 0; layer < n_layer_; ++layer) layers.push_back(layer_sums(layer, static_cast<Rule>(rule), context));
+      for (const bool back : {false, true}) {
+        auto& prefix = prefix_[back ? 1 : 0][rule];
+        prefix.resize(layers.size() + 1);
+        for (int32_t order = 0; order < n_layer_; ++order) {
+          const auto at = static_cast<size_t>(order);
+          prefix[at + 1] = prefix[at];
+          prefix[at + 1] += layers[static_cast<size_t>(layer_at(order, n_layer_, back))];
+        }
+      }
+    }
+  }
+
+  void sum_ends() {
+    for (const bool on_gpu : {false, true}) {
+      Sums& sums = ends_[on_gpu ? 1 : 0];
+      const Where head = on_gpu ? Where::pinned : Where::cpu;
+      sums.gpu_weights = on_gpu ? gpu_head_bytes(model_) : 0;
+      sums.host_weights = embedding_bytes(model_) + (on_gpu ? 0 : host_head_bytes(model_));
+      for (size_t t = 0; t < terms_.size(); ++t) sums.bound[t] = terms_[t].cost->ends_bound(head, uses_op_offload(strategy_));
+    }
+  }
+
+  [[nodiscard]] Sums sums_of(const Knobs& knobs) const {
+    Sums sums = ends_[knobs.output_on_gpu ? 1 : 0];
+    for (const Run& run : runs_of(strategy_, knobs, n_layer_)) {
+      const auto& prefix = prefix_[knobs.pin_from_back ? 1 : 0][static_cast<size_t>(run.rule)];
+      sums += prefix[static_cast<size_t>(run.end)];
+      sums -= prefix[static_cast<size_t>(run.begin)];
+    }
+    return sums;
+  }
+
+  void rank_by_bound() {
+    for (size_t index = 0; index < knobs_.size(); ++index) {
+      const Sums sums = sums_of(knobs_[index]);
+      if (excess_of(sums.memory(), budget_).total() > 0) continue;
+      double bound = 0.0;
+      for (size_t t = 0; t < terms_.size(); ++t) bound += terms_[t].weight * sums.bound[t].seconds();
+      queue_.emplace_back(bound * kRounding, index);
+    }
+    std::make_heap(queue_.begin(), queue_.end(), std::greater<>());
+  }
+
+  // Lays the knobs out as pattern numbers, for the memory model and for each pass.
+  void lay_out(const Knobs& knobs) {
+    placement_.head = knobs.output_on_gpu ? Where::pinned : Where::cpu;
+    for (const Run& run : runs_of(strategy_, knobs, n_layer_)) {
+      for (int32_t order = run.begin; order < run.end; ++order) {
+        const int32_t layer = layer_at(order, n_layer_, knobs.pin_from_back);
+        const size_t pattern = pattern_index(run.rule, layer);
+        placement_.layer_pattern[static_cast<size_t>(layer)] = static_cast<uint8_t>(pattern);
+        for (size_t t = 0; t < terms_.size(); ++t) interned_[t][static_cast<size_t>(layer)] = pattern_ids_[t][pattern];
+      }
+    }
+  }
+
+  MemoryReport memory_of(const Knobs& knobs) {
+    lay_out(knobs);
+    MemoryReport memory = sums_of(knobs).memory();
+    const ComputeBytes compute = compute_(placement_);
+    memory.gpu.compute_bytes = compute.gpu_bytes;
+    memory.gpu.stream_bytes = compute.gpu_stream_bytes;
+    memory.host.compute_bytes = compute.host_bytes;
+    return memory;
+  }
+
+  void consider(size_t index, Found& best) {
+    const Knobs& knobs = knobs_[index];
+    const MemoryReport memory = memory_of(knobs);
+    if (excess_of(memory, budget_).total() > 0) return;
+    double seconds = 0.0;
+    for (size_t t = 0; t < terms_.size(); ++t) {
+      const InternedPlacement placement{
+          .layer_pattern = interned_[t], .head = placement_.head, .op_offload = placement_.op_offload};
+      seconds += terms_[t].weight * terms_[t].cost->price(placement).seconds;
+    }
+    const auto rank = [](double s, const Knobs& k, const MemoryReport& m, size_t i) {
+      return std::tuple(s, -k.n_pinned, -k.n_attn_pinned, -static_cast<int>(k.overflow), m.gpu.total(), i);
+    };
+    if (best.viable && rank(seconds, knobs, memory, index) >= rank(best.seconds, best.knobs, best.memory, best_index_)) return;
+    best = {.viable = true, .knobs = knobs, .seconds = seconds, .memory = memory, .missing_vram_bytes = 0, .missing_ram_bytes = 0};
+    best_index_ = index;
+  }
+
+  // Nothing fits: the candidate that exceeds the budget least. Weights and cache alone bound the excess from below.
+  Found closest() {
+    std::vector<std::pair<int64_t, size_t>> by_excess;
+    for (size_t index = 0; index < knobs_.size(); ++index) {
+      by_excess.emplace_back(excess_of(sums_of(knobs_[index]).memory(), budget_).total(), index);
+    }
+    std::sort(by_excess.begin(), by_excess.end());
+    Found found;
+    int64_t least = std::numeric_limits<int64_t>::max();
+    for (const auto& [bound, index] : by_excess) {
+      if (bound >= least) break;
+      const MemoryReport memory = memory_of(knobs_[index]);
+      const Excess excess = excess_of(memory, budget_);
+      if (excess.total() >= least) continue;
+      least = excess.total();
+      found.knobs = knobs_[index];
+      found.memory = memory;
+      found.missing_vram_bytes = excess.vram;
+      found.missing_ram_bytes = excess.ram;
+    }
+    return found;
+  }
+
+  Strategy strategy_;
+  const Model& model_;
+  ComputeBuffers& compute_;
+  std::span<const Term> terms_;
+  Budget budget_;
+  int32_t n_layer_ = 0;
+  std::vector<Knobs> knobs_;
+  Placement placement_;                                          // scratch
+  std::vector<std::vector<uint8_t>> interned_;                   // scratch, per term
+  std::vector<std::vector<uint8_t>> pattern_ids_;                // per term: number of each pattern
+  std::array<std::array<std::vector<Sums>, kRuleCount>, 2> prefix_;  // [from back][rule][layers in pinning order]
+  std::array<Sums, 2> ends_;                                     // [head on the GPU]
+  std::vector<std::pair<double, size_t>> queue_;                 // bound, index into knobs_
+  size_t best_index_ = 0;
+};
+
+}  // namespace
+
+Found search(Strategy strategy, const Model& model, const ContextParameters& context, ComputeBuffers& compute, std::span<const Term> terms,
+             const Budget& budget) {
+  return Search(strategy, model, context, compute, terms, budget).best_first();
+}
+
+Found search_exhaustively(Strategy strategy, const Model& model, const ContextParameters& context, ComputeBuffers& compute,
+                          std::span<const Term> terms, const Budget& budget) {
+  return Search(strategy, model, context, compute, terms, budget).exhaustive();
+}
+
+}  // namespace pshard

@@ -1,0 +1,167 @@
+#include "plan/strategy.hpp"
+
+#include <algorithm>
+#include <stdexcept>
+
+namespace pshard {
+namespace {
+
+constexpr std::array kFfn{Group::ffn_up, Group::ffn_gate, Group::ffn_down, Group::experts_up, Group::experts_gate, Group::experts_down};
+
+// A layer whose groups `moved` are at `there` and everything else at `here`.
+template <size_t N>
+LayerPlacement split_layer(Where here, const std::array<Group, N>& moved, Where there) {
+  LayerPlacement placement = LayerPlacement::uniform(here);
+  for (const Group group : moved) placement[group] = there;
+  return placement;
+}
+
+bool is_static(Strategy strategy) {
+  return strategy == Strategy::static_attnprio || strategy == Strategy::static_fitparams || strategy == Strategy::stock;
+}
+
+}  // namespace
+
+std::string_view to_string(Strategy strategy) {
+  switch (strategy) {
+    case Strategy::layerpin_layerstream:
+      return "GPUONLY_LAYERPIN_LAYERSTREAM";
+    case Strategy::attnpin_ffnstream:
+      return "GPUONLY_ATTNPIN_FFNSTREAM";
+    case Strategy::ffncpu_attnstream:
+      return "DYNAMIC_FFNCPU_ATTNSTREAM";
+    case Strategy::static_attnprio:
+      return "STATIC_ATTNPRIO_ALLMODELS";
+    case Strategy::static_fitparams:
+      return "STATIC_FITPARAMS_DENSEPRIO_MOEONLY";
+    case Strategy::stock:
+      return "STOCK";
+  }
+  throw std::invalid_argument("unknown strategy");
+}
+
+std::optional<Strategy> strategy_from_name(std::string_view name) {
+  for (const Strategy strategy : kPullRequestStrategies) {
+    if (to_string(strategy) == name) return strategy;
+  }
+  return std::nullopt;
+}
+
+std::string_view to_string(Overflow overflow) {
+  constexpr std::array<std::string_view, 4> names{"NONE", "ATTN", "UP", "GATE"};
+  return names[static_cast<size_t>(overflow)];
+}
+
+bool uses_op_offload(Strategy strategy) { return is_static(strategy); }
+
+LayerPlacement pattern_of(Strategy strategy, Rule rule, bool odd_layer) {
+  const Where lane = odd_layer ? Where::stream_b : Where::stream_a;
+  const Where elsewhere = is_static(strategy) ? Where::cpu : lane;  // where the rest of a boundary layer goes
+  switch (rule) {
+    case Rule::whole:
+      return LayerPlacement::uniform(Where::pinned);
+    case Rule::boundary_attn:
+      return split_layer(Where::pinned, kFfn, elsewhere);
+    case Rule::boundary_up:
+      return split_layer(Where::pinned, std::array{Group::ffn_gate, Group::ffn_down, Group::experts_gate, Group::experts_down}, elsewhere);
+    case Rule::boundary_gate:
+      return split_layer(Where::pinned, std::array{Group::ffn_down, Group::experts_down}, elsewhere);
+    case Rule::attention_only:
+      return split_layer(Where::pinned, kFfn, Where::cpu);
+    case Rule::rest:
+      break;
+  }
+  switch (strategy) {
+    case Strategy::layerpin_layerstream:
+      return LayerPlacement::uniform(lane);
+    case Strategy::attnpin_ffnstream:
+      return split_layer(Where::pinned, kFfn, Where::stream_a);
+    case Strategy::ffncpu_attnstream:
+      return split_layer(Where::stream_a, kFfn, Where::cpu);
+    default:
+      return LayerPlacement::uniform(Where::cpu);
+  }
+}
+
+Runs runs_of(Strategy strategy, const Knobs& knobs, int32_t n_layer) {
+  Runs runs;
+  int32_t next = 0;
+  const auto add = [&](int32_t end, Rule rule) {
+    end = std::min(end, n_layer);
+    if (end <= next) return;
+    runs.run[static_cast<size_t>(runs.count++)] = {next, end, rule};
+    next = end;
+  };
+  add(knobs.n_pinned, Rule::whole);
+  if (knobs.overflow != Overflow::none) {
+    constexpr auto first = static_cast<int>(Rule::boundary_attn) - static_cast<int>(Overflow::attn);
+    add(next + 1, static_cast<Rule>(static_cast<int>(knobs.overflow) + first));
+  }
+  if (is_static(strategy)) add(knobs.n_attn_pinned, Rule::attention_only);
+  add(n_layer, Rule::rest);
+  return runs;
+}
+
+std::vector<Knobs> all_knobs(Strategy strategy, const Model& model) {
+  const auto n_layer = static_cast<int32_t>(model.layers().size());
+  const bool has_experts = model.hyperparameters().n_expert > 0;
+  std::vector<Knobs> all;
+  const auto add_ends = [&](int32_t n_pinned, int32_t n_attn, Overflow overflow) {
+    for (const bool output : {true, false}) {
+      for (const bool back : {false, true}) {
+        // Stock flags keep layers from the back; stock fit of the pull request fills from the front.
+        if (strategy == Strategy::stock && !back) continue;
+        if (strategy == Strategy::static_fitparams && back) continue;
+        all.push_back({n_pinned, n_attn, overflow, output, back});
+      }
+    }
+  };
+  for (int32_t n_pinned = 0; n_pinned <= n_layer; ++n_pinned) {
+    const int32_t boundary_layers = n_pinned < n_layer ? 1 : 0;
+    if (!is_static(strategy)) {
+      add_ends(n_pinned, 0, Overflow::none);
+      if (boundary_layers == 0) continue;
+      add_ends(n_pinned, 0, Overflow::attn);
+      add_ends(n_pinned, 0, Overflow::up);
+      add_ends(n_pinned, 0, Overflow::gate);
+      continue;
+    }
+    // Attention before whole layers: stock fit of a dense model knows whole layers only, of an expert model none before all attention.
+    int32_t first_attn = n_pinned;
+    int32_t last_attn = n_layer;
+    if (strategy == Strategy::static_fitparams) {
+      if (!has_experts) last_attn = n_pinned;
+      if (has_experts && n_pinned > 0) first_attn = n_layer;
+    }
+    for (int32_t n_attn = first_attn; n_attn <= last_attn; ++n_attn) {
+      add_ends(n_pinned, n_attn, Overflow::none);
+      const bool partial = strategy == Strategy::stock || (strategy == Strategy::static_fitparams && has_experts && n_attn == n_layer);
+      if (!partial || n_attn <= n_pinned) continue;
+      add_ends(n_pinned, n_attn, Overflow::up);
+      add_ends(n_pinned, n_attn, Overflow::gate);
+    }
+  }
+  return all;
+}
+
+Placement make_placement(Strategy strategy, const Knobs& knobs, const Model& model) {
+  const auto n_layer = static_cast<int32_t>(model.layers().size());
+  Placement placement;
+  placement.head = knobs.output_on_gpu ? Where::pinned : Where::cpu;
+  placement.op_offload = uses_op_offload(strategy);
+  placement.layer_pattern.resize(static_cast<size_t>(n_layer));
+  const auto number_of = [&](const LayerPlacement& pattern) {
+    const auto known = std::find(placement.patterns.begin(), placement.patterns.end(), pattern);
+    if (known == placement.patterns.end()) placement.patterns.push_back(pattern);
+    return static_cast<uint8_t>(std::find(placement.patterns.begin(), placement.patterns.end(), pattern) - placement.patterns.begin());
+  };
+  for (const Run& run : runs_of(strategy, knobs, n_layer)) {
+    for (int32_t order = run.begin; order < run.end; ++order) {
+      const int32_t layer = layer_at(order, n_layer, knobs.pin_from_back);
+      placement.layer_pattern[static_cast<size_t>(layer)] = number_of(pattern_of(strategy, run.rule, layer % 2 != 0));
+    }
+  }
+  return placement;
+}
+
+}  // namespace pshard

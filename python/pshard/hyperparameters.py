@@ -1,0 +1,376 @@
+"""Hyperparameters of the model behind a GGUF header.
+
+Mixers and what a layer has come from tensor names, sizes from the metadata, and the rest from the table in
+`architectures`. Nothing is believed unchecked: sizes are bounded, and head counts must agree with the projections,
+since the KV cache is sized by them.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+from pshard.architectures import ARCHITECTURES, PLAIN, REFUSED_ARCHITECTURES, REFUSED_KEYS, Architecture
+from pshard.errors import ModelError
+from pshard.gguf_file import GgufHeader, SkippedArray, TensorInfo
+
+if TYPE_CHECKING:
+    from pshard import _core
+
+_MAX_SIZE = 1 << 24  # of one dimension: products of two, times a block's bytes, stay far inside int64
+_GATING_IDS = {1: "softmax", 2: "sigmoid", 3: "softmax_of_selected"}
+_KEY_TENSORS = frozenset({"attn_k", "attn_qkv", "attn_kv_a_mqa"})
+
+
+class _Keys:
+    """The metadata below an architecture's prefix, checked on the way out."""
+
+    def __init__(self, header: GgufHeader, architecture: str) -> None:
+        self._header = header
+        self._prefix = architecture + "."
+
+    def __contains__(self, key: str) -> bool:
+        return self._prefix + key in self._header.metadata
+
+    def _get(self, key: str) -> object:
+        return self._header.metadata.get(self._prefix + key)
+
+    def _fail(self, key: str, value: object, rule: str) -> ModelError:
+        return ModelError(
+            f"{self._header.path or 'model'}: {self._prefix}{key} is {value!r}; it must be {rule}. The file cannot be "
+            "planned; convert it again."
+        )
+
+    def _check(self, key: str, value: object, limit: int) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= limit:
+            raise self._fail(key, value, f"a whole number from 0 to {limit}")
+        return value
+
+    def integer(self, key: str, default: int | None = None, limit: int = _MAX_SIZE) -> int:
+        value = self._get(key)
+        if value is None:
+            if default is None:
+                raise self._fail(key, None, "present")
+            return default
+        if isinstance(value, list):  # a per-layer list where one number is asked for: the largest
+            return max((self._check(key, item, limit) for item in value), default=0)
+        return self._check(key, value, limit)
+
+    def number(self, key: str, default: float) -> float:
+        value = self._get(key)
+        if value is None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e30:
+            raise self._fail(key, value, "a finite number")
+        return float(value)
+
+    def flag(self, key: str, default: bool) -> bool:
+        value = self._get(key)
+        return default if value is None else bool(value)
+
+    def per_layer(self, key: str, n_layer: int, default: list[int]) -> list[int]:
+        value = self._get(key)
+        if value is None:
+            return default
+        if not isinstance(value, list):
+            return [self._check(key, value, _MAX_SIZE)] * n_layer
+        if len(value) < n_layer:
+            raise self._fail(key, f"a list of {len(value)}", f"one number, or one for each of the {n_layer} layers")
+        return [self._check(key, item, _MAX_SIZE) for item in value[:n_layer]]
+
+    def window_pattern(self, n_layer: int) -> list[bool] | int | None:
+        """Which layers slide, as the file has it: a list of flags, a period, or nothing."""
+        key = "attention.sliding_window_pattern"
+        value = self._get(key)
+        if value is None:
+            return None
+        if not isinstance(value, list):
+            return self._check(key, value, _MAX_SIZE)
+        if len(value) < n_layer:
+            raise self._fail(key, f"a list of {len(value)}", f"one flag for each of the {n_layer} layers")
+        return [bool(item) for item in value[:n_layer]]
+
+
+def describe(header: GgufHeader) -> tuple[_core.Hyperparameters, tuple[str, ...]]:
+    """Hyperparameters and graph traits of the model behind a header.
+
+    Parameters
+    ----------
+    header : GgufHeader
+
+    Returns
+    -------
+    hyperparameters : _core.Hyperparameters
+    warnings : tuple of str
+        What had to be assumed.
+
+    Raises
+    ------
+    ModelError
+        Not a language model, contradictory metadata, or a cache whose size cannot be told.
+    """
+    name = _architecture_name(header)
+    keys = _Keys(header, name)
+    warnings: tuple[str, ...] = ()
+    architecture = ARCHITECTURES.get(name)
+    if architecture is None:
+        architecture = PLAIN
+        _refuse_unknown(header, name, keys)
+        warnings = (
+            f"architecture '{name}' is not known: planned from its tensor names as an ordinary decoder. Compute is a "
+            "rough estimate, and KV is counted for the whole context even where layers slide.",
+        )
+    return _hyperparameters(header, name, keys, architecture), warnings
+
+
+def _architecture_name(header: GgufHeader) -> str:
+    where = header.path or "model"
+    kind = header.metadata.get("general.type", "model")
+    if kind != "model":
+        message = f"{where}: general.type is {kind!r}, not 'model'. Give the GGUF of the model itself."
+        raise ModelError(message)
+    name = header.metadata.get("general.architecture")
+    if not isinstance(name, str) or not name:
+        message = f"{where}: general.architecture is {name!r}; without it no size can be read. Convert the model again."
+        raise ModelError(message)
+    if name in REFUSED_ARCHITECTURES:
+        message = f"{where}: architecture '{name}' cannot be planned: {REFUSED_ARCHITECTURES[name]}."
+        raise ModelError(message)
+    return name
+
+
+def _refuse_unknown(header: GgufHeader, name: str, keys: _Keys) -> None:
+    for key, reason in REFUSED_KEYS.items():
+        if key in keys:
+            message = (
+                f"{header.path or 'model'}: architecture '{name}' is not known and cannot be planned from its tensors: "
+                f"{reason} ({name}.{key}). Plan a model of a known architecture."
+            )
+            raise ModelError(message)
+
+
+def _hyperparameters(header: GgufHeader, name: str, keys: _Keys, architecture: Architecture) -> _core.Hyperparameters:
+    from pshard import _core
+
+    layers = _tensors_by_layer(header)
+    h = _core.Hyperparameters()
+    h.architecture = name
+    n_stored = keys.integer("block_count", default=max(layers, default=-1) + 1)
+    h.n_layer_nextn = keys.integer("nextn_predict_layers", default=0)
+    h.n_layer = n_stored - h.n_layer_nextn
+    if h.n_layer <= 0 or n_stored > len(header.tensors):
+        message = (
+            f"{header.path or 'model'}: {n_stored} layers of which {h.n_layer_nextn} predict next tokens, in "
+            f"{len(header.tensors)} tensors: not a complete model. Give the GGUF of a whole model."
+        )
+        raise ModelError(message)
+    h.n_embd = keys.integer("embedding_length")
+    h.n_vocab = _vocabulary_size(header, keys)
+    h.n_ctx_train = keys.integer("context_length", default=0, limit=(1 << 32) - 1)
+    h.n_expert = keys.integer("expert_count", default=0)
+    h.n_expert_used = keys.integer("expert_used_count", default=0)
+    if not min(h.n_expert, 1) <= h.n_expert_used <= h.n_expert:
+        message = f"{header.path or 'model'}: {h.n_expert_used} experts used of {h.n_expert}. Convert the model again."
+        raise ModelError(message)
+    h.kv_lora_rank = keys.integer("attention.kv_lora_rank", default=0)
+    if h.kv_lora_rank:
+        h.rope_dim = keys.integer("rope.dimension_count")
+        h.head_dim_k_mla = keys.integer("attention.key_length_mla", default=0)
+        h.head_dim_v_mla = keys.integer("attention.value_length_mla", default=0)
+    h.ssm_conv_kernel = keys.integer("ssm.conv_kernel", default=0)
+    h.ssm_inner_size = keys.integer("ssm.inner_size", default=0)
+    h.ssm_state_size = keys.integer("ssm.state_size", default=0)
+    h.ssm_group_count = keys.integer("ssm.group_count", default=0)
+    h.ssm_time_step_rank = keys.integer("ssm.time_step_rank", default=0)
+    h.traits = _traits(keys, architecture)
+    h.layers = _LayerDescriber(header, keys, architecture, h, layers).describe_all()
+    return h
+
+
+def _tensors_by_layer(header: GgufHeader) -> dict[int, dict[str, TensorInfo]]:
+    """Layer -> what precedes the first dot of a local name -> tensor (the weight, where there is also a bias)."""
+    from pshard import _core
+
+    layers: dict[int, dict[str, TensorInfo]] = defaultdict(dict)
+    for tensor in header.tensors:
+        layer = _core.layer_of(tensor.name)
+        if layer >= 0:
+            stem, _, suffix = _core.local_name(tensor.name).partition(".")
+            if suffix == "weight" or stem not in layers[layer]:
+                layers[layer][stem] = tensor
+    return layers
+
+
+def _vocabulary_size(header: GgufHeader, keys: _Keys) -> int:
+    for tensor in header.tensors:
+        if tensor.name == "token_embd.weight" and len(tensor.shape) == 2:
+            return tensor.shape[1]
+    tokens = header.metadata.get("tokenizer.ggml.tokens")
+    return tokens.length if isinstance(tokens, SkippedArray) else keys.integer("vocab_size", default=0)
+
+
+def _traits(keys: _Keys, architecture: Architecture) -> _core.GraphTraits:
+    from pshard import _core
+
+    traits = _core.GraphTraits()
+    traits.causal = architecture.causal and keys.flag("attention.causal", default=True)
+    parallel = architecture.parallel
+    traits.parallel_block = keys.flag("use_parallel_residual", default=False) if parallel is None else parallel
+    traits.scaled_embedding = architecture.scaled_embedding
+    if architecture.scales_in_file:
+        traits.scaled_embedding = keys.number("embedding_scale", 0.0) != 0.0
+        traits.scaled_residual = keys.number("residual_scale", 0.0) != 0.0
+        traits.scaled_logits = keys.number("logit_scale", 0.0) != 0.0
+    if architecture.softcaps is not None:
+        traits.attention_softcap = keys.number("attn_logit_softcapping", architecture.softcaps[0])
+        traits.logits_softcap = keys.number("final_logit_softcapping", architecture.softcaps[1])
+    traits.gated_attention = architecture.gated_attention
+    gating: str = architecture.gating
+    if architecture.gating_in_file:
+        gating = _GATING_IDS.get(keys.integer("expert_gating_func", default=0), gating)
+    traits.gating = _core.Gating[gating]
+    normalised = architecture.normalised
+    traits.normalised_expert_weights = (
+        keys.flag("expert_weights_norm", default=False) if normalised is None else normalised
+    )
+    traits.scaled_expert_weights = keys.number("expert_weights_scale", 0.0) not in (0.0, 1.0)
+    traits.weight_before_ffn = architecture.weight_before_ffn
+    traits.late_row_selection = architecture.late_rows
+    traits.norm_without_weight = architecture.unweighted_qk_norm and keys.integer("expert_count", default=0) != 128
+    traits.attention_temperature = architecture.attention_temperature
+    return traits
+
+
+class _LayerDescriber:
+    """Per-layer parameters: mixers from tensor names, sizes from metadata, each checked against the other."""
+
+    def __init__(
+        self,
+        header: GgufHeader,
+        keys: _Keys,
+        architecture: Architecture,
+        h: _core.Hyperparameters,
+        layers: dict[int, dict[str, TensorInfo]],
+    ) -> None:
+        self._where = header.path or "model"
+        self._keys = keys
+        self._architecture = architecture
+        self._h = h
+        self._tensors = layers
+        self._n_stored = h.n_layer + h.n_layer_nextn
+        self._heads = keys.per_layer("attention.head_count", self._n_stored, [0] * self._n_stored)
+        self._heads_kv = keys.per_layer("attention.head_count_kv", self._n_stored, self._heads)
+        self._windows = self._window_per_layer()
+
+    def describe_all(self) -> list[_core.LayerParameters]:
+        return [self._describe(index) for index in range(self._n_stored)]
+
+    def _window_per_layer(self) -> list[int]:
+        none = [0] * self._n_stored
+        window = self._architecture.window
+        if window is None:
+            return none
+        tokens = self._keys.integer("attention.sliding_window", default=window.tokens)
+        if window.fixed and tokens:
+            tokens = window.tokens
+        pattern = self._keys.window_pattern(self._h.n_layer)
+        if isinstance(pattern, list):
+            slides = pattern
+        else:
+            period = window.period if pattern is None else pattern
+            slides = [period == 0 or i % period != period - 1 for i in range(self._h.n_layer)]
+        return [tokens if slide else 0 for slide in slides] + none[: self._h.n_layer_nextn]
+
+    def _describe(self, index: int) -> _core.LayerParameters:
+        from pshard import _core
+
+        tensors = self._tensors.get(index, {})
+        layer = _core.LayerParameters()
+        layer.mixer = self._mixer(index, tensors)
+        if layer.mixer not in (_core.Mixer.attention, _core.Mixer.none):
+            self._fill_state(index, layer)
+        if "attn_output" in tensors and not _KEY_TENSORS.isdisjoint(tensors):
+            self._fill_attention(index, layer, tensors)
+        return layer
+
+    def _mixer(self, index: int, tensors: dict[str, TensorInfo]) -> _core.Mixer:
+        from pshard import _core
+
+        if "shortconv" in tensors:
+            return _core.Mixer.short_convolution
+        if "ssm_ba" in tensors or "ssm_alpha" in tensors:
+            return _core.Mixer.gated_delta
+        if "ssm_x" in tensors:
+            return _core.Mixer.mamba
+        if "ssm_in" in tensors:
+            return _core.Mixer.mamba2
+        if any(stem.startswith(("ssm_", "time_mix")) for stem in tensors):
+            message = (
+                f"{self._where}: layer {index} has a recurrent mixer of unknown kind, so its state cannot be sized."
+            )
+            raise ModelError(message)
+        return _core.Mixer.attention if "attn_output" in tensors else _core.Mixer.none
+
+    def _fill_state(self, index: int, layer: _core.LayerParameters) -> None:
+        from pshard import _core
+
+        h = self._h
+        if layer.mixer == _core.Mixer.short_convolution:
+            layer.conv_state = h.n_embd * max(self._keys.integer("shortconv.l_cache") - 1, 0)
+            return
+        if not (h.ssm_conv_kernel and h.ssm_inner_size and h.ssm_state_size):
+            message = (
+                f"{self._where}: layer {index} is recurrent, but the ssm.* sizes of its state are missing. "
+                "Convert the model again."
+            )
+            raise ModelError(message)
+        groups = 0 if layer.mixer == _core.Mixer.mamba else h.ssm_group_count
+        layer.conv_state = (h.ssm_conv_kernel - 1) * (h.ssm_inner_size + 2 * groups * h.ssm_state_size)
+        layer.scan_state = h.ssm_state_size * h.ssm_inner_size
+
+    def _fill_attention(self, index: int, layer: _core.LayerParameters, tensors: dict[str, TensorInfo]) -> None:
+        keys, architecture = self._keys, self._architecture
+        layer.n_head, layer.n_head_kv = self._heads[index], self._heads_kv[index]
+        if not layer.n_head or not layer.n_head_kv:
+            message = (
+                f"{self._where}: layer {index} has attention tensors but {layer.n_head} heads and {layer.n_head_kv} KV "
+                "heads, so its KV cache cannot be sized. Convert the model again."
+            )
+            raise ModelError(message)
+        layer.window = self._windows[index]
+        default = self._h.n_embd // next(n for n in self._heads if n)
+        layer.head_dim_k = keys.integer("attention.key_length", default=default)
+        layer.head_dim_v = keys.integer("attention.value_length", default=default)
+        if layer.window:
+            layer.head_dim_k = keys.integer("attention.key_length_swa", default=layer.head_dim_k)
+            layer.head_dim_v = keys.integer("attention.value_length_swa", default=layer.head_dim_v)
+        if self._h.head_dim_k_mla and self._h.head_dim_v_mla:
+            layer.head_dim_v = 0  # the cache holds the latent, of which V is a part
+            if layer.head_dim_k != self._h.kv_lora_rank + self._h.rope_dim:
+                message = (
+                    f"{self._where}: key_length is {layer.head_dim_k}, but the latent of layer {index} has "
+                    f"{self._h.kv_lora_rank} + {self._h.rope_dim} dimensions. Convert the model again."
+                )
+                raise ModelError(message)
+        else:
+            self._check_widths(index, layer, tensors)
+        layer.uses_rope = {
+            "always": True,
+            "never": False,
+            "windows": layer.window > 0,
+            "switch": keys.flag("rope.scaling.finetuned", default=True),
+        }[architecture.rope] and not (architecture.no_rope_period and (index + 1) % architecture.no_rope_period == 0)
+
+    def _check_widths(self, index: int, layer: _core.LayerParameters, tensors: dict[str, TensorInfo]) -> None:
+        """Hold the head counts against the projections; the KV cache is only as true as they are."""
+        k, v = layer.n_head_kv * layer.head_dim_k, layer.n_head_kv * layer.head_dim_v
+        expected = {"attn_k": k, "attn_v": v, "attn_qkv": layer.n_head * layer.head_dim_k + k + v}
+        for stem, width in expected.items():
+            tensor = tensors.get(stem)
+            if tensor is not None and len(tensor.shape) == 2 and tensor.shape[1] != width:
+                message = (
+                    f"{self._where}: tensor '{tensor.name}' is {tensor.shape[1]} wide, but {layer.n_head_kv} KV heads "
+                    f"of {layer.head_dim_k} and {layer.head_dim_v} make {width}, so the KV cache of layer {index} "
+                    "cannot be sized. Convert the model again."
+                )
+                raise ModelError(message)
