@@ -56,7 +56,8 @@ void bind_machine(py::module_& m) {
       .def(py::init([](std::vector<double> batch, std::vector<double> flop_per_second, Basis basis, double spread) {
              return RateSeries{std::move(batch), std::move(flop_per_second), basis, spread};
            }),
-           "batch"_a = std::vector<double>{}, "flop_per_second"_a = std::vector<double>{}, "basis"_a = Basis::estimated, "spread"_a = 0.0)
+           "batch"_a = std::vector<double>{}, "flop_per_second"_a = std::vector<double>{},
+           py::arg_v("basis", Basis::estimated, "Basis.estimated"), "spread"_a = 0.0)
       .def_readwrite("batch", &RateSeries::batch)
       .def_readwrite("flop_per_second", &RateSeries::flop_per_second)
       .def_readwrite("basis", &RateSeries::basis)
@@ -92,7 +93,7 @@ void bind_machine(py::module_& m) {
              return LinkCurve{std::move(chunk_bytes), std::move(bytes_per_second), latency_seconds, peak_bytes_per_second, basis, spread};
            }),
            "chunk_bytes"_a = std::vector<double>{}, "bytes_per_second"_a = std::vector<double>{}, "latency_seconds"_a = 0.0,
-           "peak_bytes_per_second"_a = 0.0, "basis"_a = Basis::estimated, "spread"_a = 0.0)
+           "peak_bytes_per_second"_a = 0.0, py::arg_v("basis", Basis::estimated, "Basis.estimated"), "spread"_a = 0.0)
       .def_readwrite("chunk_bytes", &LinkCurve::chunk_bytes)
       .def_readwrite("bytes_per_second", &LinkCurve::bytes_per_second)
       .def_readwrite("latency_seconds", &LinkCurve::latency_seconds)

@@ -158,6 +158,8 @@ void bind_memory(py::module_& m) {
   m.def("host_weight_bytes", &pshard::host_weight_bytes, "layer"_a, "placement"_a);
   m.def("gpu_tensor_bytes", &pshard::gpu_tensor_bytes, "tensor"_a);
   m.def("gpu_head_bytes", &pshard::gpu_head_bytes, "model"_a);
+  m.def("host_head_bytes", &pshard::host_head_bytes, "model"_a);
+  m.def("embedding_bytes", &pshard::embedding_bytes, "model"_a);
   m.def("memory", &pshard::memory, "model"_a, "placement"_a, "context"_a, "n_tokens"_a, "Bytes per device for one placement.");
   m.def(
       "embedding_operations", [](const Model& model, const Pass& pass) { return describe(pshard::embedding_block(model, pass)); }, "model"_a,

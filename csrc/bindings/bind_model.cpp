@@ -55,7 +55,9 @@ void bind_tensors(py::module_& m) {
       .def("row_bytes", &DataType::row_bytes, "n"_a)
       .def("bits_per_element", &DataType::bits_per_element)
       .def(
-          "__eq__", [](const DataType& a, const DataType& b) { return a == b; }, "other"_a, py::is_operator())
+          "__eq__",
+          [](const DataType& a, const py::object& other) { return py::isinstance<DataType>(other) && a == other.cast<const DataType&>(); },
+          "other"_a)
       .def("__hash__", [](const DataType& type) { return py::hash(py::int_(type.id)); });
   py::class_<Tensor>(m, "Tensor")
       .def(py::init([](std::string name, const DataType& type, const std::array<int64_t, 4>& shape, int64_t n_bytes) {

@@ -135,7 +135,7 @@ void bind_plan(py::module_& m) {
       "strategy"_a, "model"_a);
   m.def("tier_ladder", &tier_ladder, "context"_a, "n_draft"_a = 0, "tier_max"_a = 0);
   m.def("tier_pass", &tier_pass, "model"_a, "context"_a, "workload"_a, "n_tokens"_a);
-  m.def("stock_fit", &stock_fit, "model"_a, "context"_a, "target_bytes"_a, no_gil);
+  m.def("stock_fit", &stock_fit, "model"_a, "context"_a, "target_bytes"_a, "has_gpu"_a = true, no_gil);
   m.def("search", &search_one, "strategy"_a, "model"_a, "machine"_a, "context"_a, "workload"_a, "budget"_a, "batch_size"_a,
         "exhaustively"_a = false, no_gil);
   m.def(

@@ -49,32 +49,32 @@ void Timeline::charge(Lane lane, double seconds) {
   total_.critical_seconds[index(lane)] += seconds;
 }
 
-Timeline::Overlap Timeline::overlap(double copy_seconds, double copy_bytes) const {
-  const double compute = current_.compute.seconds;
-  if (current_.backend != Where::cpu) {
-    const double compute_path = compute + current_.write_back_seconds;
+Timeline::Overlap Timeline::overlap(const Segment& split, double copy_seconds, double copy_bytes) const {
+  const double compute = split.compute.seconds;
+  if (split.backend != Where::cpu) {
+    const double compute_path = compute + split.write_back_seconds;
     // With one copy engine the write-back and the copy for the next split take turns.
-    const double copy_path = copy_seconds + (machine_.copy_engines == 1 ? current_.write_back_seconds : 0.0);
+    const double copy_path = copy_seconds + (machine_.copy_engines == 1 ? split.write_back_seconds : 0.0);
     return compute_path >= copy_path ? Overlap{compute_path, Lane::gpu} : Overlap{copy_path, Lane::up};
   }
   const double both = contended(compute, machine_.cpu_rate_under_copy, copy_seconds, machine_.copy_rate_under_cpu);
-  const double dram = copy_bytes > 0.0 ? (current_.dram_bytes + copy_bytes) / machine_.host_bytes_per_second : 0.0;
+  const double dram = copy_bytes > 0.0 ? (split.dram_bytes + copy_bytes) / machine_.host_bytes_per_second : 0.0;
   if (dram > both) return {dram, Lane::host_memory};
   return {both, compute >= copy_seconds ? Lane::cpu : Lane::up};
 }
 
-void Timeline::close_current(const Segment& next) {
-  const bool on_gpu = current_.backend != Where::cpu;
-  const double exposed_seconds = current_.exposed_seconds * weight_copy_factor_;
-  charge(Lane::up, current_.activation_up_seconds + exposed_seconds);
-  charge(Lane::down, current_.activation_down_seconds);
+void Timeline::run(const Segment& split, const Segment& next) {
+  const bool on_gpu = split.backend != Where::cpu;
+  const double exposed_seconds = split.exposed_seconds * weight_copy_factor_;
+  charge(Lane::up, split.activation_up_seconds + exposed_seconds);
+  charge(Lane::down, split.activation_down_seconds);
 
   const double dense_seconds = next.prefetch_seconds * weight_copy_factor_;
   double copied_bytes = next.prefetch_bytes + next.experts_whole_bytes;
   double copied_seconds = dense_seconds + next.experts_whole_seconds * weight_copy_factor_;
-  Overlap step = overlap(copied_seconds, copied_bytes);
+  Overlap step = overlap(split, copied_seconds, copied_bytes);
   if (next.experts_whole_bytes > 0.0 && next.experts_can_slice) {
-    const Overlap without_experts = overlap(dense_seconds, next.prefetch_bytes);
+    const Overlap without_experts = overlap(split, dense_seconds, next.prefetch_bytes);
     const double slices_seconds = next.experts_sliced_seconds * weight_copy_factor_;
     if (without_experts.seconds + slices_seconds < step.seconds) {
       step = without_experts;
@@ -84,30 +84,29 @@ void Timeline::close_current(const Segment& next) {
     }
   }
   if (step.winner == Lane::gpu) {
-    charge(Lane::gpu, current_.compute.seconds);
-    charge(Lane::down, step.seconds - current_.compute.seconds);
+    charge(Lane::gpu, split.compute.seconds);
+    charge(Lane::down, step.seconds - split.compute.seconds);
   } else {
     charge(step.winner, step.seconds);
   }
 
-  total_.spread_seconds += current_.compute.spread_seconds;
-  total_.basis = std::max(total_.basis, current_.compute.basis);
-  total_.busy_seconds[index(on_gpu ? Lane::gpu : Lane::cpu)] += current_.compute.seconds;
-  total_.busy_seconds[index(Lane::up)] += copied_seconds + exposed_seconds + current_.activation_up_seconds;
-  total_.busy_seconds[index(Lane::down)] += current_.write_back_seconds + current_.activation_down_seconds;
+  total_.spread_seconds += split.compute.spread_seconds;
+  total_.basis = std::max(total_.basis, split.compute.basis);
+  total_.busy_seconds[index(on_gpu ? Lane::gpu : Lane::cpu)] += split.compute.seconds;
+  total_.busy_seconds[index(Lane::up)] += copied_seconds + exposed_seconds + split.activation_up_seconds;
+  total_.busy_seconds[index(Lane::down)] += split.write_back_seconds + split.activation_down_seconds;
   total_.busy_seconds[index(Lane::host_memory)] +=
-      (current_.dram_bytes + copied_bytes + current_.exposed_bytes) / machine_.host_bytes_per_second;
-  total_.weights_up_bytes += copied_bytes + current_.exposed_bytes;
-  total_.activation_bytes += current_.activation_up_bytes + current_.activation_down_bytes;
-  total_.write_back_bytes += current_.write_back_bytes;
-  total_.n_splits += has_current_ ? 1 : 0;
+      (split.dram_bytes + copied_bytes + split.exposed_bytes) / machine_.host_bytes_per_second;
+  total_.weights_up_bytes += copied_bytes + split.exposed_bytes;
+  total_.activation_bytes += split.activation_up_bytes + split.activation_down_bytes;
+  total_.write_back_bytes += split.write_back_bytes;
 
   const bool next_on_gpu = next.backend != Where::cpu;
   if (on_gpu != next_on_gpu) {
     const double seconds = next_on_gpu ? machine_.handoff_to_gpu_seconds : machine_.handoff_to_cpu_seconds;
     charge(Lane::handoff, seconds);
     total_.busy_seconds[index(Lane::handoff)] += seconds;
-  } else if (on_gpu && next.backend != current_.backend) {
+  } else if (on_gpu && next.backend != split.backend) {
     charge(Lane::gpu, machine_.gpu.op_seconds);  // one event wait between two streams of the GPU
     total_.busy_seconds[index(Lane::gpu)] += machine_.gpu.op_seconds;
   }
@@ -120,19 +119,27 @@ void Timeline::add_inputs(double n_bytes, double seconds) {
 }
 
 void Timeline::add(const Segment& segment) {
-  if (has_current_ && segment.backend == current_.backend) {
+  if (n_splits_ > 0 && segment.backend == current_.backend) {
     join(current_, segment);
     return;
   }
-  // Nothing computes before the first split, so nothing hides its copies.
-  if (!has_current_) current_ = Segment::on(segment.backend);
-  close_current(segment);
+  if (n_splits_ == 0) {
+    // Nothing computes before the first split, so nothing hides its copies.
+    previous_ = Segment::on(segment.backend);
+  } else {
+    run(previous_, current_);
+    previous_ = current_;
+  }
   current_ = segment;
-  has_current_ = true;
+  ++n_splits_;
 }
 
 PassTime Timeline::finish() {
-  if (has_current_) close_current(Segment::on(current_.backend));
+  if (n_splits_ > 0) {
+    run(previous_, current_);
+    run(current_, Segment::on(current_.backend));
+  }
+  total_.n_splits = n_splits_;
   // Copies carry the spread of the link for the part of the time that they decide.
   const double up = total_.critical_seconds[index(Lane::up)];
   const double down = total_.critical_seconds[index(Lane::down)];

@@ -90,15 +90,17 @@ class Timeline {
     double seconds;
     Lane winner;
   };
-  // Seconds while `current_` computes and `copy_seconds` of copies run for the next split.
-  [[nodiscard]] Overlap overlap(double copy_seconds, double copy_bytes) const;
-  void close_current(const Segment& next);
+  // Seconds while `split` computes and `copy_seconds` of copies run for the next one.
+  [[nodiscard]] Overlap overlap(const Segment& split, double copy_seconds, double copy_bytes) const;
+  // Runs `split`; `next` is complete, so its copies are known.
+  void run(const Segment& split, const Segment& next);
   void charge(Lane lane, double seconds);
 
   const Machine& machine_;
   double weight_copy_factor_;
-  Segment current_;
-  bool has_current_ = false;
+  Segment previous_;  // complete, not yet run: what it hides depends on the split behind it
+  Segment current_;   // still growing
+  int64_t n_splits_ = 0;
   PassTime total_;
 };
 

@@ -8,14 +8,11 @@ namespace pshard {
 
 namespace {
 
-constexpr int64_t kGpuAlignment = 128;
-constexpr int64_t kHostAlignment = 32;
+constexpr size_t kNeighbourhoods = 4;
 
-int64_t pad(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
-
-size_t context_of(const BlockSurroundings& surroundings) {
+size_t index_of(const Neighbours& neighbours) {
   const auto bit = [](Device device) { return device == Device::gpu ? size_t{1} : size_t{0}; };
-  return bit(surroundings.neighbours.before) | bit(surroundings.neighbours.after) << 1 | bit(surroundings.residual) << 2;
+  return bit(neighbours.before) | bit(neighbours.after) << 1;
 }
 
 }  // namespace
@@ -40,93 +37,133 @@ ComputeBuffers::ComputeBuffers(const Model& model, const ContextParameters& cont
   slot_bytes_[n_classes] = cache_bytes(model, layers.back(), context);
   blocks_[n_classes + 1] = embedding_block(model, pass);
   blocks_[n_classes + 2] = head_block(model, pass);
-  for (const Block& block : blocks_) collect_inputs(block, input_bytes_);
-  // A batch may hold embeddings instead of tokens; llama.cpp reserves for both.
-  host_fixed_bytes_ = pad(model.hyperparameters().n_embd * kActivationBytes * pass.n_tokens, kHostAlignment);
   path_.resize(layers.size() + 2);
+
+  // Before the pass the host holds the graph inputs, and room for embeddings that may be given instead of tokens.
+  ReplayState start;
+  const auto hold_inputs = [&](const Block& block) {
+    for (const Value& value : block.values) {
+      const auto i = static_cast<size_t>(value.input);
+      if (!value.is_input || start.host_inputs[i] != kNowhere) continue;
+      input_bytes_[i] = value.n_bytes;
+      start.host_inputs[i] = start.host.allocate(value.n_bytes);
+    }
+  };
+  hold_inputs(blocks_[n_classes + 1]);
+  static_cast<void>(start.host.allocate(model.hyperparameters().n_embd * kActivationBytes * pass.n_tokens));
+  for (const Block& block : blocks_) hold_inputs(block);
+  states_.push_back({.state = start, .transitions = {}});
 }
 
 size_t ComputeBuffers::pattern_index(const BlockPlacement& placement) {
-  for (size_t i = 0; i < tables_.size(); ++i) {
-    if (tables_[i].placement == placement) return i;
+  for (size_t i = 0; i < patterns_.size(); ++i) {
+    if (patterns_[i].placement == placement) return i;
   }
-  PatternTable table{.placement = placement, .ends = {}, .cells = std::vector<Cell>(blocks_.size() * kContexts)};
-  for (const Block& block : blocks_) table.ends.push_back(block_ends(block, placement, Device::host));
-  tables_.push_back(std::move(table));
-  return tables_.size() - 1;
+  Pattern pattern{.placement = placement, .ends = {}, .cells = std::vector<Cell>(blocks_.size() * kNeighbourhoods)};
+  for (const Block& block : blocks_) pattern.ends.push_back(block_ends(block, placement, Device::host));
+  patterns_.push_back(std::move(pattern));
+  return patterns_.size() - 1;
 }
 
-const BlockBuffers& ComputeBuffers::buffers(PatternTable& table, size_t block, const BlockSurroundings& surroundings) {
-  Cell& cell = table.cells[block * kContexts + context_of(surroundings)];
-  if (!cell.known) {
-    cell.buffers = block_buffers(blocks_[block], table.placement, surroundings, slot_bytes_[block]);
-    cell.known = true;
-    ++n_replays_;
+size_t ComputeBuffers::state_index(const ReplayState& state) {
+  for (size_t i = 0; i < states_.size(); ++i) {
+    if (states_[i].state == state) return i;
   }
-  return cell.buffers;
+  states_.push_back({.state = state, .transitions = {}});
+  return states_.size() - 1;
 }
 
 void ComputeBuffers::lay_path(const Placement& placement) {
-  placement_tables_.clear();
-  for (const LayerPlacement& pattern : placement.patterns) {
-    placement_tables_.push_back(pattern_index({.layer = pattern, .outside = Where::cpu, .op_offload = placement.op_offload}));
+  placement_pattern_.clear();
+  for (const LayerPlacement& layer : placement.patterns) {
+    placement_pattern_.push_back(pattern_index({.layer = layer, .outside = Where::cpu, .op_offload = placement.op_offload}));
   }
-  const LayerPlacement none = LayerPlacement::uniform(Where::cpu);
-  path_.front() = {.block = blocks_.size() - 2, .pattern = placement_tables_[placement.layer_pattern.front()]};
-  path_.back() = {.block = blocks_.size() - 1,
-                  .pattern = pattern_index({.layer = none, .outside = placement.head, .op_offload = placement.op_offload})};
+  path_.front() = {.block = blocks_.size() - 2, .pattern = placement_pattern_[placement.layer_pattern.front()]};
   for (size_t i = 0; i < layer_block_.size(); ++i) {
-    path_[i + 1] = {.block = layer_block_[i], .pattern = placement_tables_[placement.layer_pattern[i]]};
+    path_[i + 1] = {.block = layer_block_[i], .pattern = placement_pattern_[placement.layer_pattern[i]]};
   }
-  BlockSurroundings surroundings;
-  uint32_t gpu_inputs = 0;
+  const LayerPlacement no_layer = LayerPlacement::uniform(Where::cpu);
+  path_.back() = {.block = blocks_.size() - 1,
+                  .pattern = pattern_index({.layer = no_layer, .outside = placement.head, .op_offload = placement.op_offload})};
+
+  Neighbours neighbours;
   for (size_t i = 0; i < path_.size(); ++i) {
     Step& step = path_[i];
-    surroundings.neighbours.after = i + 1 < path_.size() ? tables_[path_[i + 1].pattern].ends[path_[i + 1].block].first : Device::host;
-    step.buffers = &buffers(tables_[step.pattern], step.block, surroundings);
-    step.gpu_inputs_so_far = gpu_inputs;
-    gpu_inputs |= step.buffers->gpu_inputs;
-    surroundings.neighbours.before = tables_[step.pattern].ends[step.block].last;
-    surroundings.residual = step.buffers->residual;
+    neighbours.after = i + 1 < path_.size() ? patterns_[path_[i + 1].pattern].ends[path_[i + 1].block].first : Device::host;
+    Pattern& pattern = patterns_[step.pattern];
+    Cell& cell = pattern.cells[step.block * kNeighbourhoods + index_of(neighbours)];
+    if (!cell.known) {
+      cell.scheduled = schedule_block(blocks_[step.block], pattern.placement, neighbours, slot_bytes_[step.block]);
+      cell.known = true;
+    }
+    step.cell = &cell;
+    neighbours.before = pattern.ends[step.block].last;
   }
 }
 
-int64_t ComputeBuffers::input_bytes(uint32_t bits, int64_t alignment) const {
-  int64_t total = 0;
-  for (size_t i = 0; i < input_bytes_.size(); ++i) {
-    if ((bits >> i & 1U) != 0) total += pad(input_bytes_[i], alignment);
+// Fills in what each block must know of the later ones.
+void ComputeBuffers::look_ahead() {
+  InputBits ahead = 0;
+  InputBits later_gpu = 0;
+  for (size_t i = path_.size(); i-- > 0;) {
+    const ScheduledBlock& block = path_[i].cell->scheduled;
+    path_[i].outlook = {.ahead = ahead, .last_gpu = block.gpu_inputs & ~later_gpu, .last_host = 0};
+    later_gpu |= block.gpu_inputs;
+    ahead = block.continues_split ? block.first_split_gpu_inputs | (block.one_split ? ahead : 0) : 0;
   }
-  return total;
+  InputBits copied = 0;
+  for (Step& step : path_) {
+    const InputBits wanted = step.cell->scheduled.gpu_inputs | step.outlook.ahead;
+    step.outlook.last_host = step.cell->scheduled.host_inputs | (wanted & ~copied);
+    copied |= wanted;
+  }
+  InputBits later_host = 0;
+  for (size_t i = path_.size(); i-- > 0;) {
+    const InputBits used = path_[i].outlook.last_host;
+    path_[i].outlook.last_host = used & ~later_host;
+    later_host |= used;
+  }
+}
+
+size_t ComputeBuffers::variant_index(Cell& cell, const ReplayOutlook& outlook) {
+  for (const Variant& variant : cell.variants) {
+    if (variant.outlook == outlook) return variant.id;
+  }
+  cell.variants.push_back({.outlook = outlook, .id = n_variants_++});
+  return cell.variants.back().id;
+}
+
+const ComputeBuffers::Transition& ComputeBuffers::advance(size_t state, const Step& step) {
+  const size_t variant = variant_index(*step.cell, step.outlook);
+  if (states_[state].transitions.size() <= variant) states_[state].transitions.resize(variant + 1);
+  if (!states_[state].transitions[variant].known) {
+    ReplayState next = states_[state].state;
+    const ReplayPeaks peaks = replay(step.cell->scheduled, step.outlook, input_bytes_, next);
+    const size_t next_index = state_index(next);  // may move states_
+    states_[state].transitions[variant] = {.known = true, .next = next_index, .peaks = peaks};
+    ++n_replays_;
+  }
+  return states_[state].transitions[variant];
 }
 
 ComputeBytes ComputeBuffers::operator()(const Placement& placement) {
   lay_path(placement);
+  look_ahead();
   ComputeBytes result;
-  uint32_t gpu_inputs = 0;   // that this block or a later one reads
-  uint32_t host_inputs = 0;
-  uint32_t counted_gpu = ~0U;
-  uint32_t counted_host = ~0U;
-  int64_t gpu_input_bytes = 0;
-  int64_t host_input_bytes = 0;
-  int64_t next_stream_bytes = 0;
-  for (size_t i = path_.size(); i-- > 0;) {
-    const Step& step = path_[i];
-    const BlockBuffers& block = *step.buffers;
-    gpu_inputs |= block.gpu_inputs;
-    host_inputs |= block.host_inputs;
-    // The GPU's copy of an input lives from its first reader to its last; the original until it was copied and the host has read it.
-    const uint32_t live_gpu = gpu_inputs & (step.gpu_inputs_so_far | block.gpu_inputs);
-    const uint32_t live_host = host_inputs | (gpu_inputs & ~step.gpu_inputs_so_far);
-    if (live_gpu != counted_gpu) gpu_input_bytes = input_bytes(counted_gpu = live_gpu, kGpuAlignment);
-    if (live_host != counted_host) host_input_bytes = input_bytes(counted_host = live_host, kHostAlignment);
-    const int64_t gpu_bytes = std::max(block.gpu_bytes, block.gpu_last_split_bytes + next_stream_bytes);
-    result.gpu_bytes = std::max(result.gpu_bytes, gpu_bytes + gpu_input_bytes);
-    result.gpu_stream_bytes =
-        std::max({result.gpu_stream_bytes, block.stream_bytes, block.last_stream_bytes + next_stream_bytes});
-    result.host_bytes = std::max(result.host_bytes, block.host_bytes + host_input_bytes);
-    next_stream_bytes = block.first_stream_bytes;
+  size_t state = 0;
+  int64_t last_split_bytes = 0;
+  int64_t last_stream_bytes = 0;
+  for (const Step& step : path_) {
+    const ScheduledBlock& block = step.cell->scheduled;
+    const Transition& transition = advance(state, step);
+    result.gpu_bytes = std::max({result.gpu_bytes, transition.peaks.gpu_bytes, last_split_bytes + block.first_stream_bytes});
+    result.gpu_stream_bytes = std::max({result.gpu_stream_bytes, block.stream_bytes, last_stream_bytes + block.first_stream_bytes});
+    result.host_bytes = std::max(result.host_bytes, transition.peaks.host_bytes);
+    last_split_bytes = transition.peaks.gpu_last_split_bytes;
+    last_stream_bytes = block.last_stream_bytes;
+    state = transition.next;
   }
-  result.host_bytes += host_fixed_bytes_;
+  result.host_bytes = std::max(result.host_bytes, states_.front().state.host.extent());
   return result;
 }
 

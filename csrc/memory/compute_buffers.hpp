@@ -1,12 +1,12 @@
-// Compute buffers of a placement. A block's peak depends on its class, its pattern and little of its neighbours, so it is worked out once
-// per such combination; a placement then costs a few operations per layer and no allocation.
+// Compute buffers of a placement. The allocator's state between two blocks repeats from layer to layer, so one block from one state is
+// replayed once; a placement then costs a table look-up per layer.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
-#include "memory/liveness.hpp"
 #include "memory/memory.hpp"
+#include "memory/replay.hpp"
 
 namespace pshard {
 
@@ -21,48 +21,64 @@ class ComputeBuffers {
   // The model must outlive this object. `n_tokens` sizes the graph, `context` the cache.
   ComputeBuffers(const Model& model, const ContextParameters& context, int64_t n_tokens);
 
-  // O(layers). The placement must have the model's number of layers. Not thread-safe: the tables grow on first use of a pattern.
+  // O(layers) once its combinations of block and state have been seen. The placement must have the model's number of layers. Not
+  // thread-safe: the tables grow.
   [[nodiscard]] ComputeBytes operator()(const Placement& placement);
 
-  // Combinations worked out so far.
+  // Blocks replayed so far.
   [[nodiscard]] int64_t n_replays() const { return n_replays_; }
 
  private:
-  static constexpr size_t kContexts = 8;  // devices of: decided before, decided after, residual
-
+  // A scheduled block with one outlook: what a transition depends on besides the state.
+  struct Variant {
+    ReplayOutlook outlook;
+    size_t id = 0;
+  };
   struct Cell {
     bool known = false;
-    BlockBuffers buffers;
+    ScheduledBlock scheduled;
+    std::vector<Variant> variants;
   };
-  // Everything that is known of one pattern.
-  struct PatternTable {
+  struct Pattern {
     BlockPlacement placement;
     std::vector<BlockEnds> ends;  // by block
-    std::vector<Cell> cells;      // by block and context
+    std::vector<Cell> cells;      // by block and neighbours
   };
-  // One step of a pass: a block under a pattern.
+  struct Transition {
+    bool known = false;
+    size_t next = 0;
+    ReplayPeaks peaks;
+  };
+  struct State {
+    ReplayState state;
+    std::vector<Transition> transitions;  // by variant
+  };
+  // One block of a pass.
   struct Step {
     size_t block = 0;
     size_t pattern = 0;
-    const BlockBuffers* buffers = nullptr;
-    uint32_t gpu_inputs_so_far = 0;
+    Cell* cell = nullptr;
+    ReplayOutlook outlook;
   };
 
   size_t pattern_index(const BlockPlacement& placement);
-  const BlockBuffers& buffers(PatternTable& table, size_t block, const BlockSurroundings& surroundings);
+  size_t state_index(const ReplayState& state);
   void lay_path(const Placement& placement);
-  [[nodiscard]] int64_t input_bytes(uint32_t bits, int64_t alignment) const;
+  void look_ahead();
+  size_t variant_index(Cell& cell, const ReplayOutlook& outlook);
+  const Transition& advance(size_t state, const Step& step);
 
   // Blocks: one per layer class, then the last layer, the embedding, the head.
   std::vector<Block> blocks_;
   std::vector<int64_t> slot_bytes_;  // of a block's cache, where it is streamed
   std::vector<size_t> layer_block_;  // by layer
   InputBytes input_bytes_{};
-  int64_t host_fixed_bytes_ = 0;
-  std::vector<PatternTable> tables_;
-  std::vector<Step> path_;                // scratch, one per block of a pass
-  std::vector<size_t> placement_tables_;  // scratch, by the placement's pattern
+  std::vector<Pattern> patterns_;
+  std::vector<State> states_;  // the first is the state before the pass
+  size_t n_variants_ = 0;
   int64_t n_replays_ = 0;
+  std::vector<Step> path_;                 // scratch: the blocks of a pass
+  std::vector<size_t> placement_pattern_;  // scratch: index into patterns_ by the placement's own
 };
 
 }  // namespace pshard

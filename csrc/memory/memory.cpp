@@ -121,6 +121,12 @@ int64_t host_weight_bytes(const Layer& layer, const LayerPlacement& placement) {
 
 int64_t gpu_head_bytes(const Model& model) { return sum(model.head(), gpu_tensor_bytes); }
 
+int64_t host_head_bytes(const Model& model) {
+  return sum(model.head(), [&](const Tensor& t) { return model.tied_head() && t.name == "token_embd.weight" ? 0 : host_tensor_bytes(t); });
+}
+
+int64_t embedding_bytes(const Model& model) { return sum(model.embedding(), host_tensor_bytes); }
+
 WeightBytes outside_weight_bytes(const Model& model, const Placement& placement) {
   WeightBytes bytes;
   bool any_pinned = false;
@@ -138,12 +144,10 @@ WeightBytes outside_weight_bytes(const Model& model, const Placement& placement)
       bytes.host_bytes += host_tensor_bytes(tensor);
     }
   }
-  for (const Tensor& tensor : model.head()) {
-    if (placement.head == Where::pinned) {
-      bytes.gpu_bytes += gpu_tensor_bytes(tensor);
-    } else if (!model.tied_head() || tensor.name != "token_embd.weight") {
-      bytes.host_bytes += host_tensor_bytes(tensor);
-    }
+  if (placement.head == Where::pinned) {
+    bytes.gpu_bytes += gpu_head_bytes(model);
+  } else {
+    bytes.host_bytes += host_head_bytes(model);
   }
   return bytes;
 }

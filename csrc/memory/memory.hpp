@@ -47,8 +47,11 @@ struct CacheCells {
 // Weights of one layer that are resident on the GPU (pinned), and those whose home is host memory (streamed or cpu). O(tensors).
 [[nodiscard]] int64_t gpu_weight_bytes(const Layer& layer, const LayerPlacement& placement);
 [[nodiscard]] int64_t host_weight_bytes(const Layer& layer, const LayerPlacement& placement);
-// The head's weights where they are on the GPU. A tied head is a second copy there and none on the host.
+// The head's weights on either device. A tied head is a second copy on the GPU and none on the host.
 [[nodiscard]] int64_t gpu_head_bytes(const Model& model);
+[[nodiscard]] int64_t host_head_bytes(const Model& model);
+// What precedes the layers, which is in host memory but for a few small tensors; `outside_weight_bytes` is exact about those.
+[[nodiscard]] int64_t embedding_bytes(const Model& model);
 
 struct WeightBytes {
   int64_t gpu_bytes = 0;

@@ -40,17 +40,17 @@ enum class GraphInput : uint8_t {
   none,
   tokens,
   positions,
-  output_rows,
-  mask,
+  state_rows,
   key_cells,
   value_cells,
-  mask_window,
+  mask,
   key_cells_window,
   value_cells_window,
-  state_rows,
+  mask_window,
   attention_scale,
   key_rotation,
   value_rotation,
+  output_rows,
 };
 inline constexpr int kGraphInputCount = 14;
 

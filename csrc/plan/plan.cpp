@@ -67,7 +67,7 @@ TierPlan plan_tier(const Model& model, const Machine& machine, const ContextPara
     candidate.viable = found.viable;
     candidate.knobs = found.knobs;
     candidate.memory = found.memory;
-    candidate.placement = make_placement(strategy, found.knobs, model);
+    candidate.placement = make_placement(strategy, found.knobs, model, machine.has_gpu);
     candidate.missing_vram_bytes = found.missing_vram_bytes;
     candidate.missing_ram_bytes = found.missing_ram_bytes;
     candidate.time = cost.price(candidate.placement);
@@ -128,7 +128,7 @@ StockPlan plan_stock(const Model& model, const Machine& machine, const ContextPa
     plan.memory = found.memory;
     plan.missing_vram_bytes = found.missing_vram_bytes;
     plan.missing_ram_bytes = found.missing_ram_bytes;
-    plan.placement = make_placement(Strategy::stock, found.knobs, model);
+    plan.placement = make_placement(Strategy::stock, found.knobs, model, machine.has_gpu);
     if (plan.viable) plan.time = price_workload(model, machine, sized, workload, plan.placement);
     const bool first = best.n_ubatch == 0;
     const bool better = plan.viable ? !best.viable || plan.time.total() < best.time.total()

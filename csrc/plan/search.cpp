@@ -63,13 +63,13 @@ class Search {
     if (terms.size() > kMaxTerms) throw std::invalid_argument("a search takes at most four passes");
     n_layer_ = static_cast<int32_t>(model.layers().size());
     knobs_ = all_knobs(strategy, model);
+    placement_.op_offload = budget.vram_bytes > 0 && uses_op_offload(strategy);
     intern_patterns();
     sum_layers(context);
     sum_ends();
     interned_.resize(terms.size());
     for (auto& ids : interned_) ids.resize(static_cast<size_t>(n_layer_));
     placement_.layer_pattern.resize(static_cast<size_t>(n_layer_));
-    placement_.op_offload = uses_op_offload(strategy);
   }
 
   Found best_first() {
@@ -117,7 +117,7 @@ class Search {
     const int64_t cache = cache_bytes(model_, described, context);
     (placement[Group::cache] == Where::pinned ? sums.gpu_cache : sums.host_cache) = cache;
     for (size_t t = 0; t < terms_.size(); ++t) {
-      sums.bound[t] = terms_[t].cost->layer_bound(static_cast<size_t>(layer), pattern_ids_[t][pattern], uses_op_offload(strategy_));
+      sums.bound[t] = terms_[t].cost->layer_bound(static_cast<size_t>(layer), pattern_ids_[t][pattern], placement_.op_offload);
     }
     return sums;
   }
@@ -150,7 +150,7 @@ class Search {
       const Where head = on_gpu ? Where::pinned : Where::cpu;
       sums.gpu_weights = on_gpu ? gpu_head_bytes(model_) : 0;
       sums.host_weights = embedding_bytes(model_) + (on_gpu ? 0 : host_head_bytes(model_));
-      for (size_t t = 0; t < terms_.size(); ++t) sums.bound[t] = terms_[t].cost->ends_bound(head, uses_op_offload(strategy_));
+      for (size_t t = 0; t < terms_.size(); ++t) sums.bound[t] = terms_[t].cost->ends_bound(head, placement_.op_offload);
     }
   }
 

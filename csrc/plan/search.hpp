@@ -18,7 +18,7 @@
 namespace pshard {
 
 struct Budget {
-  int64_t vram_bytes = 0;
+  int64_t vram_bytes = 0;  // 0: no GPU, everything on the CPU
   int64_t ram_bytes = 0;
 };
 

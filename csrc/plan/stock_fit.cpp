@@ -136,16 +136,20 @@ class Fit {
 
 }  // namespace
 
-StockFit stock_fit(const Model& model, const ContextParameters& context, int64_t target_bytes) {
+StockFit stock_fit(const Model& model, const ContextParameters& context, int64_t target_bytes, bool has_gpu) {
   Fit fit(model, context);
   StockFit result;
-  Shape shape = fit.whole();
-  result.fits_whole = fit.bytes(shape) <= target_bytes;
-  if (!result.fits_whole) shape = fit.fit(target_bytes);
+  Shape shape;
+  if (has_gpu) {
+    shape = fit.whole();
+    result.fits_whole = fit.bytes(shape) <= target_bytes;
+    if (!result.fits_whole) shape = fit.fit(target_bytes);
+  }
   result.n_gpu_layers = shape.n_layer;
   result.n_partial = shape.n_partial;
   result.overflow = shape.overflow;
   result.placement = fit.placement_of(shape);
+  result.placement.op_offload = has_gpu;
   result.memory = memory(model, result.placement, context, std::min(context.n_batch, context.n_ubatch));
   result.n_probes = fit.n_probes();
   return result;

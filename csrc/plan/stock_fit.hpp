@@ -24,7 +24,8 @@ struct StockFit {
   int32_t n_probes = 0;       // placements whose memory was asked for
 };
 
-// Fits into `target_bytes` of device memory (llama.cpp: free memory less the margin) at the context's n_ubatch.
-[[nodiscard]] StockFit stock_fit(const Model& model, const ContextParameters& context, int64_t target_bytes);
+// Fits into `target_bytes` of device memory (llama.cpp: free memory less the margin) at the context's n_ubatch. Without a GPU there is
+// nothing to fit: everything is on the CPU.
+[[nodiscard]] StockFit stock_fit(const Model& model, const ContextParameters& context, int64_t target_bytes, bool has_gpu = true);
 
 }  // namespace pshard

@@ -144,11 +144,11 @@ std::vector<Knobs> all_knobs(Strategy strategy, const Model& model) {
   return all;
 }
 
-Placement make_placement(Strategy strategy, const Knobs& knobs, const Model& model) {
+Placement make_placement(Strategy strategy, const Knobs& knobs, const Model& model, bool has_gpu) {
   const auto n_layer = static_cast<int32_t>(model.layers().size());
   Placement placement;
   placement.head = knobs.output_on_gpu ? Where::pinned : Where::cpu;
-  placement.op_offload = uses_op_offload(strategy);
+  placement.op_offload = has_gpu && uses_op_offload(strategy);
   placement.layer_pattern.resize(static_cast<size_t>(n_layer));
   const auto number_of = [&](const LayerPlacement& pattern) {
     const auto known = std::find(placement.patterns.begin(), placement.patterns.end(), pattern);

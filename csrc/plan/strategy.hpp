@@ -78,6 +78,7 @@ struct Runs {
 // counts: quadratic, a few thousand for 80 layers.
 [[nodiscard]] std::vector<Knobs> all_knobs(Strategy strategy, const Model& model);
 
-[[nodiscard]] Placement make_placement(Strategy strategy, const Knobs& knobs, const Model& model);
+// `has_gpu` false leaves op-offload out.
+[[nodiscard]] Placement make_placement(Strategy strategy, const Knobs& knobs, const Model& model, bool has_gpu = true);
 
 }  // namespace pshard

@@ -6,60 +6,45 @@ import collections.abc
 import enum
 import typing
 import typing_extensions
-__all__: list[str] = ['Budget', 'CacheCells', 'Candidate', 'ComputeBuffers', 'ComputeBytes', 'ContextParameters', 'DataType', 'DeviceBytes', 'Found', 'Gating', 'GpuDevice', 'GpuQuery', 'GraphTraits', 'Group', 'Hyperparameters', 'Knobs', 'Lane', 'Layer', 'LayerParameters', 'LayerPlacement', 'MemoryReport', 'Mixer', 'Model', 'OpKind', 'Pass', 'PassTime', 'Placement', 'RuntimePlan', 'StockFit', 'StockPlan', 'SwitchCost', 'Tensor', 'TierPlan', 'Where', 'Workload', 'WorkloadTime', 'all_knobs', 'built_with_cuda', 'cache_bytes', 'cache_cells', 'distinct_expert_share', 'embedding_bytes', 'embedding_operations', 'gpu_head_bytes', 'gpu_tensor_bytes', 'gpu_weight_bytes', 'group_of', 'head_operations', 'host_head_bytes', 'host_weight_bytes', 'kv_bytes_per_cell', 'layer_of', 'layer_operations', 'local_name', 'make_placement', 'memory', 'plan_runtime', 'plan_stock', 'plan_tier', 'price_pass', 'price_workload', 'query_gpus', 'reserved_pass', 'search', 'skip_strings', 'state_bytes', 'stock_fit', 'strategy_names', 'switch_cost', 'tier_ladder', 'tier_pass']
+__all__: list[str] = ['Basis', 'CacheCells', 'ComputeBuffers', 'ComputeBytes', 'ContextParameters', 'DataType', 'DeviceBytes', 'Gating', 'GpuDevice', 'GpuQuery', 'GraphTraits', 'Group', 'Hyperparameters', 'Lane', 'Layer', 'LayerParameters', 'LayerPlacement', 'LinkCurve', 'Machine', 'MemoryReport', 'Mixer', 'Model', 'OpKind', 'Pass', 'PassTime', 'Placement', 'Processor', 'RateSeries', 'SwitchCost', 'Tensor', 'TensorException', 'Where', 'built_with_cuda', 'cache_bytes', 'cache_cells', 'distinct_expert_share', 'embedding_bytes', 'embedding_operations', 'gpu_head_bytes', 'gpu_tensor_bytes', 'gpu_weight_bytes', 'group_of', 'head_operations', 'host_head_bytes', 'host_weight_bytes', 'kv_bytes_per_cell', 'layer_of', 'layer_operations', 'local_name', 'memory', 'price_pass', 'query_gpus', 'reserved_pass', 'skip_strings', 'state_bytes', 'switch_cost']
 class Group(enum.IntEnum):
-    attention: typing.ClassVar[Group]
-    cache: typing.ClassVar[Group]
-    embedding: typing.ClassVar[Group]
-    experts_down: typing.ClassVar[Group]
-    experts_gate: typing.ClassVar[Group]
-    experts_up: typing.ClassVar[Group]
-    ffn_down: typing.ClassVar[Group]
-    ffn_gate: typing.ClassVar[Group]
-    ffn_up: typing.ClassVar[Group]
-    head: typing.ClassVar[Group]
-    mixer: typing.ClassVar[Group]
-    norms: typing.ClassVar[Group]
-    router: typing.ClassVar[Group]
-    shared_down: typing.ClassVar[Group]
-    shared_gate: typing.ClassVar[Group]
-    shared_up: typing.ClassVar[Group]
-    @classmethod
-    def __new__(cls, value):
-        ...
-    def __format__(self, format_spec):
-        ...
+    norms = 0
+    attention = 1
+    cache = 2
+    mixer = 3
+    ffn_up = 4
+    ffn_gate = 5
+    ffn_down = 6
+    router = 7
+    experts_up = 8
+    experts_gate = 9
+    experts_down = 10
+    shared_up = 11
+    shared_gate = 12
+    shared_down = 13
+    embedding = 14
+    head = 15
 class Mixer(enum.IntEnum):
-    attention: typing.ClassVar[Mixer]
-    gated_delta: typing.ClassVar[Mixer]
-    mamba: typing.ClassVar[Mixer]
-    mamba2: typing.ClassVar[Mixer]
-    none: typing.ClassVar[Mixer]
-    short_convolution: typing.ClassVar[Mixer]
-    @classmethod
-    def __new__(cls, value):
-        ...
-    def __format__(self, format_spec):
-        ...
+    attention = 0
+    mamba = 1
+    mamba2 = 2
+    gated_delta = 3
+    short_convolution = 4
+    none = 5
 class Gating(enum.IntEnum):
-    sigmoid: typing.ClassVar[Gating]
-    softmax: typing.ClassVar[Gating]
-    softmax_of_selected: typing.ClassVar[Gating]
-    @classmethod
-    def __new__(cls, value):
-        ...
-    def __format__(self, format_spec):
-        ...
+    softmax = 0
+    sigmoid = 1
+    softmax_of_selected = 2
 class DataType:
-    def __eq__(self, other: DataType) -> bool:
+    def __eq__(self, other: object) -> bool:
         ...
     def __hash__(self) -> int:
         ...
-    def __init__(self, id: typing.SupportsInt | typing.SupportsIndex, block_elements: typing.SupportsInt | typing.SupportsIndex, block_bytes: typing.SupportsInt | typing.SupportsIndex) -> None:
+    def __init__(self, id: int, block_elements: int, block_bytes: int) -> None:
         ...
     def bits_per_element(self) -> float:
         ...
-    def row_bytes(self, n: typing.SupportsInt | typing.SupportsIndex) -> int:
+    def row_bytes(self, n: int) -> int:
         ...
     @property
     def block_bytes(self) -> int:
@@ -71,7 +56,7 @@ class DataType:
     def id(self) -> int:
         ...
 class Tensor:
-    def __init__(self, name: str, type: DataType, shape: typing.Annotated[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], "FixedSize(4)"], n_bytes: typing.SupportsInt | typing.SupportsIndex) -> None:
+    def __init__(self, name: str, type: DataType, shape: typing.Annotated[collections.abc.Sequence[int], "FixedSize(4)"], n_bytes: int) -> None:
         ...
     def n_elements(self) -> int:
         ...
@@ -96,43 +81,43 @@ class LayerParameters:
     def conv_state(self) -> int:
         ...
     @conv_state.setter
-    def conv_state(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
+    def conv_state(self, arg0: int) -> None:
         ...
     @property
     def head_dim_k(self) -> int:
         ...
     @head_dim_k.setter
-    def head_dim_k(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
+    def head_dim_k(self, arg0: int) -> None:
         ...
     @property
     def head_dim_v(self) -> int:
         ...
     @head_dim_v.setter
-    def head_dim_v(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
+    def head_dim_v(self, arg0: int) -> None:
         ...
     @property
     def n_head(self) -> int:
         ...
     @n_head.setter
-    def n_head(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
+    def n_head(self, arg0: int) -> None:
         ...
     @property
     def n_head_kv(self) -> int:
         ...
     @n_head_kv.setter
-    def n_head_kv(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
+    def n_head_kv(self, arg0: int) -> None:
         ...
     @property
     def scan_state(self) -> int:
         ...
     @scan_state.setter
-    def scan_state(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
+    def scan_state(self, arg0: int) -> None:
         ...
     @property
     def window(self) -> int:
         ...
     @window.setter
-    def window(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
+    def window(self, arg0: int) -> None:
         ...
 class GraphTraits:
     attention_temperature: bool
@@ -154,13 +139,13 @@ class GraphTraits:
     def attention_softcap(self) -> float:
         ...
     @attention_softcap.setter
-    def attention_softcap(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None:
+    def attention_softcap(self, arg0: float) -> None:
         ...
     @property
     def logits_softcap(self) -> float:
         ...
     @logits_softcap.setter
-    def logits_softcap(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None:
+    def logits_softcap(self, arg0: float) -> None:
         ...
 class Hyperparameters:
     architecture: str
@@ -171,19 +156,19 @@ class Hyperparameters:
     def head_dim_k_mla(self) -> int:
         ...
     @head_dim_k_mla.setter
-    def head_dim_k_mla(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
+    def head_dim_k_mla(self, arg0: int) -> None:
         ...
     @property
     def head_dim_v_mla(self) -> int:
         ...
     @head_dim_v_mla.setter
-    def head_dim_v_mla(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
+    def head_dim_v_mla(self, arg0: int) -> None:
         ...
     @property
     def kv_lora_rank(self) -> int:
         ...
     @kv_lora_rank.setter
-    def kv_lora_rank(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
+    def kv_lora_rank(self, arg0: int) -> None:
         ...
     @property
     def layers(self) -> list[LayerParameters]:
@@ -195,79 +180,79 @@ class Hyperparameters:
     def n_ctx_train(self) -> int:
         ...
     @n_ctx_train.setter
-    def n_ctx_train(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
+    def n_ctx_train(self, arg0: int) -> None:
         ...
     @property
     def n_embd(self) -> int:
         ...
     @n_embd.setter
-    def n_embd(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
+    def n_embd(self, arg0: int) -> None:
         ...
     @property
     def n_expert(self) -> int:
         ...
     @n_expert.setter
-    def n_expert(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
+    def n_expert(self, arg0: int) -> None:
         ...
     @property
     def n_expert_used(self) -> int:
         ...
     @n_expert_used.setter
-    def n_expert_used(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
+    def n_expert_used(self, arg0: int) -> None:
         ...
     @property
     def n_layer(self) -> int:
         ...
     @n_layer.setter
-    def n_layer(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
+    def n_layer(self, arg0: int) -> None:
         ...
     @property
     def n_layer_nextn(self) -> int:
         ...
     @n_layer_nextn.setter
-    def n_layer_nextn(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
+    def n_layer_nextn(self, arg0: int) -> None:
         ...
     @property
     def n_vocab(self) -> int:
         ...
     @n_vocab.setter
-    def n_vocab(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
+    def n_vocab(self, arg0: int) -> None:
         ...
     @property
     def rope_dim(self) -> int:
         ...
     @rope_dim.setter
-    def rope_dim(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
+    def rope_dim(self, arg0: int) -> None:
         ...
     @property
     def ssm_conv_kernel(self) -> int:
         ...
     @ssm_conv_kernel.setter
-    def ssm_conv_kernel(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
+    def ssm_conv_kernel(self, arg0: int) -> None:
         ...
     @property
     def ssm_group_count(self) -> int:
         ...
     @ssm_group_count.setter
-    def ssm_group_count(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
+    def ssm_group_count(self, arg0: int) -> None:
         ...
     @property
     def ssm_inner_size(self) -> int:
         ...
     @ssm_inner_size.setter
-    def ssm_inner_size(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
+    def ssm_inner_size(self, arg0: int) -> None:
         ...
     @property
     def ssm_state_size(self) -> int:
         ...
     @ssm_state_size.setter
-    def ssm_state_size(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
+    def ssm_state_size(self, arg0: int) -> None:
         ...
     @property
     def ssm_time_step_rank(self) -> int:
         ...
     @ssm_time_step_rank.setter
-    def ssm_time_step_rank(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
+    def ssm_time_step_rank(self, arg0: int) -> None:
         ...
 class Layer:
     @property
@@ -300,18 +285,216 @@ class Model:
     @property
     def tied_head(self) -> bool:
         ...
+class Basis(enum.IntEnum):
+    measured = 0
+    imported = 1
+    reference = 2
+    estimated = 3
+class RateSeries:
+    """
+    FLOP/s that a kernel reaches over its batch.
+    """
+    basis: Basis
+    def __init__(self, batch: collections.abc.Sequence[float] = [], flop_per_second: collections.abc.Sequence[float] = [], basis: Basis = Basis.estimated, spread: float = 0.0) -> None:
+        ...
+    def rate(self, batch: float) -> float:
+        """
+        FLOP/s at a batch.
+        """
+    @property
+    def batch(self) -> list[float]:
+        ...
+    @batch.setter
+    def batch(self, arg0: collections.abc.Sequence[float]) -> None:
+        ...
+    @property
+    def flop_per_second(self) -> list[float]:
+        ...
+    @flop_per_second.setter
+    def flop_per_second(self, arg0: collections.abc.Sequence[float]) -> None:
+        ...
+    @property
+    def spread(self) -> float:
+        ...
+    @spread.setter
+    def spread(self, arg0: float) -> None:
+        ...
+class Processor:
+    """
+    Rooflines of the GPU, or of the CPU at one thread count.
+    """
+    attention: RateSeries
+    basis: Basis
+    def __init__(self) -> None:
+        ...
+    @property
+    def memory_bytes_per_second(self) -> float:
+        ...
+    @memory_bytes_per_second.setter
+    def memory_bytes_per_second(self, arg0: float) -> None:
+        ...
+    @property
+    def memory_peak_bytes_per_second(self) -> float:
+        ...
+    @memory_peak_bytes_per_second.setter
+    def memory_peak_bytes_per_second(self, arg0: float) -> None:
+        ...
+    @property
+    def mul_mat(self) -> dict[int, RateSeries]:
+        ...
+    @mul_mat.setter
+    def mul_mat(self, arg1: collections.abc.Mapping[int, RateSeries]) -> None:
+        ...
+    @property
+    def mul_mat_id(self) -> dict[int, RateSeries]:
+        ...
+    @mul_mat_id.setter
+    def mul_mat_id(self, arg1: collections.abc.Mapping[int, RateSeries]) -> None:
+        ...
+    @property
+    def op_seconds(self) -> float:
+        ...
+    @op_seconds.setter
+    def op_seconds(self, arg0: float) -> None:
+        ...
+    @property
+    def peak_flop_per_second(self) -> float:
+        ...
+    @peak_flop_per_second.setter
+    def peak_flop_per_second(self, arg0: float) -> None:
+        ...
+    @property
+    def spread(self) -> float:
+        ...
+    @spread.setter
+    def spread(self, arg0: float) -> None:
+        ...
+class LinkCurve:
+    """
+    Bytes/s over the size of one copy, in one direction, from page-locked memory.
+    """
+    basis: Basis
+    def __init__(self, chunk_bytes: collections.abc.Sequence[float] = [], bytes_per_second: collections.abc.Sequence[float] = [], latency_seconds: float = 0.0, peak_bytes_per_second: float = 0.0, basis: Basis = Basis.estimated, spread: float = 0.0) -> None:
+        ...
+    def seconds(self, n_bytes: float, chunk: float) -> float:
+        """
+        Seconds for n_bytes in chunks of `chunk` bytes.
+        """
+    @property
+    def bytes_per_second(self) -> list[float]:
+        ...
+    @bytes_per_second.setter
+    def bytes_per_second(self, arg0: collections.abc.Sequence[float]) -> None:
+        ...
+    @property
+    def chunk_bytes(self) -> list[float]:
+        ...
+    @chunk_bytes.setter
+    def chunk_bytes(self, arg0: collections.abc.Sequence[float]) -> None:
+        ...
+    @property
+    def latency_seconds(self) -> float:
+        ...
+    @latency_seconds.setter
+    def latency_seconds(self, arg0: float) -> None:
+        ...
+    @property
+    def peak_bytes_per_second(self) -> float:
+        ...
+    @peak_bytes_per_second.setter
+    def peak_bytes_per_second(self, arg0: float) -> None:
+        ...
+    @property
+    def spread(self) -> float:
+        ...
+    @spread.setter
+    def spread(self, arg0: float) -> None:
+        ...
+class Machine:
+    """
+    A machine as the cost model sees it.
+    """
+    cpu: Processor
+    down: LinkCurve
+    gpu: Processor
+    has_gpu: bool
+    name: str
+    up: LinkCurve
+    def __copy__(self) -> Machine:
+        ...
+    def __init__(self) -> None:
+        ...
+    def check(self) -> None:
+        """
+        Raise ValueError, naming the field, where a figure cannot be priced with.
+        """
+    @property
+    def copy_engines(self) -> int:
+        ...
+    @copy_engines.setter
+    def copy_engines(self, arg0: int) -> None:
+        ...
+    @property
+    def copy_rate_under_cpu(self) -> float:
+        ...
+    @copy_rate_under_cpu.setter
+    def copy_rate_under_cpu(self, arg0: float) -> None:
+        ...
+    @property
+    def cpu_rate_under_copy(self) -> float:
+        ...
+    @cpu_rate_under_copy.setter
+    def cpu_rate_under_copy(self, arg0: float) -> None:
+        ...
+    @property
+    def handoff_to_cpu_seconds(self) -> float:
+        ...
+    @handoff_to_cpu_seconds.setter
+    def handoff_to_cpu_seconds(self, arg0: float) -> None:
+        ...
+    @property
+    def handoff_to_gpu_seconds(self) -> float:
+        ...
+    @handoff_to_gpu_seconds.setter
+    def handoff_to_gpu_seconds(self, arg0: float) -> None:
+        ...
+    @property
+    def host_bytes_per_second(self) -> float:
+        ...
+    @host_bytes_per_second.setter
+    def host_bytes_per_second(self, arg0: float) -> None:
+        ...
+    @property
+    def page_lock_bytes(self) -> int:
+        ...
+    @page_lock_bytes.setter
+    def page_lock_bytes(self, arg0: int) -> None:
+        ...
+    @property
+    def pageable_bytes_per_second(self) -> float:
+        ...
+    @pageable_bytes_per_second.setter
+    def pageable_bytes_per_second(self, arg0: float) -> None:
+        ...
+    @property
+    def ram_bytes(self) -> int:
+        ...
+    @ram_bytes.setter
+    def ram_bytes(self, arg0: int) -> None:
+        ...
+    @property
+    def vram_bytes(self) -> int:
+        ...
+    @vram_bytes.setter
+    def vram_bytes(self, arg0: int) -> None:
+        ...
 class Where(enum.IntEnum):
-    cpu: typing.ClassVar[Where]
-    pinned: typing.ClassVar[Where]
-    stream_a: typing.ClassVar[Where]
-    stream_b: typing.ClassVar[Where]
-    @classmethod
-    def __new__(cls, value):
-        ...
-    def __format__(self, format_spec):
-        ...
+    pinned = 0
+    stream_a = 1
+    stream_b = 2
+    cpu = 3
 class LayerPlacement:
-    def __eq__(self, other: LayerPlacement) -> bool:
+    def __eq__(self, other: object) -> bool:
         ...
     def __getitem__(self, group: Group) -> Where:
         ...
@@ -321,16 +504,31 @@ class LayerPlacement:
         ...
     def __setitem__(self, group: Group, where: Where) -> None:
         ...
+class TensorException:
+    def __init__(self, name: str, where: Where) -> None:
+        ...
+    @property
+    def name(self) -> str:
+        ...
+    @property
+    def where(self) -> Where:
+        ...
 class Placement:
     head: Where
     op_offload: bool
     def __init__(self) -> None:
         ...
     @property
+    def exceptions(self) -> list[TensorException]:
+        ...
+    @exceptions.setter
+    def exceptions(self, arg0: collections.abc.Sequence[TensorException]) -> None:
+        ...
+    @property
     def layer_pattern(self) -> list[int]:
         ...
     @layer_pattern.setter
-    def layer_pattern(self, arg0: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]) -> None:
+    def layer_pattern(self, arg0: collections.abc.Sequence[int]) -> None:
         ...
     @property
     def patterns(self) -> list[LayerPlacement]:
@@ -348,52 +546,47 @@ class Pass:
     def n_kv(self) -> int:
         ...
     @n_kv.setter
-    def n_kv(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
+    def n_kv(self, arg0: int) -> None:
         ...
     @property
     def n_kv_window(self) -> int:
         ...
     @n_kv_window.setter
-    def n_kv_window(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
+    def n_kv_window(self, arg0: int) -> None:
         ...
     @property
     def n_outputs(self) -> int:
         ...
     @n_outputs.setter
-    def n_outputs(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
+    def n_outputs(self, arg0: int) -> None:
         ...
     @property
     def n_seqs(self) -> int:
         ...
     @n_seqs.setter
-    def n_seqs(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
+    def n_seqs(self, arg0: int) -> None:
         ...
     @property
     def n_streams(self) -> int:
         ...
     @n_streams.setter
-    def n_streams(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
+    def n_streams(self, arg0: int) -> None:
         ...
     @property
     def n_tokens(self) -> int:
         ...
     @n_tokens.setter
-    def n_tokens(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
+    def n_tokens(self, arg0: int) -> None:
         ...
 class OpKind(enum.IntEnum):
-    attention: typing.ClassVar[OpKind]
-    attention_kq: typing.ClassVar[OpKind]
-    copy: typing.ClassVar[OpKind]
-    elementwise: typing.ClassVar[OpKind]
-    get_rows: typing.ClassVar[OpKind]
-    mul_mat: typing.ClassVar[OpKind]
-    mul_mat_id: typing.ClassVar[OpKind]
-    scan: typing.ClassVar[OpKind]
-    @classmethod
-    def __new__(cls, value):
-        ...
-    def __format__(self, format_spec):
-        ...
+    mul_mat = 0
+    mul_mat_id = 1
+    attention = 2
+    attention_kq = 3
+    get_rows = 4
+    elementwise = 5
+    copy = 6
+    scan = 7
 class ContextParameters:
     flash_attn: bool
     kv_unified: bool
@@ -407,25 +600,25 @@ class ContextParameters:
     def n_batch(self) -> int:
         ...
     @n_batch.setter
-    def n_batch(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
+    def n_batch(self, arg0: int) -> None:
         ...
     @property
     def n_ctx(self) -> int:
         ...
     @n_ctx.setter
-    def n_ctx(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
+    def n_ctx(self, arg0: int) -> None:
         ...
     @property
     def n_seq_max(self) -> int:
         ...
     @n_seq_max.setter
-    def n_seq_max(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
+    def n_seq_max(self, arg0: int) -> None:
         ...
     @property
     def n_ubatch(self) -> int:
         ...
     @n_ubatch.setter
-    def n_ubatch(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
+    def n_ubatch(self, arg0: int) -> None:
         ...
 class CacheCells:
     @property
@@ -472,29 +665,24 @@ class ComputeBytes:
 class ComputeBuffers:
     def __call__(self, placement: Placement) -> ComputeBytes:
         ...
-    def __init__(self, model: Model, context: ContextParameters, n_tokens: typing.SupportsInt | typing.SupportsIndex) -> None:
+    def __init__(self, model: Model, context: ContextParameters, n_tokens: int) -> None:
         ...
     @property
     def n_replays(self) -> int:
         ...
 class Lane(enum.IntEnum):
-    cpu: typing.ClassVar[Lane]
-    down: typing.ClassVar[Lane]
-    gpu: typing.ClassVar[Lane]
-    handoff: typing.ClassVar[Lane]
-    host_memory: typing.ClassVar[Lane]
-    up: typing.ClassVar[Lane]
-    @classmethod
-    def __new__(cls, value):
-        ...
-    def __format__(self, format_spec):
-        ...
+    gpu = 0
+    cpu = 1
+    up = 2
+    down = 3
+    host_memory = 4
+    handoff = 5
 class PassTime:
     @property
     def activation_bytes(self) -> float:
         ...
     @property
-    def basis(self) -> ...:
+    def basis(self) -> Basis:
         ...
     @property
     def bottleneck(self) -> Lane:
@@ -529,211 +717,6 @@ class SwitchCost:
         ...
     @property
     def up_bytes(self) -> int:
-        ...
-class Workload:
-    def __init__(self, prompt_tokens: typing.SupportsInt | typing.SupportsIndex, generate_tokens: typing.SupportsInt | typing.SupportsIndex) -> None:
-        ...
-    @property
-    def generate_tokens(self) -> int:
-        ...
-    @generate_tokens.setter
-    def generate_tokens(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
-        ...
-    @property
-    def prompt_tokens(self) -> int:
-        ...
-    @prompt_tokens.setter
-    def prompt_tokens(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
-        ...
-class Budget:
-    def __init__(self, vram_bytes: typing.SupportsInt | typing.SupportsIndex, ram_bytes: typing.SupportsInt | typing.SupportsIndex) -> None:
-        ...
-    @property
-    def ram_bytes(self) -> int:
-        ...
-    @ram_bytes.setter
-    def ram_bytes(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
-        ...
-    @property
-    def vram_bytes(self) -> int:
-        ...
-    @vram_bytes.setter
-    def vram_bytes(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
-        ...
-class Knobs:
-    __hash__: typing.ClassVar[None] = None
-    def __eq__(self, other: Knobs) -> bool:
-        ...
-    def __init__(self, n_pinned: typing.SupportsInt | typing.SupportsIndex = 0, n_attn_pinned: typing.SupportsInt | typing.SupportsIndex = 0, overflow: str = 'NONE', output_on_gpu: bool = False, pin_from_back: bool = False) -> None:
-        ...
-    @property
-    def n_attn_pinned(self) -> int:
-        ...
-    @property
-    def n_pinned(self) -> int:
-        ...
-    @property
-    def output_on_gpu(self) -> bool:
-        ...
-    @property
-    def overflow(self) -> str:
-        ...
-    @property
-    def pin_from_back(self) -> bool:
-        ...
-class Found:
-    @property
-    def knobs(self) -> Knobs:
-        ...
-    @property
-    def memory(self) -> MemoryReport:
-        ...
-    @property
-    def missing_ram_bytes(self) -> int:
-        ...
-    @property
-    def missing_vram_bytes(self) -> int:
-        ...
-    @property
-    def seconds(self) -> float:
-        ...
-    @property
-    def viable(self) -> bool:
-        ...
-class StockFit:
-    @property
-    def fits_whole(self) -> bool:
-        ...
-    @property
-    def memory(self) -> MemoryReport:
-        ...
-    @property
-    def n_gpu_layers(self) -> int:
-        ...
-    @property
-    def n_partial(self) -> int:
-        ...
-    @property
-    def n_probes(self) -> int:
-        ...
-    @property
-    def overflow(self) -> str:
-        ...
-    @property
-    def placement(self) -> Placement:
-        ...
-class Candidate:
-    @property
-    def knobs(self) -> Knobs:
-        ...
-    @property
-    def memory(self) -> MemoryReport:
-        ...
-    @property
-    def micro_batch(self) -> int:
-        ...
-    @property
-    def missing_ram_bytes(self) -> int:
-        ...
-    @property
-    def missing_vram_bytes(self) -> int:
-        ...
-    @property
-    def placement(self) -> Placement:
-        ...
-    @property
-    def strategy(self) -> str:
-        ...
-    @property
-    def time(self) -> PassTime:
-        ...
-    @property
-    def viable(self) -> bool:
-        ...
-class TierPlan:
-    @property
-    def batch_size(self) -> int:
-        ...
-    @property
-    def best(self) -> int:
-        ...
-    @property
-    def candidates(self) -> list[Candidate]:
-        ...
-    @property
-    def kv_fill_tokens(self) -> int:
-        ...
-    @property
-    def n_priced(self) -> int:
-        ...
-class WorkloadTime:
-    @property
-    def basis(self) -> ...:
-        ...
-    @property
-    def decode(self) -> PassTime:
-        ...
-    @property
-    def generate_seconds(self) -> float:
-        ...
-    @property
-    def prompt_seconds(self) -> float:
-        ...
-    @property
-    def spread_seconds(self) -> float:
-        ...
-    @property
-    def total_seconds(self) -> float:
-        ...
-class StockPlan:
-    @property
-    def knobs(self) -> Knobs:
-        ...
-    @property
-    def memory(self) -> MemoryReport:
-        ...
-    @property
-    def missing_ram_bytes(self) -> int:
-        ...
-    @property
-    def missing_vram_bytes(self) -> int:
-        ...
-    @property
-    def n_ubatch(self) -> int:
-        ...
-    @property
-    def placement(self) -> Placement:
-        ...
-    @property
-    def time(self) -> WorkloadTime:
-        ...
-    @property
-    def viable(self) -> bool:
-        ...
-class RuntimePlan:
-    @property
-    def decode_tier(self) -> int:
-        ...
-    @property
-    def generate_seconds(self) -> float:
-        ...
-    @property
-    def prompt_seconds(self) -> float:
-        ...
-    @property
-    def prompt_tier(self) -> int:
-        ...
-    @property
-    def switch_bytes(self) -> int:
-        ...
-    @property
-    def switch_seconds(self) -> float:
-        ...
-    @property
-    def total_seconds(self) -> float:
-        ...
-    @property
-    def viable(self) -> bool:
         ...
 class GpuDevice:
     """
@@ -779,17 +762,15 @@ class GpuQuery:
     @property
     def reason(self) -> str:
         ...
-def all_knobs(strategy: str, model: Model) -> list[Knobs]:
-    ...
 def cache_bytes(model: Model, layer: Layer, context: ContextParameters) -> int:
     ...
 def cache_cells(model: Model, context: ContextParameters) -> CacheCells:
     ...
-def distinct_expert_share(n_expert: typing.SupportsInt | typing.SupportsIndex, n_expert_used: typing.SupportsInt | typing.SupportsIndex, n_tokens: typing.SupportsFloat | typing.SupportsIndex) -> float:
+def distinct_expert_share(n_expert: int, n_expert_used: int, n_tokens: float) -> float:
     ...
 def embedding_bytes(model: Model) -> int:
     ...
-def embedding_operations(model: Model, pass_: Pass) -> list:
+def embedding_operations(model: Model, pass_: Pass) -> list[typing.Any]:
     ...
 def gpu_head_bytes(model: Model) -> int:
     ...
@@ -799,7 +780,7 @@ def gpu_weight_bytes(layer: Layer, placement: LayerPlacement) -> int:
     ...
 def group_of(tensor_name: str) -> Group:
     ...
-def head_operations(model: Model, pass_: Pass) -> list:
+def head_operations(model: Model, pass_: Pass) -> list[typing.Any]:
     ...
 def host_head_bytes(model: Model) -> int:
     ...
@@ -809,48 +790,28 @@ def kv_bytes_per_cell(layer: LayerParameters, type_k: DataType, type_v: DataType
     ...
 def layer_of(tensor_name: str) -> int:
     ...
-def layer_operations(model: Model, layer: typing.SupportsInt | typing.SupportsIndex, pass_: Pass, is_last: bool = False) -> list:
+def layer_operations(model: Model, layer: int, pass_: Pass, is_last: bool = False) -> list[typing.Any]:
     ...
 def local_name(tensor_name: str) -> str:
     ...
-def make_placement(strategy: str, knobs: Knobs, model: Model) -> Placement:
-    ...
-def memory(model: Model, placement: Placement, context: ContextParameters, n_tokens: typing.SupportsInt | typing.SupportsIndex) -> MemoryReport:
+def memory(model: Model, placement: Placement, context: ContextParameters, n_tokens: int) -> MemoryReport:
     """
     Bytes per device for one placement.
     """
-def plan_runtime(model: Model, machine: ..., context: ContextParameters, workload: Workload, tiers: collections.abc.Sequence[TierPlan]) -> RuntimePlan:
-    ...
-def plan_stock(model: Model, machine: ..., context: ContextParameters, workload: Workload, budget: Budget, micro_batches: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]) -> StockPlan:
-    ...
-def plan_tier(model: Model, machine: ..., context: ContextParameters, workload: Workload, budget: Budget, strategies: collections.abc.Sequence[str], batch_size: typing.SupportsInt | typing.SupportsIndex, fit: StockFit, fit_context: ContextParameters, allow_stock_fit: bool = True) -> TierPlan:
-    ...
-def price_pass(model: Model, machine: ..., pass_: Pass, placement: Placement) -> PassTime:
-    ...
-def price_workload(model: Model, machine: ..., context: ContextParameters, workload: Workload, placement: Placement) -> WorkloadTime:
+def price_pass(model: Model, machine: Machine, pass_: Pass, placement: Placement) -> PassTime:
     ...
 def query_gpus() -> GpuQuery:
     """
     Ask the CUDA runtime for the GPUs of this machine. Opens a context on each; an absent driver or device is an answer, not an error.
     """
-def reserved_pass(model: Model, context: ContextParameters, n_tokens: typing.SupportsInt | typing.SupportsIndex) -> Pass:
+def reserved_pass(model: Model, context: ContextParameters, n_tokens: int) -> Pass:
     ...
-def search(strategy: str, model: Model, machine: ..., context: ContextParameters, workload: Workload, budget: Budget, batch_size: typing.SupportsInt | typing.SupportsIndex, exhaustively: bool = False) -> Found:
-    ...
-def skip_strings(data: typing_extensions.Buffer, count: typing.SupportsInt | typing.SupportsIndex) -> tuple[int, int]:
+def skip_strings(data: typing_extensions.Buffer, count: int) -> tuple[int, int]:
     """
     Step over whole GGUF strings at the start of data: (strings, bytes).
     """
 def state_bytes(layer: LayerParameters) -> int:
     ...
-def stock_fit(model: Model, context: ContextParameters, target_bytes: typing.SupportsInt | typing.SupportsIndex) -> StockFit:
+def switch_cost(model: Model, machine: Machine, from_: Placement, to: Placement, cache_bytes_per_layer: collections.abc.Sequence[int]) -> SwitchCost:
     ...
-def strategy_names() -> list[str]:
-    ...
-def switch_cost(model: Model, machine: ..., from_: Placement, to: Placement, cache_bytes_per_layer: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]) -> SwitchCost:
-    ...
-def tier_ladder(context: ContextParameters, n_draft: typing.SupportsInt | typing.SupportsIndex = 0, tier_max: typing.SupportsInt | typing.SupportsIndex = 0) -> list[int]:
-    ...
-def tier_pass(model: Model, context: ContextParameters, workload: Workload, n_tokens: typing.SupportsInt | typing.SupportsIndex) -> Pass:
-    ...
-built_with_cuda: bool = False
+built_with_cuda: bool

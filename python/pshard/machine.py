@@ -18,6 +18,7 @@ from pshard.references import (
     GIB,
     Host,
     Reference,
+    default_host,
     find_gpu,
     join,
     machine_names,
@@ -185,9 +186,9 @@ def load_machine(
                 return Machine(profile.name, profile, (*profile.notes, f"Profile of this machine: {stored}."))
         detected = detect(vram_bytes, ram_given=ram is not None)
         base, free_vram_bytes = detected.reference, detected.free_vram_bytes
-    is_named_gpu = base.gpu is not None and base.name.startswith(base.gpu.name)
+    in_default_host = base.gpu is not None and base.name == join(base.gpu, base.host).name
     base = _with_parts(base, ram=ram, pcie=pcie, cpu=cpu)
-    if is_named_gpu and (assumed := _assumed(base, given)):
+    if in_default_host and (assumed := _assumed(base, given)):
         base = replace(base, notes=(*base.notes, assumed))
     profile = build_profile(base, base.host.n_cores)
     note = "All speeds are reference figures, not measurements: published specifications times stated efficiencies."

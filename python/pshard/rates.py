@@ -48,7 +48,7 @@ class Rates:
         for i in range(1, len(self.batch)):
             if rows <= self.batch[i]:
                 t = math.log(rows / self.batch[i - 1]) / math.log(self.batch[i] / self.batch[i - 1])
-                return self.flop_per_second[i - 1] ** (1.0 - t) * self.flop_per_second[i] ** t
+                return float(self.flop_per_second[i - 1] ** (1.0 - t) * self.flop_per_second[i] ** t)
         return self.flop_per_second[-1]
 
 

@@ -1,4 +1,4 @@
-"""GGUF files for tests: sound ones written by the gguf package, broken ones byte by byte, and the headers of well-known models."""
+"""GGUF files for tests: sound ones by the gguf package, broken ones byte by byte, headers of well-known models."""
 
 from __future__ import annotations
 
@@ -38,7 +38,10 @@ def write_sparse(
     tokens: int = 0,
     merges: int = 0,
 ) -> Path:
-    """A file by gguf.GGUFWriter whose tensor data is a hole. Keys go below the architecture; shapes are as in the file."""
+    """Write a file with gguf.GGUFWriter whose tensor data is a hole.
+
+    Keys go below the architecture unless they have a prefix of their own; shapes are as in the file.
+    """
     writer = gguf.GGUFWriter(path, architecture)
     for key, value in keys.items():
         name = key if key.startswith(("general.", "split.", "tokenizer.")) else f"{architecture}.{key}"

@@ -68,11 +68,18 @@ def module_name(path: Path) -> str:
     return ".".join(("pshard", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
 
 
-def imported_names(source: str, known: Iterable[str]) -> set[str]:
-    """Modules that a source imports anywhere in it: the package's own by full name, others by their first word."""
+def imported_names(source: str, known: Iterable[str], *, for_types: bool = True) -> set[str]:
+    """Modules that a source imports anywhere in it: the package's own by full name, others by their first word.
+
+    `for_types`: also what only type checkers import.
+    """
     names: set[str] = set()
     known = set(known)
-    for node in ast.walk(ast.parse(source)):
+    tree = ast.parse(source)
+    if not for_types:
+        conditions = [ast.unparse(node.test) if isinstance(node, ast.If) else "" for node in tree.body]
+        tree.body = [node for node, test in zip(tree.body, conditions, strict=True) if test != "TYPE_CHECKING"]
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -127,7 +134,10 @@ def test_cpp_rules_can_be_broken(path: str, text: str, message: str) -> None:
 
 
 def test_python_imports_have_no_cycle() -> None:
-    graph = {name: imports & IMPORTS.keys() - {"pshard", name} for name, imports in IMPORTS.items()}
+    graph = {
+        name: imported_names(source, MODULES, for_types=False) & MODULES.keys() - {"pshard", name}
+        for name, source in MODULES.items()
+    }
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
@@ -168,6 +178,12 @@ def test_only_the_command_line_talks() -> None:
 )
 def test_imports_are_read_wherever_they_stand(source: str, names: set[str]) -> None:
     assert imported_names(source, {"pshard", "pshard.model"}) == names
+
+
+def test_imports_for_types_are_told_apart() -> None:
+    source = "import json\nif TYPE_CHECKING:\n    from pshard.model import Model"
+    assert imported_names(source, {"pshard.model"}) == {"json", "pshard.model"}
+    assert imported_names(source, {"pshard.model"}, for_types=False) == {"json"}
 
 
 @pytest.mark.parametrize("path", PYTHON_FILES, ids=lambda path: str(path.relative_to(PACKAGE)))

@@ -50,11 +50,11 @@ def test_help_lists_every_command_with_a_sentence() -> None:
         assert group.get_command(click.Context(group), name).get_short_help_str()  # type: ignore[union-attr]
 
 
-def test_module_and_console_script_are_the_same_command() -> None:
+def test_module_is_the_same_command() -> None:
     module = subprocess.run([sys.executable, "-m", "pshard", "--help"], capture_output=True, text=True, timeout=60)
-    script = python("import sys; from pshard.cli import main; sys.exit(main(['--help']))")
+    function = python("import sys; from pshard.cli import main; sys.exit(main(['--help']))")
     assert module.returncode == 0
-    assert module.stdout == script.stdout
+    assert module.stdout == function.stdout
     assert module.stdout.startswith("Usage: pshard ")
 
 

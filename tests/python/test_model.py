@@ -216,6 +216,10 @@ def test_granite_scales_what_its_file_names() -> None:
         ),
         ("glm4moe", {"expert_weights_scale": 1.0}, "sigmoid", False, False),
         ("glm4moe", {"expert_gating_func": 1, "expert_weights_norm": True}, "softmax", True, False),
+        ("minimax-m2", {}, "sigmoid", True, False),
+        ("gpt-oss", {}, "softmax_of_selected", False, False),
+        ("llama4", {}, "sigmoid", False, False),
+        ("lfm2moe", {"expert_gating_func": 1}, "softmax", True, False),
         ("nemotron_h_moe", {"expert_weights_norm": True}, "sigmoid", True, False),
     ],
 )
@@ -226,6 +230,41 @@ def test_routing(architecture: str, keys: dict[str, Any], gating: str, normalise
         normalised,
         scaled,
     )
+
+
+@pytest.mark.parametrize(("n_expert", "normed"), [(0, True), (16, True), (128, False)])
+def test_llama4_norms_without_weights_but_not_in_its_128_expert_model(n_expert: int, normed: bool) -> None:
+    traits = decoder("llama4", 1, expert_count=n_expert, expert_used_count=min(n_expert, 1)).hyperparameters.traits
+    assert traits.norm_without_weight == normed
+    assert traits.attention_temperature
+
+
+def architectures_with(trait: str, **keys: Any) -> set[str]:
+    return {name for name in ARCHITECTURES if getattr(decoder(name, 1, **keys).hyperparameters.traits, trait)}
+
+
+@pytest.mark.parametrize(
+    ("trait", "architectures"),
+    [
+        ("late_row_selection", "gpt-oss qwen3next qwen35 qwen35moe nemotron_h nemotron_h_moe"),
+        ("parallel_block", "command-r cohere2 falcon phi2"),
+        ("gated_attention", "qwen3next qwen35 qwen35moe"),
+        ("scaled_embedding", "gemma gemma2 gemma3"),
+        ("weight_before_ffn", "llama4"),
+        ("attention_temperature", "llama4"),
+        ("norm_without_weight", "llama4"),
+        ("attention_softcap", "gemma2"),
+        ("logits_softcap", "gemma2"),
+    ],
+)
+def test_who_has_a_trait_without_being_told(trait: str, architectures: str) -> None:
+    assert architectures_with(trait) == set(architectures.split())
+
+
+def test_gptneox_is_parallel_where_its_file_says_so() -> None:
+    assert architectures_with("parallel_block", use_parallel_residual=True) - architectures_with("parallel_block") == {
+        "gptneox"
+    }
 
 
 def test_every_architecture_of_the_table_can_be_described() -> None:

@@ -56,7 +56,7 @@ def command(out: Output) -> None:
     out.line()
     out.table(["machine", "GPU", "host"], [[name, *parts] for name, parts in MACHINES.items()], title="Machines")
     out.line()
-    documents = sorted({sheet.source for sheet in (*gpus().values(), *hosts().values())})
+    documents = sorted({gpu.source for gpu in gpus().values()} | {host.source for host in hosts().values()})
     out.table(["sources"], [[document] for document in documents])
     out.hint("pshard plan MODEL --gpu rtx-3060-12g --ram 64G@51GB/s --pcie 3x8")
     out.json(

@@ -1,0 +1,296 @@
+#include "memory/replay.hpp"
+
+#include <algorithm>
+
+#include "memory/memory.hpp"
+
+namespace pshard {
+
+namespace {
+
+Device other(Device device) { return device == Device::gpu ? Device::host : Device::gpu; }
+
+template <typename Visit>
+void for_each_input(const Operation& operation, Visit visit) {
+  for (const int32_t value : operation.inputs) {
+    if (value != kNoValue) visit(value);
+  }
+}
+
+const Value& value_of(const Block& block, int32_t value) { return block.values[static_cast<size_t>(value)]; }
+
+// Bytes that arrive for the operations [first, end) through a lane.
+int64_t streamed_bytes(const ScheduledBlock& scheduled, size_t first, size_t end) {
+  int64_t total = 0;
+  bool slot = false;
+  for (size_t i = first; i < end; ++i) {
+    const Operation& operation = scheduled.block->operations[i];
+    if (!is_streamed(scheduled.operations[i].lane)) continue;
+    if (operation.weight != nullptr) total += gpu_tensor_bytes(*operation.weight);
+    if (operation.cache_bytes > 0 && !slot) {
+      slot = true;
+      total += scheduled.slot_bytes;
+    }
+  }
+  return total;
+}
+
+size_t end_of_split(const ScheduledBlock& scheduled, size_t first) {
+  size_t end = std::min(first + 1, scheduled.operations.size());
+  while (end < scheduled.operations.size() && !scheduled.operations[end].starts_split) ++end;
+  return end;
+}
+
+// A value on one device: its home, or the copy that a split on the other device made.
+struct Instance {
+  int32_t readers = 0;
+  int64_t offset = kNowhere;
+  int64_t n_bytes = 0;
+};
+
+class Replay {
+ public:
+  Replay(const ScheduledBlock& scheduled, const ReplayOutlook& outlook, const InputBytes& input_bytes, ReplayState& state)
+      : scheduled_(scheduled), block_(*scheduled.block), outlook_(outlook), input_bytes_(input_bytes), state_(state),
+        homes_(scheduled.homes), instances_(2 * block_.values.size()) {
+    if (block_.residual_in != kNoValue) {
+      homes_[static_cast<size_t>(block_.residual_in)] = state.residual_device;
+      at(block_.residual_in, state.residual_device) = {.readers = 0, .offset = state.residual_offset, .n_bytes = state.residual_bytes};
+    }
+    count_readers();
+  }
+
+  ReplayPeaks run() {
+    const size_t n = block_.operations.size();
+    for (size_t first = 0; first < n;) {
+      const size_t end = end_of_split(scheduled_, first);
+      run_split(first, end, end < n ? end_of_split(scheduled_, end) : end);
+      first = end;
+    }
+    const int32_t residual = block_.residual_out;
+    if (residual != kNoValue) {
+      const Instance& instance = at(residual, home(residual));
+      state_.residual_device = home(residual);
+      state_.residual_offset = instance.offset;
+      state_.residual_bytes = instance.n_bytes;
+    }
+    return peaks_;
+  }
+
+ private:
+  [[nodiscard]] bool is_input(int32_t value) const { return value_of(block_, value).is_input; }
+  [[nodiscard]] Device home(int32_t value) const { return homes_[static_cast<size_t>(value)]; }
+  Instance& at(int32_t value, Device device) { return instances_[2 * static_cast<size_t>(value) + static_cast<size_t>(device)]; }
+  Arena& arena(Device device) { return device == Device::gpu ? state_.gpu : state_.host; }
+  int64_t& input_offset(GraphInput input, Device device) {
+    return (device == Device::gpu ? state_.gpu_inputs : state_.host_inputs)[static_cast<size_t>(input)];
+  }
+
+  void count_readers() {
+    for (size_t i = 0; i < block_.operations.size(); ++i) {
+      for_each_input(block_.operations[i], [&](int32_t value) { ++at(value, scheduled_.operations[i].device).readers; });
+    }
+    for (const FusedRun& run : block_.fused) {
+      if (is_fused(run)) ++at(run.value, Device::gpu).readers;
+    }
+    if (block_.residual_out != kNoValue) ++at(block_.residual_out, home(block_.residual_out)).readers;
+    for (size_t v = 0; v < block_.values.size(); ++v) {  // making the copy is one more read of the original
+      const auto value = static_cast<int32_t>(v);
+      const Device original = is_input(value) ? Device::host : homes_[v];
+      const bool copied_before = is_input(value) && input_offset(block_.values[v].input, Device::gpu) != kNowhere;
+      if (at(value, other(original)).readers > 0 && !copied_before) ++at(value, original).readers;
+    }
+  }
+
+  // Fused kernels exist only where nothing comes between their operations.
+  [[nodiscard]] bool is_fused(const FusedRun& run) const {
+    if (home(run.value) != Device::gpu) return false;
+    for (int32_t i = run.first; i <= run.last; ++i) {
+      const ScheduledOperation& operation = scheduled_.operations[static_cast<size_t>(i)];
+      if (operation.device != Device::gpu || (i > run.first && operation.starts_split)) return false;
+    }
+    return true;
+  }
+
+  int64_t allocate(Device device, int64_t n_bytes) {
+    const int64_t offset = arena(device).allocate(n_bytes);
+    int64_t& peak = device == Device::gpu ? split_peak_ : peaks_.host_bytes;
+    peak = std::max(peak, arena(device).extent());
+    return offset;
+  }
+
+  void add(int32_t value, Device device) {
+    const Value& v = value_of(block_, value);
+    Instance& instance = at(value, device);
+    instance.n_bytes = v.n_bytes + (device == Device::gpu && home(value) == device ? v.gpu_scratch_bytes : 0);
+    instance.offset = allocate(device, instance.n_bytes);
+  }
+
+  void release(int32_t value, Device device) {
+    Instance& instance = at(value, device);
+    if (--instance.readers > 0) return;
+    if (is_input(value)) return release_input(value_of(block_, value), device);
+    if (instance.offset == kNowhere) return;
+    arena(device).free(instance.offset, instance.n_bytes);
+    instance.offset = kNowhere;
+  }
+
+  void release_input(const Value& value, Device device) {
+    const InputBits last = device == Device::gpu ? outlook_.last_gpu : outlook_.last_host;
+    int64_t& offset = input_offset(value.input, device);
+    if ((last & input_bit(value.input)) == 0 || offset == kNowhere) return;
+    arena(device).free(offset, value.n_bytes);
+    offset = kNowhere;
+  }
+
+  void copy_input(int32_t index) {
+    const Value& value = value_of(block_, index);
+    int64_t& offset = input_offset(value.input, Device::gpu);
+    if (offset != kNowhere) return;
+    release(index, Device::host);
+    offset = allocate(Device::gpu, value.n_bytes);
+  }
+
+  // What a split needs from the other device is there from its start, in the order in which it is read.
+  void open_split(size_t first, size_t end) {
+    for (size_t i = first; i < end; ++i) {
+      const Operation& operation = block_.operations[i];
+      const ScheduledOperation& scheduled = scheduled_.operations[i];
+      const bool product = operation.kind == OpKind::mul_mat || operation.kind == OpKind::mul_mat_id;
+      if (scheduled.copies_weight && product) copy_weight(i);
+      for_each_input(operation, [&](int32_t value) {
+        if (is_input(value)) {
+          if (scheduled.device == Device::gpu) copy_input(value);
+        } else if (home(value) != scheduled.device && at(value, scheduled.device).offset == kNowhere) {
+          release(value, home(value));
+          add(value, scheduled.device);
+        }
+      });
+      if (scheduled.copies_weight && !product) copy_weight(i);
+      if (scheduled.copies_cache && !is_streamed(scheduled.lane)) copy(i, scheduled.device, operation.cache_bytes);
+    }
+    if (end == block_.operations.size() && scheduled_.operations[first].device == Device::gpu) copy_ahead();
+  }
+
+  // Inputs that only later blocks name have no value here.
+  void copy_ahead() {
+    for (size_t i = 0; i < input_bytes_.size(); ++i) {
+      const InputBits bit = InputBits{1} << i;
+      int64_t& offset = state_.gpu_inputs[i];
+      if ((outlook_.ahead & bit) == 0 || offset != kNowhere) continue;
+      int64_t& original = state_.host_inputs[i];
+      if ((outlook_.last_host & bit) != 0 && original != kNowhere) {
+        state_.host.free(original, input_bytes_[i]);
+        original = kNowhere;
+      }
+      offset = allocate(Device::gpu, input_bytes_[i]);
+    }
+  }
+
+  void copy_weight(size_t operation) { copy(operation, Device::gpu, gpu_tensor_bytes(*block_.operations[operation].weight)); }
+
+  void copy(size_t operation, Device device, int64_t n_bytes) {
+    copies_.push_back({.operation = operation, .device = device, .offset = allocate(device, n_bytes), .n_bytes = n_bytes});
+  }
+
+  void run_split(size_t first, size_t end, size_t next_end) {
+    // The next split's weights arrive while this one runs.
+    const int64_t streamed = streamed_bytes(scheduled_, first, end) + streamed_bytes(scheduled_, end, next_end);
+    split_peak_ = state_.gpu.extent();
+    open_split(first, end);
+    for (size_t i = first; i < end; ++i) run_operation(i);
+    peaks_.gpu_last_split_bytes = split_peak_ + streamed;
+    peaks_.gpu_bytes = std::max(peaks_.gpu_bytes, split_peak_ + streamed);
+  }
+
+  void run_operation(size_t i) {
+    const Operation& operation = block_.operations[i];
+    const Device device = scheduled_.operations[i].device;
+    if (operation.output != kNoValue && !reuse(operation, device)) add(operation.output, device);
+    for_each_input(operation, [&](int32_t value) { release(value, device); });
+    for (Copy& copy : copies_) {
+      if (copy.operation == i) arena(copy.device).free(copy.offset, copy.n_bytes);
+    }
+    std::erase_if(copies_, [&](const Copy& copy) { return copy.operation == i; });
+    for (const FusedRun& run : block_.fused) {
+      if (static_cast<size_t>(run.last) == i && is_fused(run)) release(run.value, Device::gpu);
+    }
+  }
+
+  bool reuse(const Operation& operation, Device device) {
+    if (!operation.in_place) return false;
+    const int64_t n_bytes = value_of(block_, operation.output).n_bytes;
+    for (const int32_t value : operation.inputs) {
+      if (value == kNoValue || is_input(value) || value_of(block_, value).n_bytes != n_bytes) continue;
+      Instance& parent = at(value, device);
+      if (parent.offset == kNowhere || parent.readers != 1) continue;
+      Instance& output = at(operation.output, device);
+      output.offset = parent.offset;
+      output.n_bytes = n_bytes;
+      arena(device).shrink(parent.offset, parent.n_bytes, n_bytes);
+      parent.offset = kNowhere;
+      return true;
+    }
+    return false;
+  }
+
+  struct Copy {
+    size_t operation = 0;
+    Device device = Device::gpu;
+    int64_t offset = 0;
+    int64_t n_bytes = 0;
+  };
+
+  const ScheduledBlock& scheduled_;
+  const Block& block_;
+  const ReplayOutlook& outlook_;
+  const InputBytes& input_bytes_;
+  ReplayState& state_;
+  std::vector<Device> homes_;
+  std::vector<Instance> instances_;
+  std::vector<Copy> copies_;  // of weights and caches, for one operation each
+  int64_t split_peak_ = 0;
+  ReplayPeaks peaks_;
+};
+
+}  // namespace
+
+ScheduledBlock schedule_block(const Block& block, const BlockPlacement& placement, const Neighbours& neighbours, int64_t slot_bytes) {
+  ScheduledBlock result;
+  result.block = &block;
+  result.operations = schedule(block, placement, neighbours);
+  result.homes.resize(block.values.size(), Device::host);
+  result.slot_bytes = slot_bytes;
+  const size_t n = block.operations.size();
+  bool first_split = true;
+  result.one_split = true;
+  for (size_t i = 0; i < n; ++i) {
+    const Operation& operation = block.operations[i];
+    const Device device = result.operations[i].device;
+    if (operation.output != kNoValue) result.homes[static_cast<size_t>(operation.output)] = device;
+    if (i > 0 && result.operations[i].starts_split) first_split = result.one_split = false;
+    for_each_input(operation, [&](int32_t value) {
+      const Value& v = value_of(block, value);
+      if (!v.is_input) return;
+      (device == Device::gpu ? result.gpu_inputs : result.host_inputs) |= input_bit(v.input);
+      if (first_split && device == Device::gpu) result.first_split_gpu_inputs |= input_bit(v.input);
+    });
+  }
+  result.continues_split = n > 0 && !result.operations.front().starts_split;
+  for (size_t first = 0; first < n;) {
+    const size_t end = end_of_split(result, first);
+    const int64_t streamed = streamed_bytes(result, first, end);
+    if (first == 0) result.first_stream_bytes = streamed;
+    result.last_stream_bytes = streamed;
+    const int64_t next = end < n ? streamed_bytes(result, end, end_of_split(result, end)) : 0;
+    result.stream_bytes = std::max(result.stream_bytes, streamed + next);
+    first = end;
+  }
+  return result;
+}
+
+ReplayPeaks replay(const ScheduledBlock& scheduled, const ReplayOutlook& outlook, const InputBytes& input_bytes, ReplayState& state) {
+  return Replay(scheduled, outlook, input_bytes, state).run();
+}
+
+}  // namespace pshard

@@ -1,0 +1,370 @@
+"""Plans: what goes where, how fast it will be, and how to launch it."""
+
+from __future__ import annotations
+
+import math
+from copy import copy
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from pshard.errors import NoFeasiblePlanError, SettingError
+
+if TYPE_CHECKING:
+    from pshard import _core
+    from pshard.machine import Machine
+    from pshard.model import Model
+
+GIB = 1 << 30
+MIB = 1 << 20
+
+DEFAULT_N_CTX = 8192
+DEFAULT_N_BATCH = 2048
+DEFAULT_N_UBATCH = 512
+DEFAULT_FIT_TARGET_BYTES = 1024 * MIB
+# Micro-batches that stock llama.cpp is tried with, where none is asked for.
+MICRO_BATCHES = (512, 1024, 2048, 4096)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What a plan was asked for, checked and complete. Names are llama.cpp's."""
+
+    n_ctx: int
+    n_batch: int
+    n_ubatch: int
+    micro_batches: tuple[int, ...]
+    n_seq_max: int
+    flash_attn: bool
+    type_k: str
+    type_v: str
+    n_threads: int
+    prompt_tokens: int
+    generate_tokens: int
+    n_draft: int
+    strategy: str | None
+    tier_max: int
+    budget_bytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The result of `plan`.
+
+    Attributes
+    ----------
+    model : Model
+    machine : Machine
+    settings : Settings
+    tiers : tuple of _core.TierPlan
+        By rising batch; each with the best placement of every strategy.
+    fit : _core.StockFit
+        What stock llama.cpp's ``--fit`` decides for the same budget.
+    fit_time : _core.WorkloadTime
+        The workload under it.
+    stock : _core.StockPlan
+        The best placement that stock llama.cpp can be told.
+    runtime : _core.RuntimePlan
+        The workload on the pshard runtime, tier by tier.
+    whole_vram_bytes : int or None
+        Bytes of the whole model on the GPU, where that fits the budget with a prompt tier: then nothing needs a plan.
+    warnings : tuple of str
+    """
+
+    model: Model
+    machine: Machine
+    settings: Settings
+    tiers: tuple[_core.TierPlan, ...]
+    fit: _core.StockFit
+    fit_time: _core.WorkloadTime
+    stock: _core.StockPlan
+    runtime: _core.RuntimePlan
+    whole_vram_bytes: int | None
+    warnings: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the document that ``pshard plan --json`` prints: see docs/plan.md."""
+        return dict(self._document)
+
+    @cached_property
+    def _document(self) -> dict[str, object]:
+        from pshard.document import describe
+
+        return describe(self)
+
+
+def plan(
+    model: Model,
+    machine: Machine,
+    *,
+    n_ctx: int | None = None,
+    vram_bytes: int | None = None,
+    n_batch: int = DEFAULT_N_BATCH,
+    n_ubatch: int | None = None,
+    n_seq_max: int = 1,
+    flash_attn: bool = True,
+    type_k: str = "f16",
+    type_v: str = "f16",
+    n_threads: int | None = None,
+    prompt_tokens: int = 2048,
+    generate_tokens: int = 256,
+    n_draft: int = 0,
+    strategy: str | None = None,
+    tier_max: int | None = None,
+    fit_target_bytes: int = DEFAULT_FIT_TARGET_BYTES,
+) -> Plan:
+    """Plan a model on a machine.
+
+    Parameters
+    ----------
+    model : Model
+    machine : Machine
+    n_ctx : int, optional
+        Context in tokens over all sequences; 8192 by default, or the training length where that is smaller.
+    vram_bytes : int, optional
+        Budget for weights, KV and compute buffers on the GPU (the CUDA context is not in it). By default what is free
+        less `fit_target_bytes`. 0 plans for the CPU alone.
+    n_batch, n_ubatch : int
+        llama.cpp's batch and micro-batch. The latter is stock fit's (512 where not given); where it is not given, the
+        stock placement may choose a larger one.
+    n_seq_max : int
+        Parallel sequences.
+    flash_attn : bool
+    type_k, type_v : str
+        ggml types of the KV cache.
+    n_threads : int, optional
+        CPU threads; the physical cores by default.
+    prompt_tokens, generate_tokens : int
+        The workload that placements are compared for: one prompt, then that many tokens.
+    n_draft : int
+        Tokens that a draft proposes; adds a tier of `n_draft` + 1 tokens.
+    strategy : str, optional
+        Only this strategy, by its name in the pull request (`pshard._core.strategy_names`).
+    tier_max : int, optional
+        Largest tier; the larger of `n_batch` and 16384 by default, at most `n_ctx`.
+    fit_target_bytes : int
+        What stays free where no budget is given.
+
+    Returns
+    -------
+    Plan
+
+    Raises
+    ------
+    SettingError
+        An argument outside its range.
+    ModelError
+        A weight type that the machine has no rate for, not even an estimated one.
+    NoFeasiblePlanError
+        No placement fits VRAM and RAM; it says what is missing and what would make it fit.
+    """
+    from pshard import _core
+    from pshard.model import data_type
+
+    settings, warnings = _settings(
+        model,
+        machine,
+        n_ctx=n_ctx,
+        vram_bytes=vram_bytes,
+        n_batch=n_batch,
+        n_ubatch=n_ubatch,
+        n_seq_max=n_seq_max,
+        flash_attn=flash_attn,
+        type_k=type_k,
+        type_v=type_v,
+        n_threads=n_threads,
+        prompt_tokens=prompt_tokens,
+        generate_tokens=generate_tokens,
+        n_draft=n_draft,
+        strategy=strategy,
+        tier_max=tier_max,
+        fit_target_bytes=fit_target_bytes,
+    )
+    has_gpu = settings.budget_bytes > 0
+    # Beside a GPU, host weights lie in a host buffer and are multiplied by the plain kernels.
+    core_machine = copy(machine.core(settings.n_threads, "plain" if has_gpu else "interleaved"))
+    core_machine.has_gpu = has_gpu
+
+    def context(n_ubatch: int) -> _core.ContextParameters:
+        parameters = _core.ContextParameters()
+        parameters.n_ctx = settings.n_ctx
+        parameters.n_batch = max(settings.n_batch, n_ubatch)
+        parameters.n_ubatch = n_ubatch
+        parameters.n_seq_max = settings.n_seq_max
+        parameters.flash_attn = settings.flash_attn
+        parameters.type_k = data_type(settings.type_k)
+        parameters.type_v = data_type(settings.type_v)
+        return parameters
+
+    workload = _core.Workload(settings.prompt_tokens, settings.generate_tokens)
+    budget = _core.Budget(settings.budget_bytes, machine.ram_bytes)
+    stock_context = context(settings.n_ubatch)
+    ladder = _core.tier_ladder(context(settings.n_batch), settings.n_draft, settings.tier_max)
+    cache_context = context(ladder[-1])
+    strategies = [settings.strategy] if settings.strategy else _core.strategy_names()
+
+    fit = _core.stock_fit(model.core, stock_context, settings.budget_bytes, has_gpu)
+    tiers = tuple(
+        _core.plan_tier(
+            model.core, core_machine, cache_context, workload, budget, strategies, batch, fit, stock_context,
+            allow_stock_fit=settings.strategy is None,
+        )
+        for batch in ladder
+    )  # fmt: skip
+    stock = _core.plan_stock(model.core, core_machine, stock_context, workload, budget, settings.micro_batches)
+    if not stock.viable and not any(tier.best >= 0 for tier in tiers):
+        raise _infeasible(settings, machine, tiers, stock)
+    return Plan(
+        model=model,
+        machine=machine,
+        settings=settings,
+        tiers=tiers,
+        fit=fit,
+        fit_time=_core.price_workload(model.core, core_machine, stock_context, workload, fit.placement),
+        stock=stock,
+        runtime=_core.plan_runtime(model.core, core_machine, cache_context, workload, list(tiers)),
+        whole_vram_bytes=_whole_vram_bytes(model, ladder, context, settings.budget_bytes),
+        warnings=(*model.warnings, *warnings),
+    )
+
+
+def _settings(model: Model, machine: Machine, **given: object) -> tuple[Settings, list[str]]:
+    from pshard import _core
+
+    warnings = []
+    n_ctx_train = model.hyperparameters.n_ctx_train
+    n_ctx = given["n_ctx"]
+    if n_ctx is None:
+        n_ctx = min(DEFAULT_N_CTX, n_ctx_train) if n_ctx_train > 0 else DEFAULT_N_CTX
+    n_ctx = _positive("n_ctx", n_ctx)
+    n_seq_max = _positive("n_seq_max", given["n_seq_max"])
+    if n_seq_max > n_ctx:
+        message = f"n_seq_max={n_seq_max} sequences do not fit n_ctx={n_ctx} tokens; each needs at least one."
+        raise SettingError(message)
+    if 0 < n_ctx_train < n_ctx // n_seq_max:
+        warnings.append(
+            f"The context of {n_ctx // n_seq_max} tokens per sequence exceeds the {n_ctx_train} the model was trained on."
+        )
+    n_batch = _positive("n_batch", given["n_batch"])
+    n_ubatch = given["n_ubatch"]
+    micro_batches: tuple[int, ...]
+    if n_ubatch is None:
+        n_ubatch = min(DEFAULT_N_UBATCH, n_batch)
+        micro_batches = (n_ubatch, *(size for size in MICRO_BATCHES if n_ubatch < size <= n_ctx))
+    else:
+        n_ubatch = min(_positive("n_ubatch", n_ubatch), n_batch)
+        micro_batches = (n_ubatch,)
+    prompt_tokens = _positive("prompt_tokens", given["prompt_tokens"], minimum=0)
+    generate_tokens = _positive("generate_tokens", given["generate_tokens"], minimum=0)
+    if prompt_tokens + generate_tokens == 0:
+        message = "prompt_tokens and generate_tokens are both 0; a plan needs some work to compare placements by."
+        raise SettingError(message)
+    if prompt_tokens + generate_tokens > n_ctx // n_seq_max:
+        message = (
+            f"prompt_tokens={prompt_tokens} and generate_tokens={generate_tokens} exceed the context of "
+            f"{n_ctx // n_seq_max} tokens per sequence; raise n_ctx or shorten the workload."
+        )
+        raise SettingError(message)
+    strategy = given["strategy"]
+    if strategy is not None and strategy not in _core.strategy_names():
+        message = f"strategy {strategy!r} is none of {', '.join(_core.strategy_names())}."
+        raise SettingError(message)
+    tier_max = given["tier_max"]
+    n_threads = given["n_threads"]
+    settings = Settings(
+        n_ctx=n_ctx,
+        n_batch=n_batch,
+        n_ubatch=n_ubatch,
+        micro_batches=micro_batches,
+        n_seq_max=n_seq_max,
+        flash_attn=bool(given["flash_attn"]),
+        type_k=str(given["type_k"]).lower(),
+        type_v=str(given["type_v"]).lower(),
+        n_threads=machine.n_threads if n_threads is None else _positive("n_threads", n_threads),
+        prompt_tokens=prompt_tokens,
+        generate_tokens=generate_tokens,
+        n_draft=_positive("n_draft", given["n_draft"], minimum=0),
+        strategy=None if strategy is None else str(strategy),
+        tier_max=0 if tier_max is None else _positive("tier_max", tier_max),
+        budget_bytes=_budget_bytes(machine, given["vram_bytes"], given["fit_target_bytes"]),
+    )
+    _check_cache_types(model, settings)
+    if settings.budget_bytes > machine.vram_bytes > 0:
+        warnings.append(
+            f"The budget of {settings.budget_bytes / GIB:.1f} GiB exceeds the {machine.vram_bytes / GIB:.1f} GiB "
+            f"of {machine.name}."
+        )
+    return settings, warnings
+
+
+def _positive(name: str, value: object, *, minimum: int = 1) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        message = f"{name}={value!r} must be a whole number of at least {minimum}."
+        raise SettingError(message)
+    return value
+
+
+def _budget_bytes(machine: Machine, vram_bytes: object, fit_target_bytes: object) -> int:
+    if vram_bytes is not None:
+        budget = _positive("vram_bytes", vram_bytes, minimum=0)
+        if budget > 0 and not machine.has_gpu:
+            message = f"vram_bytes={budget}, but {machine.name} has no GPU; name one (--gpu), or plan with 0."
+            raise SettingError(message)
+        return budget
+    free = machine.vram_bytes if machine.free_vram_bytes is None else machine.free_vram_bytes
+    return max(0, free - _positive("fit_target_bytes", fit_target_bytes, minimum=0)) if machine.has_gpu else 0
+
+
+def _check_cache_types(model: Model, settings: Settings) -> None:
+    from pshard.model import data_type
+
+    for name in ("type_k", "type_v"):
+        data_type(getattr(settings, name))
+    if not settings.flash_attn and settings.type_v not in ("f16", "f32", "bf16"):
+        message = f"type_v={settings.type_v!r} needs flash attention: llama.cpp keeps a quantised V cache only with it."
+        raise SettingError(message)
+    for name, field in (("type_k", "head_dim_k"), ("type_v", "head_dim_v")):
+        block = data_type(getattr(settings, name)).block_elements
+        width = next((getattr(layer, field) for layer in model.hyperparameters.layers if getattr(layer, field) % block), 0)
+        if width:
+            message = f"{name}={getattr(settings, name)!r} has blocks of {block}, which do not divide heads of {width}."
+            raise SettingError(message)
+
+
+def _whole_vram_bytes(model: Model, ladder: list[int], context: object, budget_bytes: int) -> int | None:
+    """Bytes of the whole model on the GPU, if it fits at some prompt tier: the pull request's rule for switching off."""
+    from pshard import _core
+
+    whole = _core.make_placement("STATIC_ATTNPRIO_ALLMODELS", _core.Knobs(model.n_layer, model.n_layer, "NONE", True), model.core)
+
+    def used(batch: int) -> int:
+        return int(_core.memory(model.core, whole, context(batch), batch).gpu.total())  # type: ignore[operator]
+
+    prompt_tiers = [batch for batch in ladder if batch >= DEFAULT_N_UBATCH] or ladder[-1:]
+    if not any(used(batch) <= budget_bytes for batch in reversed(prompt_tiers)):
+        return None
+    return used(min(prompt_tiers[0], DEFAULT_N_UBATCH))
+
+
+def _infeasible(
+    settings: Settings, machine: Machine, tiers: tuple[_core.TierPlan, ...], stock: _core.StockPlan
+) -> NoFeasiblePlanError:
+    misses = [(c.missing_vram_bytes, c.missing_ram_bytes) for tier in tiers for c in tier.candidates]
+    misses.append((stock.missing_vram_bytes, stock.missing_ram_bytes))
+    vram, ram = min(misses, key=sum)
+    lacking = []
+    if vram:
+        lacking.append(f"{vram} bytes ({vram / GIB:.2f} GiB) of VRAM beyond the budget of {settings.budget_bytes / GIB:.2f} GiB")
+    if ram:
+        lacking.append(f"{ram} bytes ({ram / GIB:.2f} GiB) of RAM beyond the {machine.ram_bytes / GIB:.2f} GiB of {machine.name}")
+    remedies = ["a smaller quantisation"]
+    if settings.n_ctx > 1024:
+        remedies.append(f"a context shorter than {settings.n_ctx} tokens (-c)")
+    if settings.type_k == "f16":
+        remedies.append("a quantised KV cache (-ctk q8_0 -ctv q8_0)")
+    if vram:
+        remedies.append(f"--vram {math.ceil((settings.budget_bytes + vram) / GIB * 10) / 10:g}G")
+    if ram:
+        remedies.append(f"--ram {math.ceil((machine.ram_bytes + ram) / GIB)}G")
+    message = f"nothing fits: the smallest placement needs {' and '.join(lacking)}. What would help: {', '.join(remedies)}."
+    return NoFeasiblePlanError(message, vram + ram)
