@@ -7,12 +7,29 @@ using namespace py::literals;
 
 namespace {
 
-using namespace pshard;
+using pshard::Budget;
+using pshard::Candidate;
+using pshard::ComputeBuffers;
+using pshard::ContextParameters;
+using pshard::Found;
+using pshard::Knobs;
+using pshard::Machine;
+using pshard::Model;
+using pshard::Overflow;
+using pshard::PassCost;
+using pshard::RuntimePlan;
+using pshard::StockFit;
+using pshard::StockPlan;
+using pshard::Strategy;
+using pshard::Term;
+using pshard::TierPlan;
+using pshard::Workload;
+using pshard::WorkloadTime;
 
 // Strategies by their names, which are the stable key.
 Strategy strategy_named(const std::string& name) {
   if (name == to_string(Strategy::stock)) return Strategy::stock;
-  const auto strategy = strategy_from_name(name);
+  const auto strategy = pshard::strategy_from_name(name);
   if (!strategy) throw std::invalid_argument("unknown strategy '" + name + "'");
   return *strategy;
 }
@@ -109,7 +126,7 @@ Found search_one(const std::string& strategy, const Model& model, const Machine&
   PassCost cost(model, machine, tier_pass(model, context, workload, batch_size));
   ComputeBuffers compute(model, context, batch_size);
   const Term term{&cost, 1.0};
-  const auto how = exhaustively ? search_exhaustively : search;
+  const auto how = exhaustively ? pshard::search_exhaustively : pshard::search;
   return how(strategy_named(strategy), model, context, compute, std::span(&term, 1), budget);
 }
 
@@ -121,21 +138,21 @@ void bind_plan(py::module_& m) {
   const auto no_gil = py::call_guard<py::gil_scoped_release>();
   m.def("strategy_names", [] {
     std::vector<std::string> names;
-    for (const Strategy strategy : kPullRequestStrategies) names.emplace_back(to_string(strategy));
+    for (const Strategy strategy : pshard::kPullRequestStrategies) names.emplace_back(to_string(strategy));
     return names;
   });
   m.def(
       "make_placement",
       [](const std::string& strategy, const Knobs& knobs, const Model& model) {
-        return make_placement(strategy_named(strategy), knobs, model);
+        return pshard::make_placement(strategy_named(strategy), knobs, model);
       },
       "strategy"_a, "knobs"_a, "model"_a);
   m.def(
-      "all_knobs", [](const std::string& strategy, const Model& model) { return all_knobs(strategy_named(strategy), model); },
+      "all_knobs", [](const std::string& strategy, const Model& model) { return pshard::all_knobs(strategy_named(strategy), model); },
       "strategy"_a, "model"_a);
-  m.def("tier_ladder", &tier_ladder, "context"_a, "n_draft"_a = 0, "tier_max"_a = 0);
-  m.def("tier_pass", &tier_pass, "model"_a, "context"_a, "workload"_a, "n_tokens"_a);
-  m.def("stock_fit", &stock_fit, "model"_a, "context"_a, "target_bytes"_a, "has_gpu"_a = true, no_gil);
+  m.def("tier_ladder", &pshard::tier_ladder, "context"_a, "n_draft"_a = 0, "tier_max"_a = 0);
+  m.def("tier_pass", &pshard::tier_pass, "model"_a, "context"_a, "workload"_a, "n_tokens"_a);
+  m.def("stock_fit", &pshard::stock_fit, "model"_a, "context"_a, "target_bytes"_a, "has_gpu"_a = true, no_gil);
   m.def("search", &search_one, "strategy"_a, "model"_a, "machine"_a, "context"_a, "workload"_a, "budget"_a, "batch_size"_a,
         "exhaustively"_a = false, no_gil);
   m.def(
@@ -145,11 +162,11 @@ void bind_plan(py::module_& m) {
          bool allow_stock_fit) {
         std::vector<Strategy> parsed;
         for (const std::string& name : strategies) parsed.push_back(strategy_named(name));
-        return plan_tier(model, machine, context, workload, budget, parsed, batch_size, fit, fit_context, allow_stock_fit);
+        return pshard::plan_tier(model, machine, context, workload, budget, parsed, batch_size, fit, fit_context, allow_stock_fit);
       },
       "model"_a, "machine"_a, "context"_a, "workload"_a, "budget"_a, "strategies"_a, "batch_size"_a, "fit"_a, "fit_context"_a,
       "allow_stock_fit"_a = true, no_gil);
-  m.def("plan_stock", &plan_stock, "model"_a, "machine"_a, "context"_a, "workload"_a, "budget"_a, "micro_batches"_a, no_gil);
-  m.def("plan_runtime", &plan_runtime, "model"_a, "machine"_a, "context"_a, "workload"_a, "tiers"_a, no_gil);
-  m.def("price_workload", &price_workload, "model"_a, "machine"_a, "context"_a, "workload"_a, "placement"_a, no_gil);
+  m.def("plan_stock", &pshard::plan_stock, "model"_a, "machine"_a, "context"_a, "workload"_a, "budget"_a, "micro_batches"_a, no_gil);
+  m.def("plan_runtime", &pshard::plan_runtime, "model"_a, "machine"_a, "context"_a, "workload"_a, "tiers"_a, no_gil);
+  m.def("price_workload", &pshard::price_workload, "model"_a, "machine"_a, "context"_a, "workload"_a, "placement"_a, no_gil);
 }

@@ -69,7 +69,7 @@ class Replay {
     }
     const int32_t residual = block_.residual_out;
     if (residual != kNoValue) {
-      const Instance& instance = at(residual, home(residual));
+      const Instance& instance = at(holder(residual, home(residual)), home(residual));
       state_.residual_device = home(residual);
       state_.residual_offset = instance.offset;
       state_.residual_bytes = instance.n_bytes;
@@ -86,19 +86,29 @@ class Replay {
     return (device == Device::gpu ? state_.gpu_inputs : state_.host_inputs)[static_cast<size_t>(input)];
   }
 
+  // What holds the memory of a value on a device: a view has none of its own where its base is; copied, it is a value like others.
+  [[nodiscard]] int32_t holder(int32_t value, Device device) const {
+    return device == home(value) ? scheduled_.bases[static_cast<size_t>(value)] : value;
+  }
+
   void count_readers() {
     for (size_t i = 0; i < block_.operations.size(); ++i) {
-      for_each_input(block_.operations[i], [&](int32_t value) { ++at(value, scheduled_.operations[i].device).readers; });
+      if (block_.operations[i].is_view) continue;
+      const Device device = scheduled_.operations[i].device;
+      for_each_input(block_.operations[i], [&](int32_t value) { ++at(holder(value, device), device).readers; });
     }
     for (const FusedRun& run : block_.fused) {
-      if (is_fused(run)) ++at(run.value, Device::gpu).readers;
+      if (is_fused(run)) ++at(holder(run.value, Device::gpu), Device::gpu).readers;
     }
-    if (block_.residual_out != kNoValue) ++at(block_.residual_out, home(block_.residual_out)).readers;
+    if (block_.residual_out != kNoValue) {
+      const Device device = home(block_.residual_out);
+      ++at(holder(block_.residual_out, device), device).readers;
+    }
     for (size_t v = 0; v < block_.values.size(); ++v) {  // making the copy is one more read of the original
       const auto value = static_cast<int32_t>(v);
       const Device original = is_input(value) ? Device::host : homes_[v];
       const bool copied_before = is_input(value) && input_offset(block_.values[v].input, Device::gpu) != kNowhere;
-      if (at(value, other(original)).readers > 0 && !copied_before) ++at(value, original).readers;
+      if (at(value, other(original)).readers > 0 && !copied_before) ++at(holder(value, original), original).readers;
     }
   }
 
@@ -156,13 +166,14 @@ class Replay {
     for (size_t i = first; i < end; ++i) {
       const Operation& operation = block_.operations[i];
       const ScheduledOperation& scheduled = scheduled_.operations[i];
+      if (operation.is_view) continue;
       const bool product = operation.kind == OpKind::mul_mat || operation.kind == OpKind::mul_mat_id;
       if (scheduled.copies_weight && product) copy_weight(i);
       for_each_input(operation, [&](int32_t value) {
         if (is_input(value)) {
           if (scheduled.device == Device::gpu) copy_input(value);
         } else if (home(value) != scheduled.device && at(value, scheduled.device).offset == kNowhere) {
-          release(value, home(value));
+          release(holder(value, home(value)), home(value));
           add(value, scheduled.device);
         }
       });
@@ -205,15 +216,16 @@ class Replay {
 
   void run_operation(size_t i) {
     const Operation& operation = block_.operations[i];
+    if (operation.is_view) return;
     const Device device = scheduled_.operations[i].device;
     if (operation.output != kNoValue && !reuse(operation, device)) add(operation.output, device);
-    for_each_input(operation, [&](int32_t value) { release(value, device); });
+    for_each_input(operation, [&](int32_t value) { release(holder(value, device), device); });
     for (Copy& copy : copies_) {
       if (copy.operation == i) arena(copy.device).free(copy.offset, copy.n_bytes);
     }
     std::erase_if(copies_, [&](const Copy& copy) { return copy.operation == i; });
     for (const FusedRun& run : block_.fused) {
-      if (static_cast<size_t>(run.last) == i && is_fused(run)) release(run.value, Device::gpu);
+      if (static_cast<size_t>(run.last) == i && is_fused(run)) release(holder(run.value, Device::gpu), Device::gpu);
     }
   }
 
@@ -222,6 +234,7 @@ class Replay {
     const int64_t n_bytes = value_of(block_, operation.output).n_bytes;
     for (const int32_t value : operation.inputs) {
       if (value == kNoValue || is_input(value) || value_of(block_, value).n_bytes != n_bytes) continue;
+      if (holder(value, device) != value) continue;  // never through a view
       Instance& parent = at(value, device);
       if (parent.offset == kNowhere || parent.readers != 1) continue;
       Instance& output = at(operation.output, device);
@@ -260,6 +273,7 @@ ScheduledBlock schedule_block(const Block& block, const BlockPlacement& placemen
   result.block = &block;
   result.operations = schedule(block, placement, neighbours);
   result.homes.resize(block.values.size(), Device::host);
+  for (size_t v = 0; v < block.values.size(); ++v) result.bases.push_back(static_cast<int32_t>(v));
   result.slot_bytes = slot_bytes;
   const size_t n = block.operations.size();
   bool first_split = true;
@@ -267,6 +281,13 @@ ScheduledBlock schedule_block(const Block& block, const BlockPlacement& placemen
   for (size_t i = 0; i < n; ++i) {
     const Operation& operation = block.operations[i];
     const Device device = result.operations[i].device;
+    if (operation.is_view) {
+      const auto view = static_cast<size_t>(operation.output);
+      const auto base = static_cast<size_t>(operation.inputs[0]);
+      result.homes[view] = result.homes[base];
+      result.bases[view] = result.bases[base];
+      continue;
+    }
     if (operation.output != kNoValue) result.homes[static_cast<size_t>(operation.output)] = device;
     if (i > 0 && result.operations[i].starts_split) first_split = result.one_split = false;
     for_each_input(operation, [&](int32_t value) {

@@ -41,6 +41,7 @@ struct ScheduledBlock {
   const Block* block = nullptr;
   std::vector<ScheduledOperation> operations;
   std::vector<Device> homes;     // by value
+  std::vector<int32_t> bases;    // by value: what a view looks into, else the value itself
   InputBits gpu_inputs = 0;      // graph inputs that the GPU reads
   InputBits host_inputs = 0;     // and the host
   bool continues_split = false;  // the first operation goes on with the split of the block before

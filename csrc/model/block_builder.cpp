@@ -108,6 +108,15 @@ int32_t BlockBuilder::product(Group group, std::initializer_list<int32_t> inputs
   return output;
 }
 
+int32_t BlockBuilder::view(int32_t base, int64_t n_bytes) {
+  const int32_t output = add_value(n_bytes);
+  const Group group = block_.operations.empty() ? Group::norms : block_.operations.back().group;
+  Operation& operation = append(OpKind::copy, group, {base}, output);
+  operation.is_view = true;
+  operation.activation_bytes = 0;
+  return output;
+}
+
 int32_t BlockBuilder::elementwise(Group group, std::initializer_list<int32_t> inputs, int64_t out_bytes, const Tensor* weight) {
   const int32_t output = fresh(OpKind::elementwise, group, inputs, out_bytes, weight);
   last().in_place = true;

@@ -2,8 +2,8 @@
 // a layer computes in these words; sizes, FLOP and bytes are counted here, once.
 //
 // Counting: a product of an n x k weight with m rows costs 2 n k m FLOP; element-wise work costs one FLOP per element that it writes
-// (negligible beside its bytes). Activations are f32. Views and reshapes are not operations: users name the value they look into, which
-// keeps it alive just as a view would.
+// (negligible beside its bytes). Activations are f32. A view or reshape is an operation without work; it matters where ggml could
+// have worked in place: it never overwrites through a view.
 #pragma once
 
 #include <array>
@@ -51,6 +51,9 @@ class BlockBuilder {
   // Batched product without a weight tensor in the cache group or elsewhere: out[n, m] with contraction length k, `batch` times.
   int32_t product(Group group, std::initializer_list<int32_t> inputs, int64_t n, int64_t k, int64_t m, int64_t batch);
 
+  // `n_bytes` of a value under another shape.
+  int32_t view(int32_t base, int64_t n_bytes);
+  int32_t reshape(int32_t base) { return view(base, bytes_of(base)); }
   // out_bytes written from the inputs; overwrites one of them where that is allowed.
   int32_t elementwise(Group group, std::initializer_list<int32_t> inputs, int64_t out_bytes, const Tensor* weight = nullptr);
   // The same into memory of its own.

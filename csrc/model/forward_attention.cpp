@@ -12,6 +12,7 @@ struct Heads {
   int32_t key = kNoValue;
   int32_t value = kNoValue;
   int32_t gate = kNoValue;  // output gate that came with the query projection
+  bool fused = false;       // all three are parts of one projection
 };
 
 int32_t rope(BlockBuilder& b, int32_t input, int64_t out_bytes) {
@@ -29,7 +30,7 @@ int32_t rotate(BlockBuilder& b, Group group, int32_t input, GraphInput rotation,
   const int64_t size = rotation_size(head_dim, rotation == GraphInput::value_rotation);
   const int64_t rows = b.bytes_of(input) / kActivationBytes / size;
   const int32_t matrix = b.graph_input(rotation, size * size * kActivationBytes);
-  return b.product(group, {input, matrix}, size, size, rows, 1);
+  return b.reshape(b.product(group, {input, matrix}, size, size, rows, 1));
 }
 
 bool is_rotated(const DataType& type, int64_t head_dim) { return type.block_elements > 1 && head_dim > 0 && head_dim % 64 == 0; }
@@ -106,7 +107,7 @@ int32_t attend(BlockBuilder& b, int32_t query, int64_t key_dim, int64_t value_di
   if (decompress != nullptr) output = b.mul_mat(*decompress, output, pass.n_tokens);
   if (!pass.flash_attn) return b.fresh(OpKind::copy, Group::cache, {output}, b.bytes_of(output));
   if (decompress != nullptr) output = b.fresh(OpKind::copy, Group::attention, {output}, b.bytes_of(output));
-  return output;
+  return b.reshape(output);
 }
 
 // Encoders keep no cache: K and V are used where they were computed.
@@ -152,7 +153,7 @@ void store_heads(BlockBuilder& b, const Heads& heads) {
   if (p.head_dim_v == 0) return;
   int32_t value = heads.value;
   const int64_t v_elements = p.n_head_kv * p.head_dim_v * pass.n_tokens;
-  if (!pass.flash_attn && b.bytes_of(value) != v_elements * kActivationBytes) {  // out of a fused projection: made contiguous first
+  if (!pass.flash_attn && heads.fused) {  // rows with gaps are made contiguous first
     value = b.fresh(OpKind::copy, Group::attention, {value}, v_elements * kActivationBytes);
   }
   b.store(Group::cache, {value, cell_indices(b, true)}, pass.type_v.row_bytes(p.n_head_kv * p.head_dim_v) * pass.n_tokens);
@@ -166,23 +167,17 @@ int32_t build_heads_attention(BlockBuilder& b, int32_t normed) {
   const int64_t k_bytes = p.n_head_kv * p.head_dim_k * n * kActivationBytes;
   Heads heads;
   if (b.find("attn_qkv") != nullptr) {
+    heads.fused = true;
     const int32_t fused = b.project("attn_qkv", normed, n);
-    heads.query = finish_query(b, fused, q_bytes);
-    heads.value = fused;
-    heads.key = query_or_key(b, fused, "attn_k_norm", k_bytes);
+    heads.query = finish_query(b, b.view(fused, q_bytes), q_bytes);
+    heads.value = b.view(fused, p.n_head_kv * p.head_dim_v * n * kActivationBytes);
+    heads.key = query_or_key(b, b.view(fused, k_bytes), "attn_k_norm", k_bytes);
   } else {
     const int32_t query = b.project("attn_q", normed, n);
-    if (b.traits().gated_attention) heads.gate = query;  // query and gate come interleaved; the norm reads its half
-    if (heads.gate != kNoValue) {
-      const Tensor& weight = b.require("attn_q_norm");
-      const int32_t half = b.fresh(OpKind::elementwise, Group::attention, {query}, q_bytes);
-      const int32_t scaled = b.elementwise(Group::attention, {half}, q_bytes, &weight);
-      heads.query = p.uses_rope ? rope(b, scaled, q_bytes) : scaled;
-    } else {
-      heads.query = finish_query(b, query, q_bytes);
-    }
-    heads.value = b.project("attn_v", normed, n);
-    heads.key = query_or_key(b, b.project("attn_k", normed, n), "attn_k_norm", k_bytes);
+    if (b.traits().gated_attention) heads.gate = query;  // query and gate come interleaved
+    heads.query = finish_query(b, b.view(query, q_bytes), q_bytes);
+    heads.value = b.reshape(b.project("attn_v", normed, n));
+    heads.key = query_or_key(b, b.reshape(b.project("attn_k", normed, n)), "attn_k_norm", k_bytes);
   }
   int32_t output = kNoValue;
   if (!b.traits().causal) {
@@ -220,6 +215,7 @@ int32_t build_latent_attention(BlockBuilder& b, int32_t normed) {
   } else {
     query = b.project("attn_q", normed, n);
   }
+  query = b.reshape(query);
   Heads heads;
   const Tensor* decompress = b.find("attn_v_b");
   const bool absorbed = decompress != nullptr;

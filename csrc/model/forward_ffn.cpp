@@ -54,15 +54,18 @@ Routing build_router(BlockBuilder& b, int32_t normed, int64_t rows, int64_t n_ex
   Routing routing;
   routing.ids = b.fresh(OpKind::elementwise, Group::router, {selection}, all);  // argsort of every row
   routing.weights = b.fresh(OpKind::get_rows, Group::router, {probabilities, routing.ids}, chosen);
-  if (traits.gating == Gating::softmax_of_selected) routing.weights = b.elementwise(Group::router, {routing.weights}, chosen);
+  if (traits.gating == Gating::softmax_of_selected) {
+    routing.weights = b.reshape(b.elementwise(Group::router, {b.reshape(routing.weights)}, chosen));
+  }
   const int32_t raw_weights = routing.weights;
   int32_t sum = kNoValue;
   int32_t safe_sum = kNoValue;
   if (traits.normalised_expert_weights) {
     const int64_t sums = rows * kActivationBytes;
-    sum = b.fresh(OpKind::elementwise, Group::router, {raw_weights}, sums);
+    const int32_t flat = b.reshape(raw_weights);
+    sum = b.fresh(OpKind::elementwise, Group::router, {flat}, sums);
     safe_sum = b.elementwise(Group::router, {sum}, sums);  // kept away from zero
-    routing.weights = b.elementwise(Group::router, {raw_weights, safe_sum}, chosen);
+    routing.weights = b.reshape(b.elementwise(Group::router, {flat, safe_sum}, chosen));
   }
   const int32_t unscaled = routing.weights;
   if (traits.scaled_expert_weights) routing.weights = b.elementwise(Group::router, {routing.weights}, chosen);

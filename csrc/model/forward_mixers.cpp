@@ -64,9 +64,9 @@ int32_t build_mamba(BlockBuilder& b, int32_t residual) {
   store_state(b, scanned, b.parameters().scan_state);
   const int32_t z = b.fresh(OpKind::copy, kMixer, {xz}, inner_bytes);
   const int32_t skip = b.elementwise(kMixer, {x}, inner_bytes, b.find("ssm_d"));
-  const int32_t y = b.fresh(OpKind::elementwise, kMixer, {scanned, skip}, inner_bytes);
+  const int32_t y = b.elementwise(kMixer, {b.view(scanned, inner_bytes), skip}, inner_bytes);
   const int32_t gated = b.fresh(OpKind::elementwise, kMixer, {z, y}, inner_bytes);
-  return b.project("ssm_out", gated, n);
+  return b.reshape(b.project("ssm_out", gated, n));
 }
 
 int32_t build_mamba2(BlockBuilder& b, int32_t residual) {
@@ -88,9 +88,9 @@ int32_t build_mamba2(BlockBuilder& b, int32_t residual) {
   store_state(b, scanned, b.parameters().scan_state);
   const int32_t z = b.fresh(OpKind::copy, kMixer, {zxbcdt}, inner_bytes);
   const int32_t skip = b.fresh(OpKind::elementwise, kMixer, {xbc}, inner_bytes, b.find("ssm_d"));
-  const int32_t y = b.elementwise(kMixer, {scanned, skip}, inner_bytes);
+  const int32_t y = b.elementwise(kMixer, {b.view(scanned, inner_bytes), skip}, inner_bytes);
   int32_t gated = b.fresh(OpKind::elementwise, kMixer, {z, y}, inner_bytes);
-  gated = b.norm("ssm_norm", gated);
+  gated = b.norm("ssm_norm", b.reshape(gated));
   return b.project("ssm_out", gated, n);
 }
 
@@ -141,9 +141,9 @@ int32_t build_gated_delta(BlockBuilder& b, int32_t residual) {
   int32_t output = b.fresh(OpKind::elementwise, kMixer, {scanned}, value_bytes);  // RMS norm of what lies before the state
   output = b.elementwise(kMixer, {output}, value_bytes, b.find("ssm_norm"));
   if (z == kNoValue) z = b.project("attn_gate", normed, n);
-  z = b.elementwise(kMixer, {z}, value_bytes);  // SiLU
+  z = b.elementwise(kMixer, {b.reshape(z)}, value_bytes);  // SiLU
   output = b.elementwise(kMixer, {output, z}, value_bytes);
-  return b.project("ssm_out", output, n);
+  return b.reshape(b.project("ssm_out", output, n));
 }
 
 int32_t build_short_convolution(BlockBuilder& b, int32_t residual) {
@@ -155,8 +155,8 @@ int32_t build_short_convolution(BlockBuilder& b, int32_t residual) {
   const int32_t bcx = b.project("shortconv.in_proj", normed, n);
   const int32_t bx = b.fresh(OpKind::elementwise, kMixer, {bcx}, bytes);
   const int32_t convolved = convolve(b, bx, state, b.require("shortconv.conv"), n_embd);
-  const int32_t y = b.elementwise(kMixer, {bcx, convolved}, bytes);
-  return b.project("shortconv.out_proj", y, n);
+  const int32_t y = b.elementwise(kMixer, {b.view(bcx, bytes), convolved}, bytes);
+  return b.reshape(b.project("shortconv.out_proj", y, n));
 }
 
 }  // namespace

@@ -10,7 +10,7 @@ Device device_of(Where where) { return where == Where::cpu ? Device::host : Devi
 ScheduledOperation decide(const Operation& operation, const BlockPlacement& placement) {
   ScheduledOperation result;
   const bool writes_cache = operation.kind == OpKind::copy && operation.output == kNoValue;
-  if (operation.weight == nullptr && !writes_cache) return result;
+  if (operation.is_view || (operation.weight == nullptr && !writes_cache)) return result;
   const Where where = placement.of(operation.group);
   result.decided = true;
   result.device = device_of(where);
@@ -72,6 +72,13 @@ std::vector<ScheduledOperation> schedule(const Block& block, const BlockPlacemen
     } else {
       if (!current.decided) current.lane = is_streamed(home) ? home : lane;
       lane = current.lane;
+    }
+    if (operation.is_view) {  // no work: it stays in the split before it
+      if (i > 0) {
+        current.device = result[i - 1].device;
+        current.lane = lane = result[i - 1].lane;
+      }
+      continue;
     }
     if (i == 0) {
       current.starts_split = current.device != neighbours.before || current.copies_weight || is_streamed(current.lane);

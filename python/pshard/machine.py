@@ -78,6 +78,23 @@ class Machine:
         """CPU threads that a plan uses by default: one per physical core, or the most that the profile holds."""
         return self.profile.cpu.n_cores or max(entry.n_threads or 1 for entry in self.profile.cpu.memory)
 
+    def to_dict(self) -> dict[str, object]:
+        """Return what every JSON document says about the machine."""
+        profile = self.profile
+        return {
+            "name": self.name,
+            "gpu": profile.gpu.name if profile.gpu else None,
+            "cpu": profile.cpu.name,
+            "n_cores": profile.cpu.n_cores,
+            "vram_bytes": self.vram_bytes,
+            "free_vram_bytes": self.free_vram_bytes,
+            "ram_bytes": self.ram_bytes,
+            "gpu_memory_bytes_per_second": profile.gpu.memory[0].bytes_per_second if profile.gpu else None,
+            "host_bytes_per_second": profile.host_bytes_per_second.value,
+            "link_bytes_per_second": max(profile.link.up.bytes_per_second) if profile.link else None,
+            "notes": list(self.notes),
+        }
+
     def threads_priced(self, n_threads: int) -> int:
         """Return the thread count whose figures price `n_threads`: itself, or the nearest that a profile holds."""
         _check_threads(n_threads)

@@ -197,6 +197,15 @@ def test_machine_without_gpu(monkeypatch):
     assert load_machine(ram="64G@51GB/s").core().cpu.memory_peak_bytes_per_second == 51e9
 
 
+def test_document_of_a_machine():
+    document = load_machine("rtx-3060-12g", ram="64G@51GB/s", pcie="3x8").to_dict()
+    assert json.loads(json.dumps(document)) == document
+    assert document["gpu"] == "GeForce RTX 3060"
+    assert document["gpu_memory_bytes_per_second"] == pytest.approx(316.8e9)
+    assert document["link_bytes_per_second"] == pytest.approx(6.54e9, rel=0.001)
+    assert document["free_vram_bytes"] is None
+
+
 def test_schema_version_is_written(tmp_path, profile):
     assert f'"schema_version": {SCHEMA_VERSION}' in write_profile(profile, tmp_path / "p.json").read_text()
 
