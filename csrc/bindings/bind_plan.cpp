@@ -126,8 +126,9 @@ Found search_one(const std::string& strategy, const Model& model, const Machine&
   PassCost cost(model, machine, tier_pass(model, context, workload, batch_size));
   ComputeBuffers compute(model, context, batch_size);
   const Term term{&cost, 1.0};
-  const auto how = exhaustively ? pshard::search_exhaustively : pshard::search;
-  return how(strategy_named(strategy), model, context, compute, std::span(&term, 1), budget);
+  const std::span terms(&term, 1);
+  return exhaustively ? pshard::search_exhaustively(strategy_named(strategy), model, context, compute, terms, budget)
+                      : pshard::search(strategy_named(strategy), model, context, compute, terms, budget);
 }
 
 }  // namespace

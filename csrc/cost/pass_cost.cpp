@@ -83,12 +83,13 @@ PassCost::Placed& PassCost::placed_head(Where where, bool op_offload) {
   return *slot;
 }
 
-double PassCost::weight_copy_factor(double host_bytes) const {
+double PassCost::unlocked_seconds_per_byte(double host_bytes) const {
   const auto lockable = static_cast<double>(machine_.page_lock_bytes);
-  if (!machine_.has_gpu || host_bytes <= lockable) return 1.0;
-  const double locked = lockable / host_bytes;
-  const double slowdown = std::max(1.0, machine_.up.bytes_per_second.back() / machine_.pageable_bytes_per_second);
-  return locked + (1.0 - locked) * slowdown;
+  if (!machine_.has_gpu || host_bytes <= lockable) return 0.0;
+  const auto& rates = machine_.up.bytes_per_second;
+  const double locked_rate = *std::max_element(rates.begin(), rates.end());
+  const double unlocked = 1.0 - lockable / host_bytes;
+  return unlocked * std::max(0.0, 1.0 / machine_.pageable_bytes_per_second - 1.0 / locked_rate);
 }
 
 PassTime PassCost::price(const InternedPlacement& placement) {
@@ -100,7 +101,7 @@ PassTime PassCost::price(const InternedPlacement& placement) {
 
   double host_bytes = 0.0;
   for (const Placed* placed : path_) host_bytes += placed->host_bytes;
-  Timeline timeline(machine_, weight_copy_factor(host_bytes));
+  Timeline timeline(machine_, unlocked_seconds_per_byte(host_bytes));
   Device residual = Device::host;
   bool gpu_used = false;
   for (size_t i = 0; i < path_.size(); ++i) {

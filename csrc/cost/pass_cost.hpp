@@ -60,8 +60,9 @@ class PassCost {
   [[nodiscard]] const LoweredBlock& lowered(const PricedBlock& block, Placed& placed, const Neighbours& neighbours, Device residual) const;
   [[nodiscard]] Placed& placed_layer(size_t layer, uint8_t pattern, bool op_offload);
   [[nodiscard]] Placed& placed_head(Where where, bool op_offload);
-  // How much longer copies of weights take when the driver will not page-lock all host weights: the rest moves at the pageable rate.
-  [[nodiscard]] double weight_copy_factor(double host_bytes) const;
+  // What a copied byte costs on top of the link curve when the driver will not page-lock all host weights: the rest moves at the pageable
+  // rate, and which tensors that are is not known, so each byte bears the mean.
+  [[nodiscard]] double unlocked_seconds_per_byte(double host_bytes) const;
 
   const Model& model_;
   const Machine& machine_;

@@ -26,6 +26,8 @@ void join(Segment& split, const Segment& more) {
   split.activation_down_seconds += more.activation_down_seconds;
 }
 
+bool streams(const Segment& segment) { return segment.prefetch_bytes > 0.0 || segment.experts_whole_bytes > 0.0; }
+
 constexpr size_t index(Lane lane) { return static_cast<size_t>(lane); }
 
 // Wall time of `a` and `b` seconds of work side by side, each slowed to a fraction of its rate while the other runs; never worse than one
@@ -49,36 +51,48 @@ void Timeline::charge(Lane lane, double seconds) {
   total_.critical_seconds[index(lane)] += seconds;
 }
 
+void Timeline::charge_exposed(double n_bytes, double seconds) {
+  const double dram = n_bytes / machine_.host_bytes_per_second;
+  charge(dram > seconds ? Lane::host_memory : Lane::up, std::max(dram, seconds));
+}
+
 Timeline::Overlap Timeline::overlap(const Segment& split, double copy_seconds, double copy_bytes) const {
   const double compute = split.compute.seconds;
+  Overlap result{};
   if (split.backend != Where::cpu) {
     const double compute_path = compute + split.write_back_seconds;
     // With one copy engine the write-back and the copy for the next split take turns.
     const double copy_path = copy_seconds + (machine_.copy_engines == 1 ? split.write_back_seconds : 0.0);
-    return compute_path >= copy_path ? Overlap{compute_path, Lane::gpu} : Overlap{copy_path, Lane::up};
+    result = compute_path >= copy_path ? Overlap{compute_path, Lane::gpu} : Overlap{copy_path, Lane::up};
+  } else {
+    const double both = contended(compute, machine_.cpu_rate_under_copy, copy_seconds, machine_.copy_rate_under_cpu);
+    result = {both, compute >= copy_seconds ? Lane::cpu : Lane::up};
   }
-  const double both = contended(compute, machine_.cpu_rate_under_copy, copy_seconds, machine_.copy_rate_under_cpu);
-  const double dram = copy_bytes > 0.0 ? (split.dram_bytes + copy_bytes) / machine_.host_bytes_per_second : 0.0;
-  if (dram > both) return {dram, Lane::host_memory};
-  return {both, compute >= copy_seconds ? Lane::cpu : Lane::up};
+  const double dram = (split.dram_bytes + copy_bytes) / machine_.host_bytes_per_second;
+  return dram > result.seconds ? Overlap{dram, Lane::host_memory} : result;
 }
 
 void Timeline::run(const Segment& split, const Segment& next) {
   const bool on_gpu = split.backend != Where::cpu;
-  const double exposed_seconds = split.exposed_seconds * weight_copy_factor_;
-  charge(Lane::up, split.activation_up_seconds + exposed_seconds);
+  const auto copy_seconds = [&](double n_bytes, double seconds) { return seconds + n_bytes * unlocked_seconds_per_byte_; };
+  const double exposed_seconds = copy_seconds(split.exposed_bytes, split.exposed_seconds);
+  charge(Lane::up, split.activation_up_seconds);
   charge(Lane::down, split.activation_down_seconds);
+  charge_exposed(split.exposed_bytes, exposed_seconds);
 
-  const double dense_seconds = next.prefetch_seconds * weight_copy_factor_;
+  const double dense_seconds = copy_seconds(next.prefetch_bytes, next.prefetch_seconds);
   double copied_bytes = next.prefetch_bytes + next.experts_whole_bytes;
-  double copied_seconds = dense_seconds + next.experts_whole_seconds * weight_copy_factor_;
-  Overlap step = overlap(split, copied_seconds, copied_bytes);
-  if (next.experts_whole_bytes > 0.0 && next.experts_can_slice) {
+  double copied_seconds = dense_seconds + copy_seconds(next.experts_whole_bytes, next.experts_whole_seconds);
+  const bool slot_in_use = next.backend == split.backend;  // the same lane: its slot is free only when this split ends
+  Overlap step = slot_in_use ? overlap(split, 0.0, 0.0) : overlap(split, copied_seconds, copied_bytes);
+  if (slot_in_use) charge_exposed(copied_bytes, copied_seconds);
+  if (next.experts_whole_bytes > 0.0 && next.experts_can_slice && !slot_in_use) {
     const Overlap without_experts = overlap(split, dense_seconds, next.prefetch_bytes);
-    const double slices_seconds = next.experts_sliced_seconds * weight_copy_factor_;
-    if (without_experts.seconds + slices_seconds < step.seconds) {
+    const double slices_seconds = copy_seconds(next.experts_sliced_bytes, next.experts_sliced_seconds);
+    const double slices_dram = next.experts_sliced_bytes / machine_.host_bytes_per_second;
+    if (without_experts.seconds + std::max(slices_seconds, slices_dram) < step.seconds) {
       step = without_experts;
-      charge(Lane::up, slices_seconds);
+      charge_exposed(next.experts_sliced_bytes, slices_seconds);
       copied_bytes = next.prefetch_bytes + next.experts_sliced_bytes;
       copied_seconds = dense_seconds + slices_seconds;
     }
@@ -119,7 +133,9 @@ void Timeline::add_inputs(double n_bytes, double seconds) {
 }
 
 void Timeline::add(const Segment& segment) {
-  if (n_splits_ > 0 && segment.backend == current_.backend) {
+  // A lane has one slot, so weights behind weights on the same lane wait for their own split.
+  const bool slot_taken = is_streamed(segment.backend) && streams(current_) && streams(segment);
+  if (n_splits_ > 0 && segment.backend == current_.backend && !slot_taken) {
     join(current_, segment);
     return;
   }

@@ -5,8 +5,8 @@
 //
 //   sum over splits of  hand-off + activations in + copies that cannot be hidden + max(compute + write-back, copy for the next split)
 //
-// with two refinements: under a CPU split both the CPU and the copy slow down (contention measured by the profile), and CPU reads and DMA
-// share the host's DRAM, whose bandwidth no ordering may exceed. Every term falls when a rate rises, so a faster machine is never slower.
+// with two refinements: under a CPU split both the CPU and the copy slow down (contention measured by the profile), and CPU reads and copies
+// up share the host's DRAM, whose bandwidth nothing may exceed. Every term falls when a rate rises, so a faster machine is never slower.
 //
 // Source of the structure: predictor of the llama.cpp planner pull request (#22691) with the corrections its author lists later.
 #pragma once
@@ -74,9 +74,9 @@ struct PassTime {
 
 class Timeline {
  public:
-  // `weight_copy_factor` >= 1 stretches copies of weights whose home is not page-locked.
-  explicit Timeline(const Machine& machine, double weight_copy_factor = 1.0)
-      : machine_(machine), weight_copy_factor_(weight_copy_factor) {}
+  // `unlocked_seconds_per_byte` is what a copied byte costs more than the link curve says, because not all host weights are page-locked.
+  explicit Timeline(const Machine& machine, double unlocked_seconds_per_byte = 0.0)
+      : machine_(machine), unlocked_seconds_per_byte_(unlocked_seconds_per_byte) {}
 
   // Appends a segment; it joins the current split where the backend is the same.
   void add(const Segment& segment);
@@ -95,9 +95,11 @@ class Timeline {
   // Runs `split`; `next` is complete, so its copies are known.
   void run(const Segment& split, const Segment& next);
   void charge(Lane lane, double seconds);
+  // A copy of weights that nothing hides: limited by the link, or by the host memory that it reads.
+  void charge_exposed(double n_bytes, double seconds);
 
   const Machine& machine_;
-  double weight_copy_factor_;
+  double unlocked_seconds_per_byte_;
   Segment previous_;  // complete, not yet run: what it hides depends on the split behind it
   Segment current_;   // still growing
   int64_t n_splits_ = 0;

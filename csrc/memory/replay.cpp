@@ -216,7 +216,7 @@ class Replay {
 
   void run_operation(size_t i) {
     const Operation& operation = block_.operations[i];
-    if (operation.is_view) return;
+    if (operation.is_view) return end_fused(i);
     const Device device = scheduled_.operations[i].device;
     if (operation.output != kNoValue && !reuse(operation, device)) add(operation.output, device);
     for_each_input(operation, [&](int32_t value) { release(holder(value, device), device); });
@@ -224,6 +224,10 @@ class Replay {
       if (copy.operation == i) arena(copy.device).free(copy.offset, copy.n_bytes);
     }
     std::erase_if(copies_, [&](const Copy& copy) { return copy.operation == i; });
+    end_fused(i);
+  }
+
+  void end_fused(size_t i) {
     for (const FusedRun& run : block_.fused) {
       if (static_cast<size_t>(run.last) == i && is_fused(run)) release(holder(run.value, Device::gpu), Device::gpu);
     }

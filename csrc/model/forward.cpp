@@ -21,10 +21,11 @@ int32_t parallel_layer(BlockBuilder& b, int32_t residual, bool drop_rows, int64_
   if (drop_rows) {
     const bool same = ffn_input == residual;
     ffn_input = b.output_rows(Group::norms, ffn_input, row_bytes);
-    residual = same ? ffn_input : b.output_rows(Group::norms, residual, row_bytes);
+    if (same) residual = ffn_input;
     rows = pass.n_outputs;
   }
   int32_t output = build_ffn(b, b.norm("ffn_norm", ffn_input), rows);
+  if (drop_rows && residual != ffn_input) residual = b.output_rows(Group::norms, residual, row_bytes);
   output = b.add(Group::norms, output, residual);
   int32_t projected = build_attention_output(b, attended, pass.n_tokens);
   if (drop_rows) projected = b.output_rows(Group::norms, projected, row_bytes);
@@ -59,6 +60,7 @@ int32_t sequential_layer(BlockBuilder& b, int32_t residual, bool drop_rows, int6
   const int32_t normed = b.norm(post_norm_leads_ffn ? "post_attention_norm" : "ffn_norm", middle);
   int32_t output = b.norm("post_ffw_norm", build_ffn(b, normed, rows));
   if (b.traits().scaled_residual) output = scaled(b, Group::norms, output);
+  if (b.hyperparameters().architecture == "phi3") return b.add(Group::norms, middle, output);
   return b.norm("layer_output_norm", b.add(Group::norms, output, middle));
 }
 

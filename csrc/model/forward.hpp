@@ -50,9 +50,11 @@ enum class GraphInput : uint8_t {
   attention_scale,
   key_rotation,
   value_rotation,
+  key_rotation_window,
+  value_rotation_window,
   output_rows,
 };
-inline constexpr int kGraphInputCount = 14;
+inline constexpr int kGraphInputCount = 16;
 
 // An intermediate result (or graph input) of the pass.
 struct Value {
@@ -68,6 +70,8 @@ struct Operation {
   OpKind kind = OpKind::elementwise;
   Group group = Group::norms;  // the group whose placement says where this runs
   const Tensor* weight = nullptr;
+  // False for rope factors and the sinks of fused attention: too small to decide where the operation runs, but copied where it does.
+  bool weight_decides = true;
   // mul_mat and mul_mat_id: out[n, m] = weight[k, n] x in[k, m]; m counts (token, expert) rows for experts.
   int64_t n = 0, k = 0, m = 0;
   int64_t offload_rows = 0;      // what op-offload compares with its threshold: rows of the output, tokens for experts, 0 for look-ups

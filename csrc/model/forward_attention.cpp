@@ -15,8 +15,18 @@ struct Heads {
   bool fused = false;       // all three are parts of one projection
 };
 
+const Tensor* rope_factors(const Model& model) {
+  for (const Tensor& tensor : model.embedding()) {
+    if (tensor.name.starts_with("rope_f")) return &tensor;
+  }
+  return nullptr;
+}
+
 int32_t rope(BlockBuilder& b, int32_t input, int64_t out_bytes) {
-  return b.elementwise(Group::attention, {input, b.positions()}, out_bytes);
+  const int32_t output = b.elementwise(Group::attention, {input, b.positions()}, out_bytes);
+  b.last().weight = rope_factors(b.model());
+  b.last().weight_decides = false;
+  return output;
 }
 
 // Hadamard rotation of a quantised cache's rows: llama.cpp rotates queries, keys and values where the head size is a multiple of 64.
@@ -28,6 +38,9 @@ int64_t rotation_size(int64_t head_dim, bool smallest) {
 
 int32_t rotate(BlockBuilder& b, Group group, int32_t input, GraphInput rotation, int64_t head_dim) {
   const int64_t size = rotation_size(head_dim, rotation == GraphInput::value_rotation);
+  if (b.parameters().window > 0) {
+    rotation = rotation == GraphInput::value_rotation ? GraphInput::value_rotation_window : GraphInput::key_rotation_window;
+  }
   const int64_t rows = b.bytes_of(input) / kActivationBytes / size;
   const int32_t matrix = b.graph_input(rotation, size * size * kActivationBytes);
   return b.reshape(b.product(group, {input, matrix}, size, size, rows, 1));
@@ -63,6 +76,8 @@ int32_t attend_fused(BlockBuilder& b, int32_t query, int64_t n_kv, int64_t kv_by
   const int32_t output =
       b.fresh(OpKind::attention, Group::cache, {query, mask(b)}, value_dim * p.n_head * pass.n_tokens * kActivationBytes);
   Operation& operation = b.last();
+  operation.weight = b.find("attn_sinks");
+  operation.weight_decides = false;
   operation.n = value_dim * p.n_head;
   operation.k = n_kv;
   operation.m = pass.n_tokens;
@@ -84,7 +99,8 @@ int32_t attend_unfused(BlockBuilder& b, int32_t query, int64_t n_kv, int64_t k_b
   if (b.traits().attention_softcap > 0.0) {
     for (int i = 0; i < 3; ++i) kq = b.elementwise(Group::cache, {kq}, kq_bytes);  // scale, tanh, scale
   }
-  kq = b.elementwise(Group::cache, {kq, mask(b)}, kq_bytes);  // soft-max
+  const Tensor* sinks = b.find("attn_sinks");
+  kq = b.elementwise(sinks == nullptr ? Group::cache : Group::attention, {kq, mask(b)}, kq_bytes, sinks);  // soft-max
   int32_t transposed = kNoValue;
   if (p.head_dim_v == 0) {  // MLA caches no transposed V
     transposed = b.fresh(OpKind::copy, Group::cache, {}, n_kv * pass.n_streams * value_dim * 2);
@@ -159,44 +175,82 @@ void store_heads(BlockBuilder& b, const Heads& heads) {
   b.store(Group::cache, {value, cell_indices(b, true)}, pass.type_v.row_bytes(p.n_head_kv * p.head_dim_v) * pass.n_tokens);
 }
 
+// The three projections with what is done to them before the cache, in llama.cpp's order: query, value, key; with windows query, key,
+// value.
+class HeadsBuilder {
+ public:
+  HeadsBuilder(BlockBuilder& b, int32_t normed) : b_(b), normed_(normed) {}
+
+  Heads build() {
+    if (b_.find("attn_qkv") != nullptr) {
+      heads_.fused = true;
+      fused_ = b_.project("attn_qkv", normed_, n_);
+    }
+    bool windows = false;
+    for (const LayerParameters& layer : b_.hyperparameters().layers) windows = windows || layer.window > 0;
+    query();
+    if (windows) key();
+    value();
+    if (!windows) key();
+    return heads_;
+  }
+
+ private:
+  int32_t part(std::string_view name, int64_t n_bytes) {
+    return b_.view(heads_.fused ? fused_ : b_.project(name, normed_, n_), n_bytes);
+  }
+  // Contiguous first where it is a part of a fused projection.
+  int32_t rotated(int32_t head, const DataType& type, int64_t head_dim, GraphInput rotation, bool contiguous) {
+    if (!b_.traits().causal || !is_rotated(type, head_dim)) return head;
+    if (!contiguous) head = b_.fresh(OpKind::copy, Group::attention, {head}, b_.bytes_of(head));
+    return rotate(b_, Group::attention, head, rotation, head_dim);
+  }
+
+  void query() {
+    const int64_t n_bytes = p_.n_head * p_.head_dim_k * n_ * kActivationBytes;
+    if (b_.traits().gated_attention && !heads_.fused) {  // query and gate come interleaved
+      heads_.gate = b_.project("attn_q", normed_, n_);
+      heads_.query = finish_query(b_, b_.view(heads_.gate, n_bytes), n_bytes);
+    } else {
+      heads_.query = finish_query(b_, part("attn_q", n_bytes), n_bytes);
+    }
+    heads_.query = rotated(heads_.query, b_.pass().type_k, p_.head_dim_k, GraphInput::key_rotation, true);
+  }
+  void key() {
+    const int64_t n_bytes = p_.n_head_kv * p_.head_dim_k * n_ * kActivationBytes;
+    heads_.key = query_or_key(b_, part("attn_k", n_bytes), "attn_k_norm", n_bytes);
+    heads_.key = rotated(heads_.key, b_.pass().type_k, p_.head_dim_k, GraphInput::key_rotation, true);
+  }
+  void value() {
+    heads_.value = part("attn_v", p_.n_head_kv * p_.head_dim_v * n_ * kActivationBytes);
+    heads_.value = rotated(heads_.value, b_.pass().type_v, p_.head_dim_v, GraphInput::value_rotation, !heads_.fused);
+  }
+
+  BlockBuilder& b_;
+  int32_t normed_;
+  int32_t fused_ = kNoValue;
+  const LayerParameters& p_ = b_.parameters();
+  int64_t n_ = b_.pass().n_tokens;
+  Heads heads_;
+};
+
 int32_t build_heads_attention(BlockBuilder& b, int32_t normed) {
   const Pass& pass = b.pass();
   const LayerParameters& p = b.parameters();
-  const int64_t n = pass.n_tokens;
-  const int64_t q_bytes = p.n_head * p.head_dim_k * n * kActivationBytes;
-  const int64_t k_bytes = p.n_head_kv * p.head_dim_k * n * kActivationBytes;
-  Heads heads;
-  if (b.find("attn_qkv") != nullptr) {
-    heads.fused = true;
-    const int32_t fused = b.project("attn_qkv", normed, n);
-    heads.query = finish_query(b, b.view(fused, q_bytes), q_bytes);
-    heads.value = b.view(fused, p.n_head_kv * p.head_dim_v * n * kActivationBytes);
-    heads.key = query_or_key(b, b.view(fused, k_bytes), "attn_k_norm", k_bytes);
-  } else {
-    const int32_t query = b.project("attn_q", normed, n);
-    if (b.traits().gated_attention) heads.gate = query;  // query and gate come interleaved
-    heads.query = finish_query(b, b.view(query, q_bytes), q_bytes);
-    heads.value = b.reshape(b.project("attn_v", normed, n));
-    heads.key = query_or_key(b, b.reshape(b.project("attn_k", normed, n)), "attn_k_norm", k_bytes);
-  }
+  const Heads heads = HeadsBuilder(b, normed).build();
   int32_t output = kNoValue;
   if (!b.traits().causal) {
     output = attend_without_cache(b, heads);
   } else {
-    if (is_rotated(pass.type_k, p.head_dim_k)) {
-      heads.query = rotate(b, Group::attention, heads.query, GraphInput::key_rotation, p.head_dim_k);
-      heads.key = rotate(b, Group::attention, heads.key, GraphInput::key_rotation, p.head_dim_k);
-    }
-    const bool rotated = is_rotated(pass.type_v, p.head_dim_v);
-    if (rotated) heads.value = rotate(b, Group::attention, heads.value, GraphInput::value_rotation, p.head_dim_v);
     store_heads(b, heads);
     output = attend(b, heads.query, p.head_dim_k, p.head_dim_v, nullptr);
-    if (rotated) output = rotate(b, Group::cache, output, GraphInput::value_rotation, p.head_dim_v);
+    if (is_rotated(pass.type_v, p.head_dim_v)) output = rotate(b, Group::cache, output, GraphInput::value_rotation, p.head_dim_v);
   }
   if (heads.gate != kNoValue) {
-    int32_t gate = b.fresh(OpKind::copy, Group::attention, {heads.gate}, q_bytes);
-    gate = b.elementwise(Group::attention, {gate}, q_bytes);  // sigmoid
-    output = b.elementwise(Group::attention, {output, gate}, q_bytes);
+    const int64_t n_bytes = b.bytes_of(output);
+    int32_t gate = b.fresh(OpKind::copy, Group::attention, {heads.gate}, n_bytes);
+    gate = b.elementwise(Group::attention, {gate}, n_bytes);  // sigmoid
+    output = b.elementwise(Group::attention, {output, gate}, n_bytes);
   }
   return output;
 }

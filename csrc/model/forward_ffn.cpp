@@ -28,7 +28,7 @@ int32_t build_dense(BlockBuilder& b, int32_t normed, int64_t rows, const std::st
 }
 
 // CUDA weighs and adds the outputs of up to so many experts in one kernel.
-constexpr int64_t kMaxFusedExperts = 32;
+constexpr int64_t kMaxFusedExperts = 15;
 
 struct Routing {
   int32_t ids = kNoValue;      // experts of every row, best first

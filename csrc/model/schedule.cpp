@@ -10,7 +10,8 @@ Device device_of(Where where) { return where == Where::cpu ? Device::host : Devi
 ScheduledOperation decide(const Operation& operation, const BlockPlacement& placement) {
   ScheduledOperation result;
   const bool writes_cache = operation.kind == OpKind::copy && operation.output == kNoValue;
-  if (operation.is_view || (operation.weight == nullptr && !writes_cache)) return result;
+  const bool weight_decides = operation.weight != nullptr && operation.weight_decides;
+  if (operation.is_view || (!weight_decides && !writes_cache)) return result;
   const Where where = placement.of(operation.group);
   result.decided = true;
   result.device = device_of(where);
@@ -72,6 +73,8 @@ std::vector<ScheduledOperation> schedule(const Block& block, const BlockPlacemen
     } else {
       if (!current.decided) current.lane = is_streamed(home) ? home : lane;
       lane = current.lane;
+      // A small weight that does not decide belongs to the attention side.
+      if (operation.weight != nullptr && !operation.weight_decides) current.copies_weight = placement.of(Group::attention) == Where::cpu;
     }
     if (operation.is_view) {  // no work: it stays in the split before it
       if (i > 0) {

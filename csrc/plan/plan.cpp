@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 namespace pshard {
 namespace {
@@ -120,7 +121,9 @@ StockPlan plan_stock(const Model& model, const Machine& machine, const ContextPa
       terms.push_back({&prompt.back(), weighted.count});
     }
     ComputeBuffers compute(model, sized, n_ubatch);
-    const Found found = search(Strategy::stock, model, sized, compute, terms, budget);
+    const double to_beat = best.viable ? best.time.total() : std::numeric_limits<double>::infinity();
+    const Found found = search(Strategy::stock, model, sized, compute, terms, budget, to_beat);
+    if (best.viable && !found.viable) continue;
     StockPlan plan;
     plan.viable = found.viable;
     plan.n_ubatch = n_ubatch;

@@ -60,7 +60,7 @@ class Search {
   Search(Strategy strategy, const Model& model, const ContextParameters& context, ComputeBuffers& compute, std::span<const Term> terms,
          const Budget& budget)
       : strategy_(strategy), model_(model), compute_(compute), terms_(terms), budget_(budget) {
-    if (terms.size() > kMaxTerms) throw std::invalid_argument("a search takes at most four passes");
+    if (terms.size() > kMaxTerms) throw std::invalid_argument("a search takes at most three passes");
     n_layer_ = static_cast<int32_t>(model.layers().size());
     knobs_ = all_knobs(strategy, model);
     placement_.op_offload = budget.vram_bytes > 0 && uses_op_offload(strategy);
@@ -72,14 +72,14 @@ class Search {
     placement_.layer_pattern.resize(static_cast<size_t>(n_layer_));
   }
 
-  Found best_first() {
+  Found best_first(double no_slower_than) {
     rank_by_bound();
     Found best;
     while (!queue_.empty()) {
       std::pop_heap(queue_.begin(), queue_.end(), std::greater<>());
       const auto [bound, index] = queue_.back();
       queue_.pop_back();
-      if (best.viable && bound > best.seconds) break;
+      if (bound > (best.viable ? best.seconds : no_slower_than)) return best;
       consider(index, best);
     }
     if (!best.viable) best = closest();
@@ -258,8 +258,8 @@ class Search {
 }  // namespace
 
 Found search(Strategy strategy, const Model& model, const ContextParameters& context, ComputeBuffers& compute, std::span<const Term> terms,
-             const Budget& budget) {
-  return Search(strategy, model, context, compute, terms, budget).best_first();
+             const Budget& budget, double no_slower_than) {
+  return Search(strategy, model, context, compute, terms, budget).best_first(no_slower_than);
 }
 
 Found search_exhaustively(Strategy strategy, const Model& model, const ContextParameters& context, ComputeBuffers& compute,

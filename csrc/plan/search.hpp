@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <optional>
 #include <span>
 #include <vector>
@@ -39,9 +40,11 @@ struct Found {
 
 // `context` sizes the cache, `compute` the buffers at the graph's batch; `terms` (at most kMaxTerms) give the time. Deterministic; ties:
 // more whole layers, more attention, more of the boundary layer, less VRAM, then the order of all_knobs.
-inline constexpr size_t kMaxTerms = 4;
+// A placement slower than `no_slower_than` is of no use to the caller: the search may end without a viable result where all are.
+inline constexpr size_t kMaxTerms = 3;
 [[nodiscard]] Found search(Strategy strategy, const Model& model, const ContextParameters& context, ComputeBuffers& compute,
-                           std::span<const Term> terms, const Budget& budget);
+                           std::span<const Term> terms, const Budget& budget,
+                           double no_slower_than = std::numeric_limits<double>::infinity());
 
 // The same choice by pricing every placement: the yardstick of the tests, hundreds of times slower.
 [[nodiscard]] Found search_exhaustively(Strategy strategy, const Model& model, const ContextParameters& context, ComputeBuffers& compute,

@@ -69,7 +69,7 @@ class _Cpu(_Factor, frozen=True, kw_only=True):
     peak_flop_per_core: float
     op_seconds: float
     routed: float
-    attention_flop_per_core: float
+    attention_flop_per_core: dict[str, float]
 
 
 class _Pcie(_Value, frozen=True, kw_only=True):
@@ -292,8 +292,8 @@ def _cpu_processor(reference: Reference, n_threads: int) -> Processor:
             operation="attention",
             type="F16",
             n_threads=n_threads,
-            batch=(1.0,),
-            flop_per_second=(factors.cpu.attention_flop_per_core * threads,),
+            batch=tuple(float(tokens) for tokens in factors.cpu.attention_flop_per_core),
+            flop_per_second=tuple(rate * threads for rate in factors.cpu.attention_flop_per_core.values()),
             source="reference",
             spread=factors.cpu.spread,
             origin=factors.cpu.source,

@@ -1,0 +1,118 @@
+"""The operation list of real models: what is multiplied, how often, and that nothing is forgotten."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import oracle
+import pytest
+from gguf_cases import oracle_models
+
+from pshard import _core
+from pshard.model import Model
+
+PRODUCTS = (_core.OpKind.mul_mat, _core.OpKind.mul_mat_id)
+# Read by no product: convolution kernels and per-head vectors go into scans, norms and biases are element-wise.
+TOKENS = 8
+
+
+def make_pass(n_tokens: int = TOKENS, n_kv: int = 256, flash_attn: bool = True) -> _core.Pass:
+    result = _core.Pass()
+    result.n_tokens = result.n_outputs = n_tokens
+    result.n_kv = result.n_kv_window = n_kv
+    result.flash_attn = flash_attn
+    return result
+
+
+def operations(model: Model, layer: int, **settings: Any) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = _core.layer_operations(model.core, layer, make_pass(**settings))
+    return found
+
+
+def matrices(tensors: list[_core.Tensor]) -> dict[str, _core.Tensor]:
+    """What a forward pass multiplies with."""
+    return {t.name: t for t in tensors if t.shape[1] > 1 and "conv1d" not in t.name and "norm" not in t.name}
+
+
+@pytest.mark.parametrize("name", oracle.names())
+def test_every_matrix_of_a_layer_is_multiplied_once(name: str) -> None:
+    model = oracle.model(name)
+    for index, layer in enumerate(model.core.layers):
+        used = [o["weight"] for o in operations(model, index) if o["kind"] in PRODUCTS]
+        expected = {
+            tensor for tensor in matrices(layer.tensors) if not tensor.endswith((".bias", "ssm_a", "ssm_d"))
+        }
+        if f"blk.{index}.ffn_gate_inp_shexp.weight" in (t.name for t in layer.tensors):
+            expected.add(f"blk.{index}.ffn_gate_inp_shexp.weight")
+        assert sorted(used) == sorted(expected)
+
+
+@pytest.mark.parametrize("name", oracle.names())
+def test_every_tensor_of_a_layer_is_read(name: str) -> None:
+    model = oracle.model(name)
+    for index, layer in enumerate(model.core.layers):
+        read = {o["weight"] for o in operations(model, index, flash_attn=False)}
+        assert {tensor.name for tensor in layer.tensors} <= read
+
+
+@pytest.mark.parametrize("name", oracle.names())
+def test_products_cost_two_flop_per_active_parameter_and_token(name: str) -> None:
+    model = oracle.model(name)
+    parameters = model.hyperparameters
+    for index, layer in enumerate(model.core.layers):
+        active = 0
+        for tensor in matrices(layer.tensors).values():
+            if tensor.name.endswith((".bias", "ssm_a", "ssm_d")):
+                continue
+            routed = tensor.name.endswith("_exps.weight")
+            active += tensor.n_elements() * (parameters.n_expert_used if routed else parameters.n_expert) // max(
+                parameters.n_expert, 1
+            ) if routed else tensor.n_elements()
+        flop = sum(o["flop"] for o in operations(model, index) if o["kind"] in PRODUCTS)
+        gate = parameters.n_embd if any("ffn_gate_inp_shexp" in t.name for t in layer.tensors) else 0
+        assert flop == 2 * (active + gate) * TOKENS
+
+
+def test_a_dense_model_costs_two_flop_per_parameter_and_token() -> None:
+    model = oracle.model("llama31-8b-f16")
+    blocks = [operations(model, i) for i in range(model.n_layer)]
+    blocks.append(_core.head_operations(model.core, make_pass()))
+    flop = sum(o["flop"] for block in blocks for o in block if o["kind"] in PRODUCTS)
+    embedding = model.hyperparameters.n_embd * model.hyperparameters.n_vocab
+    assert flop == pytest.approx(2 * (model.n_parameters - embedding) * TOKENS, rel=1e-4)
+
+
+def test_attention_of_llama_8b_by_hand() -> None:
+    attention = next(o for o in operations(oracle.model("llama31-8b-f16"), 0, n_kv=4096) if o["kind"] == _core.OpKind.attention)
+    assert attention["cache_bytes"] == 4096 * 2 * 8 * 128 * 2  # K and V of 8 heads of 128 in f16
+    assert attention["flop"] == 2 * 2 * 32 * 128 * TOKENS * 4096
+    assert attention["group"] == _core.Group.cache
+
+
+def test_mla_reads_its_latent_once_and_windows_read_their_window() -> None:
+    latent = next(o for o in operations(oracle.model("deepseek-v2-lite-q4km"), 1) if o["kind"] == _core.OpKind.attention)
+    assert latent["cache_bytes"] == 256 * 576 * 2
+    model = oracle.model("gpt-oss-20b-mxfp4")
+    settings = make_pass(n_kv=4096)
+    settings.n_kv_window = 640
+    cells = [
+        next(o["k"] for o in _core.layer_operations(model.core, i, settings) if o["kind"] == _core.OpKind.attention)
+        for i in range(4)
+    ]
+    assert cells == [640, 4096, 640, 4096]
+
+
+def test_experts_pass_only_the_chosen_routes() -> None:
+    model = oracle.model("qwen3-30b-a3b-q4km")
+    products = [o for o in operations(model, 0) if o["kind"] == _core.OpKind.mul_mat_id]
+    assert [o["group"].name for o in products] == ["experts_gate", "experts_up", "experts_down"]
+    assert [(o["n"], o["k"], o["m"]) for o in products] == [(768, 2048, 64), (768, 2048, 64), (2048, 768, 64)]
+
+
+@pytest.mark.parametrize("name", [name for name, model in oracle_models().items() if model["states"]])
+def test_recurrent_layers_read_and_write_their_state(name: str) -> None:
+    model = oracle.model(name)
+    attention = (_core.Mixer.attention, _core.Mixer.none)
+    index = next(i for i, layer in enumerate(model.core.layers) if layer.parameters.mixer not in attention)
+    moved = sum(o["cache_bytes"] for o in operations(model, index))
+    assert moved == 2 * model.state_bytes(index)  # once in, once out, whatever the number of tokens
