@@ -48,7 +48,10 @@ void bind_placement(py::module_& m) {
         return key;
       });
   py::class_<TensorException>(m, "TensorException")
-      .def(py::init([](std::string name, Where where) { return TensorException{std::move(name), where}; }), "name"_a, "where"_a)
+      .def(py::init([](std::string name, Where where) {
+             return TensorException{std::move(name), where};
+           }),
+           "name"_a, "where"_a)
       .def_readonly("name", &TensorException::name)
       .def_readonly("where", &TensorException::where);
   py::class_<Placement>(m, "Placement")
@@ -162,8 +165,8 @@ void bind_memory(py::module_& m) {
   m.def("embedding_bytes", &pshard::embedding_bytes, "model"_a);
   m.def("memory", &pshard::memory, "model"_a, "placement"_a, "context"_a, "n_tokens"_a, "Bytes per device for one placement.");
   m.def(
-      "embedding_operations", [](const Model& model, const Pass& pass) { return describe(pshard::embedding_block(model, pass)); }, "model"_a,
-      "pass"_a);
+      "embedding_operations", [](const Model& model, const Pass& pass) { return describe(pshard::embedding_block(model, pass)); },
+      "model"_a, "pass"_a);
   m.def(
       "layer_operations",
       [](const Model& model, size_t layer, const Pass& pass, bool is_last) {
@@ -171,5 +174,6 @@ void bind_memory(py::module_& m) {
       },
       "model"_a, "layer"_a, "pass"_a, "is_last"_a = false);
   m.def(
-      "head_operations", [](const Model& model, const Pass& pass) { return describe(pshard::head_block(model, pass)); }, "model"_a, "pass"_a);
+      "head_operations", [](const Model& model, const Pass& pass) { return describe(pshard::head_block(model, pass)); }, "model"_a,
+      "pass"_a);
 }

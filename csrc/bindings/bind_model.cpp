@@ -100,6 +100,8 @@ void bind_parameters(py::module_& m) {
       .def_readwrite("normalised_expert_weights", &GraphTraits::normalised_expert_weights)
       .def_readwrite("scaled_expert_weights", &GraphTraits::scaled_expert_weights)
       .def_readwrite("weight_before_ffn", &GraphTraits::weight_before_ffn)
+      .def_readwrite("layer_norm", &GraphTraits::layer_norm)
+      .def_readwrite("residual_first", &GraphTraits::residual_first)
       .def_readwrite("late_row_selection", &GraphTraits::late_row_selection)
       .def_readwrite("norm_without_weight", &GraphTraits::norm_without_weight)
       .def_readwrite("attention_temperature", &GraphTraits::attention_temperature);

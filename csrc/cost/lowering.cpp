@@ -160,37 +160,83 @@ LoweredBlock lower(const PricedBlock& priced, const Model& model, const Machine&
   return lowered;
 }
 
+namespace {
+
+// Which operations run on the same device whatever the neighbouring blocks are. Undecided operations follow a GPU neighbour, so what is on
+// the GPU between two host blocks stays there; on the host they are certain only between decided operations of the block.
+std::vector<bool> certain_devices(const std::vector<ScheduledOperation>& between_host_blocks) {
+  const size_t n = between_host_blocks.size();
+  std::vector<bool> certain(n, false);
+  size_t first = n;
+  size_t last = 0;
+  for (size_t i = 0; i < n; ++i) {
+    if (!between_host_blocks[i].decided) continue;
+    first = std::min(first, i);
+    last = i;
+  }
+  for (size_t i = 0; i < n; ++i) certain[i] = between_host_blocks[i].device == Device::gpu || (first <= i && i <= last);
+  return certain;
+}
+
+}  // namespace
+
 PassBound bound(const PricedBlock& priced, const Model& model, const Machine& machine, const BlockPlacement& placement) {
   PassBound result;
   const Block& block = priced.block;
-  // Decided operations are where their weights say; the others may be on either device, so they count with the cheaper one.
   const std::vector<ScheduledOperation> scheduled = schedule(block, placement, {});
-  const ScheduledOperation* last_decided = nullptr;
+  const std::vector<bool> certain = certain_devices(scheduled);
+  std::vector<uint8_t> known_on(block.values.size(), 0);  // devices that certainly hold a value; 0: not known
+  const auto at = [](int32_t value) { return static_cast<size_t>(value); };
+  const ScheduledOperation* before = nullptr;
   Segment copies;
+  double host_bytes = 0.0;
   for (size_t i = 0; i < block.operations.size(); ++i) {
     const Operation& operation = block.operations[i];
-    if (operation.is_view) continue;
-    const double gpu = machine.has_gpu ? priced.gpu[i].seconds : priced.cpu[i].seconds;
-    if (!scheduled[i].decided) {
-      result.serial_seconds += std::min(gpu, priced.cpu[i].seconds);
+    if (operation.is_view) {
+      if (operation.output != kNoValue && operation.inputs[0] != kNoValue) known_on[at(operation.output)] = known_on[at(operation.inputs[0])];
       continue;
     }
-    const bool on_gpu = scheduled[i].device == Device::gpu;
-    result.serial_seconds += on_gpu ? gpu : priced.cpu[i].seconds;
-    if (last_decided != nullptr && last_decided->device != scheduled[i].device) {
+    if (!certain[i]) {
+      result.serial_seconds += machine.has_gpu ? std::min(priced.gpu[i].seconds, priced.cpu[i].seconds) : priced.cpu[i].seconds;
+      continue;
+    }
+    const Device device = scheduled[i].device;
+    const bool on_gpu = device == Device::gpu;
+    result.serial_seconds += on_gpu ? priced.gpu[i].seconds : priced.cpu[i].seconds;
+    if (before != nullptr && before->device != device) {
       result.serial_seconds += on_gpu ? machine.handoff_to_gpu_seconds : machine.handoff_to_cpu_seconds;
     }
-    last_decided = &scheduled[i];
+    before = &scheduled[i];
+    for (const int32_t input : operation.inputs) {
+      if (input == kNoValue || known_on[at(input)] == 0 || (known_on[at(input)] & mask_of(device)) != 0) continue;
+      const auto n_bytes = static_cast<double>(block.values[at(input)].n_bytes);
+      result.serial_seconds += on_gpu ? machine.up.seconds(n_bytes, n_bytes) : machine.down.seconds(n_bytes, n_bytes);
+      known_on[at(input)] |= mask_of(device);
+    }
+    if (operation.output != kNoValue) known_on[at(operation.output)] = mask_of(device);
     const Where home = placement.of(operation.group);
-    if (on_gpu && operation.weight != nullptr && operation.kind != OpKind::get_rows && (scheduled[i].copies_weight || is_streamed(home))) {
+    if (!on_gpu) {
+      host_bytes += priced.weight_bytes[i];
+    } else if (operation.weight != nullptr && operation.kind != OpKind::get_rows && (scheduled[i].copies_weight || is_streamed(home))) {
       move_weight(machine, operation, scheduled[i].copies_weight, priced.weight_bytes[i], model.hyperparameters().n_expert,
                   placement.of(Group::router) == home, copies);
     }
   }
+  const bool slices = copies.experts_can_slice && copies.experts_sliced_seconds < copies.experts_whole_seconds;
+  const double streamed_bytes = copies.prefetch_bytes + std::min(copies.experts_whole_bytes, copies.experts_sliced_bytes);
   result.serial_seconds += copies.exposed_seconds;
-  result.up_seconds = copies.exposed_seconds + copies.prefetch_seconds +
-                      (copies.experts_can_slice ? std::min(copies.experts_whole_seconds, copies.experts_sliced_seconds)
-                                                : copies.experts_whole_seconds);
+  result.up_seconds =
+      copies.exposed_seconds + copies.prefetch_seconds + (slices ? copies.experts_sliced_seconds : copies.experts_whole_seconds);
+  result.host_memory_seconds = (host_bytes + copies.exposed_bytes + streamed_bytes) / machine.host_bytes_per_second;
+  return result;
+}
+
+PassBound bound_between(const PricedBlock& block, const Machine& machine, const BlockEnds& before, const BlockEnds& after) {
+  PassBound result;
+  if (before.last == after.first || block.block.residual_in == kNoValue) return result;
+  const auto n_bytes = static_cast<double>(block.block.values[static_cast<size_t>(block.block.residual_in)].n_bytes);
+  result.serial_seconds = after.first == Device::gpu ? machine.handoff_to_gpu_seconds + machine.up.seconds(n_bytes, n_bytes)
+                                                     : machine.handoff_to_cpu_seconds + machine.down.seconds(n_bytes, n_bytes);
   return result;
 }
 

@@ -1,6 +1,7 @@
 // From operations to splits: one block under one placement becomes a few segments with seconds and bytes.
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "cost/op_cost.hpp"
@@ -23,21 +24,24 @@ struct LoweredBlock {
   Device residual = Device::host;  // where the block leaves its result
 };
 
-// No order of splits is faster than all serial work, nor than all copies up.
+// No order of splits is faster than all serial work, than all copies up, or than all that the host's memory delivers.
 struct PassBound {
   double serial_seconds = 0.0;
   double up_seconds = 0.0;
+  double host_memory_seconds = 0.0;
   PassBound& operator+=(const PassBound& other) {
     serial_seconds += other.serial_seconds;
     up_seconds += other.up_seconds;
+    host_memory_seconds += other.host_memory_seconds;
     return *this;
   }
   PassBound& operator-=(const PassBound& other) {
     serial_seconds -= other.serial_seconds;
     up_seconds -= other.up_seconds;
+    host_memory_seconds -= other.host_memory_seconds;
     return *this;
   }
-  [[nodiscard]] double seconds() const { return std::max(serial_seconds, up_seconds); }
+  [[nodiscard]] double seconds() const { return std::max({serial_seconds, up_seconds, host_memory_seconds}); }
 };
 
 // Throws std::invalid_argument where a weight type has no rate.
@@ -49,6 +53,9 @@ struct PassBound {
 
 // What the block costs at least, whatever its neighbours are.
 [[nodiscard]] PassBound bound(const PricedBlock& block, const Model& model, const Machine& machine, const BlockPlacement& placement);
+
+// What two neighbours add: where one ends on another device than `block` begins on, the hidden state and a hand-off cross.
+[[nodiscard]] PassBound bound_between(const PricedBlock& block, const Machine& machine, const BlockEnds& before, const BlockEnds& after);
 
 // Weights whose home is host memory.
 [[nodiscard]] int64_t host_home_bytes(const PricedBlock& block, const BlockPlacement& placement);

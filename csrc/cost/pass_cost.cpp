@@ -130,6 +130,13 @@ PassTime PassCost::price(const Placement& placement) {
 
 PassBound PassCost::layer_bound(size_t layer, uint8_t pattern, bool op_offload) { return placed_layer(layer, pattern, op_offload).least; }
 
+PassBound PassCost::bound_behind(size_t layer, uint8_t previous_pattern, uint8_t pattern, bool op_offload) {
+  if (layer == 0) return {};
+  const BlockEnds before = placed_layer(layer - 1, previous_pattern, op_offload).ends;
+  const BlockEnds after = placed_layer(layer, pattern, op_offload).ends;
+  return bound_between(blocks_[static_cast<size_t>(layer_variant_[layer])], machine_, before, after);
+}
+
 PassBound PassCost::ends_bound(Where where, bool op_offload) const {
   const bool offload = op_offload && machine_.has_gpu;
   PassBound least = bound(head_block_, model_, machine_, {.layer = LayerPlacement::uniform(where), .outside = where, .op_offload = offload});

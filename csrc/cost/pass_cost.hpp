@@ -40,8 +40,10 @@ class PassCost {
   [[nodiscard]] PassTime price(const InternedPlacement& placement);
   [[nodiscard]] PassTime price(const Placement& placement);
 
-  // Bound of one layer under one pattern, and of head and embedding; the sum over a placement is at most price().seconds.
+  // Bound of one layer under one pattern, of what it adds behind a layer under another, and of head and embedding; the sum over a placement
+  // (with any part of what lies between) is at most price().seconds.
   [[nodiscard]] PassBound layer_bound(size_t layer, uint8_t pattern, bool op_offload);
+  [[nodiscard]] PassBound bound_behind(size_t layer, uint8_t previous_pattern, uint8_t pattern, bool op_offload);
   [[nodiscard]] PassBound ends_bound(Where head, bool op_offload) const;
 
   // Placements priced since construction: the search's cost, exact on any machine.

@@ -15,6 +15,18 @@ size_t index_of(const Neighbours& neighbours) {
   return bit(neighbours.before) | bit(neighbours.after) << 1;
 }
 
+int64_t block_floor(const Block& block, const BlockPlacement& placement) {
+  int64_t floor = 0;
+  const std::vector<ScheduledOperation> scheduled = schedule(block, placement, {});
+  for (size_t i = 0; i < block.operations.size(); ++i) {
+    const Operation& operation = block.operations[i];
+    if (!scheduled[i].decided || scheduled[i].device != Device::gpu || operation.is_view || operation.output == kNoValue) continue;
+    const int64_t copied = scheduled[i].copies_weight ? operation.weight->n_bytes : 0;
+    floor = std::max(floor, copied + block.values[static_cast<size_t>(operation.output)].n_bytes);
+  }
+  return floor;
+}
+
 }  // namespace
 
 ComputeBuffers::ComputeBuffers(const Model& model, const ContextParameters& context, int64_t n_tokens) {
@@ -73,11 +85,19 @@ size_t ComputeBuffers::state_index(const ReplayState& state) {
   return states_.size() - 1;
 }
 
-void ComputeBuffers::lay_path(const Placement& placement) {
+// Searches hand over the same patterns again and again, so they are looked up once.
+void ComputeBuffers::intern_patterns(const Placement& placement) {
+  if (placement.patterns == interned_ && placement.op_offload == interned_op_offload_) return;
+  interned_ = placement.patterns;
+  interned_op_offload_ = placement.op_offload;
   placement_pattern_.clear();
   for (const LayerPlacement& layer : placement.patterns) {
     placement_pattern_.push_back(pattern_index({.layer = layer, .outside = Where::cpu, .op_offload = placement.op_offload}));
   }
+}
+
+void ComputeBuffers::lay_path(const Placement& placement) {
+  intern_patterns(placement);
   path_.front() = {.block = blocks_.size() - 2, .pattern = placement_pattern_[placement.layer_pattern.front()]};
   for (size_t i = 0; i < layer_block_.size(); ++i) {
     path_[i + 1] = {.block = layer_block_[i], .pattern = placement_pattern_[placement.layer_pattern[i]]};
@@ -165,6 +185,14 @@ ComputeBytes ComputeBuffers::operator()(const Placement& placement) {
   }
   result.host_bytes = std::max(result.host_bytes, states_.front().state.host.extent());
   return result;
+}
+
+int64_t ComputeBuffers::gpu_floor(size_t layer, const LayerPlacement& placement, bool op_offload) const {
+  return block_floor(blocks_[layer_block_[layer]], {.layer = placement, .outside = Where::cpu, .op_offload = op_offload});
+}
+
+int64_t ComputeBuffers::gpu_floor_of_head(Where head, bool op_offload) const {
+  return block_floor(blocks_.back(), {.layer = LayerPlacement::uniform(Where::cpu), .outside = head, .op_offload = op_offload});
 }
 
 }  // namespace pshard

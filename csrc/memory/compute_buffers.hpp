@@ -25,6 +25,11 @@ class ComputeBuffers {
   // thread-safe: the tables grow.
   [[nodiscard]] ComputeBytes operator()(const Placement& placement);
 
+  // Bytes that the GPU's buffer has at least where this layer (or the head) is so placed, whatever lies around it: the largest result of
+  // one operation there, with its weight where that is copied for it. A search rules placements out by it without a replay.
+  [[nodiscard]] int64_t gpu_floor(size_t layer, const LayerPlacement& placement, bool op_offload) const;
+  [[nodiscard]] int64_t gpu_floor_of_head(Where head, bool op_offload) const;
+
   // Blocks replayed so far.
   [[nodiscard]] int64_t n_replays() const { return n_replays_; }
 
@@ -62,6 +67,7 @@ class ComputeBuffers {
   };
 
   size_t pattern_index(const BlockPlacement& placement);
+  void intern_patterns(const Placement& placement);
   size_t state_index(const ReplayState& state);
   void lay_path(const Placement& placement);
   void look_ahead();
@@ -79,6 +85,8 @@ class ComputeBuffers {
   int64_t n_replays_ = 0;
   std::vector<Step> path_;                 // scratch: the blocks of a pass
   std::vector<size_t> placement_pattern_;  // scratch: index into patterns_ by the placement's own
+  std::vector<LayerPlacement> interned_;   // whose numbers placement_pattern_ holds
+  bool interned_op_offload_ = false;
 };
 
 }  // namespace pshard

@@ -105,9 +105,7 @@ Pass reserved_pass(const Model& model, const ContextParameters& context, int64_t
   return pass;
 }
 
-int64_t gpu_tensor_bytes(const Tensor& tensor) {
-  return pad(tensor.n_bytes + row_padding(tensor.type, tensor.shape[0]), kGpuAlignment);
-}
+int64_t gpu_tensor_bytes(const Tensor& tensor) { return pad(tensor.n_bytes + row_padding(tensor.type, tensor.shape[0]), kGpuAlignment); }
 
 int64_t host_tensor_bytes(const Tensor& tensor) { return pad(tensor.n_bytes, kHostAlignment); }
 

@@ -41,6 +41,12 @@ size_t end_of_split(const ScheduledBlock& scheduled, size_t first) {
   return end;
 }
 
+// Rope factors in host memory under a rope on the GPU.
+bool copies_rope_factors(const ScheduledBlock& scheduled, size_t i) {
+  const Operation& operation = scheduled.block->operations[i];
+  return scheduled.operations[i].copies_weight && !operation.weight_decides && operation.kind == OpKind::elementwise;
+}
+
 // A value on one device: its home, or the copy that a split on the other device made.
 struct Instance {
   int32_t readers = 0;
@@ -51,8 +57,13 @@ struct Instance {
 class Replay {
  public:
   Replay(const ScheduledBlock& scheduled, const ReplayOutlook& outlook, const InputBytes& input_bytes, ReplayState& state)
-      : scheduled_(scheduled), block_(*scheduled.block), outlook_(outlook), input_bytes_(input_bytes), state_(state),
-        homes_(scheduled.homes), instances_(2 * block_.values.size()) {
+      : scheduled_(scheduled),
+        block_(*scheduled.block),
+        outlook_(outlook),
+        input_bytes_(input_bytes),
+        state_(state),
+        homes_(scheduled.homes),
+        instances_(2 * block_.values.size()) {
     if (block_.residual_in != kNoValue) {
       homes_[static_cast<size_t>(block_.residual_in)] = state.residual_device;
       at(block_.residual_in, state.residual_device) = {.readers = 0, .offset = state.residual_offset, .n_bytes = state.residual_bytes};
@@ -94,6 +105,7 @@ class Replay {
   void count_readers() {
     for (size_t i = 0; i < block_.operations.size(); ++i) {
       if (block_.operations[i].is_view) continue;
+      if (copies_rope_factors(scheduled_, i)) ++rope_factor_readers_;
       const Device device = scheduled_.operations[i].device;
       for_each_input(block_.operations[i], [&](int32_t value) { ++at(holder(value, device), device).readers; });
     }
@@ -167,8 +179,12 @@ class Replay {
       const Operation& operation = block_.operations[i];
       const ScheduledOperation& scheduled = scheduled_.operations[i];
       if (operation.is_view) continue;
+      // Operands in ggml's order: weights and caches first, but behind the activation in element-wise work and fused attention.
       const bool product = operation.kind == OpKind::mul_mat || operation.kind == OpKind::mul_mat_id;
+      const bool attention = operation.kind == OpKind::attention;
       if (scheduled.copies_weight && product) copy_weight(i);
+      if (!attention) copy_cache(i);
+      bool first_input = true;
       for_each_input(operation, [&](int32_t value) {
         if (is_input(value)) {
           if (scheduled.device == Device::gpu) copy_input(value);
@@ -176,9 +192,10 @@ class Replay {
           release(holder(value, home(value)), home(value));
           add(value, scheduled.device);
         }
+        if (first_input && attention) copy_cache(i);
+        first_input = false;
       });
       if (scheduled.copies_weight && !product) copy_weight(i);
-      if (scheduled.copies_cache && !is_streamed(scheduled.lane)) copy(i, scheduled.device, operation.cache_bytes);
     }
     if (end == block_.operations.size() && scheduled_.operations[first].device == Device::gpu) copy_ahead();
   }
@@ -198,7 +215,31 @@ class Replay {
     }
   }
 
-  void copy_weight(size_t operation) { copy(operation, Device::gpu, gpu_tensor_bytes(*block_.operations[operation].weight)); }
+  void copy_rope_factors(const Tensor& factors) {
+    int64_t& offset = input_offset(GraphInput::rope_factors, Device::gpu);
+    if (offset == kNowhere) offset = allocate(Device::gpu, factors.n_bytes);
+  }
+
+  void release_rope_factors(const Tensor& factors) {
+    int64_t& offset = input_offset(GraphInput::rope_factors, Device::gpu);
+    if (--rope_factor_readers_ > 0 || (outlook_.last_gpu & input_bit(GraphInput::rope_factors)) == 0) return;
+    state_.gpu.free(offset, factors.n_bytes);
+    offset = kNowhere;
+  }
+
+  void copy_weight(size_t operation) {
+    if (copies_rope_factors(scheduled_, operation)) return copy_rope_factors(*block_.operations[operation].weight);
+    const Operation& reader = block_.operations[operation];
+    copy(operation, Device::gpu, reader.weight_part_bytes > 0 ? reader.weight_part_bytes : gpu_tensor_bytes(*reader.weight));
+  }
+
+  void copy_cache(size_t i) {
+    const Operation& operation = block_.operations[i];
+    const ScheduledOperation& scheduled = scheduled_.operations[i];
+    if (!scheduled.copies_cache || is_streamed(scheduled.lane)) return;
+    copy(i, scheduled.device, operation.cache_bytes - operation.cache_value_bytes);
+    if (operation.cache_value_bytes > 0) copy(i, scheduled.device, operation.cache_value_bytes);
+  }
 
   void copy(size_t operation, Device device, int64_t n_bytes) {
     copies_.push_back({.operation = operation, .device = device, .offset = allocate(device, n_bytes), .n_bytes = n_bytes});
@@ -220,6 +261,7 @@ class Replay {
     const Device device = scheduled_.operations[i].device;
     if (operation.output != kNoValue && !reuse(operation, device)) add(operation.output, device);
     for_each_input(operation, [&](int32_t value) { release(holder(value, device), device); });
+    if (copies_rope_factors(scheduled_, i)) release_rope_factors(*operation.weight);
     for (Copy& copy : copies_) {
       if (copy.operation == i) arena(copy.device).free(copy.offset, copy.n_bytes);
     }
@@ -266,6 +308,7 @@ class Replay {
   std::vector<Device> homes_;
   std::vector<Instance> instances_;
   std::vector<Copy> copies_;  // of weights and caches, for one operation each
+  int32_t rope_factor_readers_ = 0;
   int64_t split_peak_ = 0;
   ReplayPeaks peaks_;
 };
@@ -294,6 +337,7 @@ ScheduledBlock schedule_block(const Block& block, const BlockPlacement& placemen
     }
     if (operation.output != kNoValue) result.homes[static_cast<size_t>(operation.output)] = device;
     if (i > 0 && result.operations[i].starts_split) first_split = result.one_split = false;
+    if (copies_rope_factors(result, i)) result.gpu_inputs |= input_bit(GraphInput::rope_factors);
     for_each_input(operation, [&](int32_t value) {
       const Value& v = value_of(block, value);
       if (!v.is_input) return;

@@ -26,7 +26,7 @@ struct ReplayState {
   Device residual_device = Device::host;
   int64_t residual_offset = kNowhere;
   int64_t residual_bytes = 0;
-  std::array<int64_t, kGraphInputCount> gpu_inputs{};   // offsets of the copies and of the originals; kNowhere where there is none
+  std::array<int64_t, kGraphInputCount> gpu_inputs{};  // offsets of the copies and of the originals; kNowhere where there is none
   std::array<int64_t, kGraphInputCount> host_inputs{};
 
   ReplayState() {
@@ -47,8 +47,8 @@ struct ScheduledBlock {
   bool continues_split = false;  // the first operation goes on with the split of the block before
   bool one_split = false;        // no split starts inside
   InputBits first_split_gpu_inputs = 0;
-  int64_t slot_bytes = 0;         // of its cache, where that is streamed
-  int64_t stream_bytes = 0;       // most that is streamed at once
+  int64_t slot_bytes = 0;          // of its cache, where that is streamed
+  int64_t stream_bytes = 0;        // most that is streamed at once
   int64_t first_stream_bytes = 0;  // for its first split
   int64_t last_stream_bytes = 0;   // for its last split
 };

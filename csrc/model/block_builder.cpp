@@ -142,8 +142,7 @@ int32_t BlockBuilder::norm(std::string_view name, int32_t input, Group group) {
   if (weight == nullptr) return input;
   const Tensor* bias = find_bias(name);
   const int64_t bytes = bytes_of(input);
-  // ggml's layer norm never works in place, its RMS norm may.
-  int32_t normed = bias == nullptr && hyperparameters().architecture != "cohere2" ? elementwise(group, {input}, bytes) : fresh(OpKind::elementwise, group, {input}, bytes);
+  int32_t normed = traits().layer_norm ? fresh(OpKind::elementwise, group, {input}, bytes) : elementwise(group, {input}, bytes);
   normed = elementwise(group, {normed}, bytes, weight);
   return bias == nullptr ? normed : elementwise(group, {normed}, bytes, bias);
 }

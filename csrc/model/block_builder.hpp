@@ -58,7 +58,7 @@ class BlockBuilder {
   int32_t elementwise(Group group, std::initializer_list<int32_t> inputs, int64_t out_bytes, const Tensor* weight = nullptr);
   // The same into memory of its own.
   int32_t fresh(OpKind kind, Group group, std::initializer_list<int32_t> inputs, int64_t out_bytes, const Tensor* weight = nullptr);
-  // RMS norm (layer norm where there is a bias) with its weight and bias. `name` may have no weight: then nothing happens.
+  // Norm with its weight and bias. `name` may have no weight: then nothing happens.
   int32_t norm(std::string_view name, int32_t input);
   // The same in another group than the tensor's name says.
   int32_t norm(std::string_view name, int32_t input, Group group);
@@ -89,9 +89,9 @@ class BlockBuilder {
 };
 
 // The parts of a layer; each takes and returns values of the builder's block.
-int32_t build_attention(BlockBuilder& b, int32_t normed);        // up to and without the output projection
+int32_t build_attention(BlockBuilder& b, int32_t normed);  // up to and without the output projection
 int32_t build_attention_output(BlockBuilder& b, int32_t attended, int64_t rows);
-int32_t build_mixer(BlockBuilder& b, int32_t residual);          // recurrent mixers, with their norm and output projection
+int32_t build_mixer(BlockBuilder& b, int32_t residual);            // recurrent mixers, with their norm and output projection
 int32_t build_ffn(BlockBuilder& b, int32_t normed, int64_t rows);  // dense FFN, or experts with shared experts
 
 }  // namespace pshard

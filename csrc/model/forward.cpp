@@ -60,8 +60,8 @@ int32_t sequential_layer(BlockBuilder& b, int32_t residual, bool drop_rows, int6
   const int32_t normed = b.norm(post_norm_leads_ffn ? "post_attention_norm" : "ffn_norm", middle);
   int32_t output = b.norm("post_ffw_norm", build_ffn(b, normed, rows));
   if (b.traits().scaled_residual) output = scaled(b, Group::norms, output);
-  if (b.hyperparameters().architecture == "phi3") return b.add(Group::norms, middle, output);
-  return b.norm("layer_output_norm", b.add(Group::norms, output, middle));
+  const int32_t sum = b.traits().residual_first ? b.add(Group::norms, middle, output) : b.add(Group::norms, output, middle);
+  return b.norm("layer_output_norm", sum);
 }
 
 }  // namespace
@@ -79,7 +79,10 @@ Block embedding_block(const Model& model, const Pass& pass) {
     place = b.fresh(OpKind::get_rows, Group::embedding, {b.positions()}, bytes, places);
     b.last().activation_bytes = 2 * bytes;
   }
-  if (const Tensor* types = b.find("token_types")) current = b.elementwise(Group::embedding, {current}, bytes, types);
+  if (const Tensor* types = b.find("token_types")) {
+    current = b.elementwise(Group::embedding, {current}, bytes, types);
+    b.last().weight_part_bytes = types->type.row_bytes(types->shape[0]);  // every token is of the first type
+  }
   if (place != kNoValue) current = b.elementwise(Group::embedding, {place, current}, bytes);
   current = b.norm("token_embd_norm", current, Group::norms);  // llama.cpp keeps it with layer 0
   return b.take(kNoValue, current);
@@ -90,8 +93,8 @@ Block layer_block(const Model& model, const Layer& layer, const Pass& pass, bool
   const int64_t row_bytes = model.hyperparameters().n_embd * kActivationBytes;
   const int32_t residual = b.add_value(row_bytes * pass.n_tokens);
   const bool drop_rows = is_last && !b.traits().late_row_selection;
-  const int32_t output = b.traits().parallel_block ? parallel_layer(b, residual, drop_rows, row_bytes)
-                                                   : sequential_layer(b, residual, drop_rows, row_bytes);
+  const int32_t output =
+      b.traits().parallel_block ? parallel_layer(b, residual, drop_rows, row_bytes) : sequential_layer(b, residual, drop_rows, row_bytes);
   return b.take(residual, output);
 }
 

@@ -13,22 +13,22 @@ namespace pshard {
 // What the pass is sized for. Memory reserves for the worst case (all cells, logits for every token); time uses the cells in use and the
 // rows that are wanted.
 struct Pass {
-  int64_t n_tokens = 1;        // tokens of the micro-batch
-  int64_t n_outputs = 1;       // rows of logits
-  int64_t n_seqs = 1;          // sequences in the micro-batch
-  int64_t n_streams = 1;       // streams of the KV cache that they use: n_seqs, or 1 where the cache is unified
-  int64_t n_kv = 256;          // cells that an attention over the whole context reads, per stream
-  int64_t n_kv_window = 256;   // cells that a sliding-window attention reads, per stream
+  int64_t n_tokens = 1;       // tokens of the micro-batch
+  int64_t n_outputs = 1;      // rows of logits
+  int64_t n_seqs = 1;         // sequences in the micro-batch
+  int64_t n_streams = 1;      // streams of the KV cache that they use: n_seqs, or 1 where the cache is unified
+  int64_t n_kv = 256;         // cells that an attention over the whole context reads, per stream
+  int64_t n_kv_window = 256;  // cells that a sliding-window attention reads, per stream
   bool flash_attn = true;
   DataType type_k{1, 1, 2};
   DataType type_v{1, 1, 2};
 };
 
 enum class OpKind : uint8_t {
-  mul_mat,      // weight x activation
-  mul_mat_id,   // routed experts
-  attention,    // fused attention over the cache
-  attention_kq, // unfused: K x Q, and the weights x V
+  mul_mat,       // weight x activation
+  mul_mat_id,    // routed experts
+  attention,     // fused attention over the cache
+  attention_kq,  // unfused: K x Q, and the weights x V
   get_rows,
   elementwise,  // norms, activations, additions, rope, soft-max, routing arithmetic
   copy,         // into the cache, or to make contiguous
@@ -53,8 +53,9 @@ enum class GraphInput : uint8_t {
   key_rotation_window,
   value_rotation_window,
   output_rows,
+  rope_factors,  // a weight that all layers share; like an input it is copied once, where they lie in host memory
 };
-inline constexpr int kGraphInputCount = 16;
+inline constexpr int kGraphInputCount = 17;
 
 // An intermediate result (or graph input) of the pass.
 struct Value {
@@ -70,18 +71,20 @@ struct Operation {
   OpKind kind = OpKind::elementwise;
   Group group = Group::norms;  // the group whose placement says where this runs
   const Tensor* weight = nullptr;
+  int64_t weight_part_bytes = 0;  // where only this much of the weight is read; 0: all of it
   // False for rope factors and the sinks of fused attention: too small to decide where the operation runs, but copied where it does.
   bool weight_decides = true;
   // mul_mat and mul_mat_id: out[n, m] = weight[k, n] x in[k, m]; m counts (token, expert) rows for experts.
   int64_t n = 0, k = 0, m = 0;
-  int64_t offload_rows = 0;      // what op-offload compares with its threshold: rows of the output, tokens for experts, 0 for look-ups
+  int64_t offload_rows = 0;  // what op-offload compares with its threshold: rows of the output, tokens for experts, 0 for look-ups
   double flop = 0.0;
-  int64_t activation_bytes = 0;  // read and written besides weights and cache
-  int64_t cache_bytes = 0;       // read from (or written to) the KV cache or recurrent state
+  int64_t activation_bytes = 0;   // read and written besides weights and cache
+  int64_t cache_bytes = 0;        // read from (or written to) the KV cache or recurrent state
+  int64_t cache_value_bytes = 0;  // the part of it that is V, where one operation reads K and V
   std::array<int32_t, 6> inputs{kNoValue, kNoValue, kNoValue, kNoValue, kNoValue, kNoValue};
   int32_t output = kNoValue;
-  bool in_place = false;         // may overwrite an input of its output's size that nobody reads afterwards
-  bool is_view = false;          // output shares inputs[0]'s memory: no allocation, no work
+  bool in_place = false;  // may overwrite an input of its output's size that nobody reads afterwards
+  bool is_view = false;   // output shares inputs[0]'s memory: no allocation, no work
 };
 
 // A GPU fuses the operations `first` to `last` into one kernel, if no split comes between: `value` then lives until `last`.

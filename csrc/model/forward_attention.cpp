@@ -70,7 +70,7 @@ int32_t cell_indices(BlockBuilder& b, bool value) {
   return b.graph_input(input, b.pass().n_tokens * widest * 8);
 }
 
-int32_t attend_fused(BlockBuilder& b, int32_t query, int64_t n_kv, int64_t kv_bytes, int64_t key_dim, int64_t value_dim) {
+int32_t attend_fused(BlockBuilder& b, int32_t query, int64_t n_kv, int64_t k_bytes, int64_t v_bytes, int64_t key_dim, int64_t value_dim) {
   const Pass& pass = b.pass();
   const LayerParameters& p = b.parameters();
   const int32_t output =
@@ -82,17 +82,22 @@ int32_t attend_fused(BlockBuilder& b, int32_t query, int64_t n_kv, int64_t kv_by
   operation.k = n_kv;
   operation.m = pass.n_tokens;
   operation.flop = 2.0 * static_cast<double>((key_dim + value_dim) * p.n_head) * static_cast<double>(pass.n_tokens * n_kv);
-  operation.cache_bytes = kv_bytes;
+  operation.cache_bytes = k_bytes + v_bytes;
+  operation.cache_value_bytes = v_bytes;
   const int64_t elements = n_kv * pass.n_streams * p.n_head_kv;
   if (pass.type_k.id != 1) b.value(output).gpu_scratch_bytes += elements * key_dim * 2;
   if (pass.type_v.id != 1 && p.head_dim_v > 0) b.value(output).gpu_scratch_bytes += elements * value_dim * 2;
   return output;
 }
 
-int32_t attend_unfused(BlockBuilder& b, int32_t query, int64_t n_kv, int64_t k_bytes, int64_t v_bytes, int64_t key_dim,
-                       int64_t value_dim) {
+int32_t attend_unfused(BlockBuilder& b, int32_t query, int64_t n_kv, int64_t k_bytes, int64_t v_bytes, int64_t key_dim, int64_t value_dim) {
   const Pass& pass = b.pass();
   const LayerParameters& p = b.parameters();
+  int32_t transposed = kNoValue;
+  if (p.head_dim_v == 0) {  // MLA caches no transposed V
+    transposed = b.fresh(OpKind::copy, Group::cache, {}, n_kv * pass.n_streams * value_dim * 2);
+    b.last().cache_bytes = k_bytes;
+  }
   int32_t kq = b.product(Group::cache, {query}, n_kv, key_dim, pass.n_tokens, p.n_head);
   b.last().cache_bytes = k_bytes;
   const int64_t kq_bytes = b.bytes_of(kq);
@@ -101,12 +106,7 @@ int32_t attend_unfused(BlockBuilder& b, int32_t query, int64_t n_kv, int64_t k_b
   }
   const Tensor* sinks = b.find("attn_sinks");
   kq = b.elementwise(sinks == nullptr ? Group::cache : Group::attention, {kq, mask(b)}, kq_bytes, sinks);  // soft-max
-  int32_t transposed = kNoValue;
-  if (p.head_dim_v == 0) {  // MLA caches no transposed V
-    transposed = b.fresh(OpKind::copy, Group::cache, {}, n_kv * pass.n_streams * value_dim * 2);
-    b.last().cache_bytes = k_bytes;
-  }
-  const int32_t kqv = b.product(Group::cache, {kq, transposed}, value_dim, n_kv, pass.n_tokens, p.n_head);
+  const int32_t kqv = b.product(Group::cache, {transposed, kq}, value_dim, n_kv, pass.n_tokens, p.n_head);
   if (p.head_dim_v > 0) b.last().cache_bytes = v_bytes;
   return kqv;
 }
@@ -118,7 +118,7 @@ int32_t attend(BlockBuilder& b, int32_t query, int64_t key_dim, int64_t value_di
   const int64_t n_kv = cells(b);
   const int64_t k_bytes = pass.type_k.row_bytes(p.n_head_kv * p.head_dim_k) * n_kv * pass.n_streams;
   const int64_t v_bytes = pass.type_v.row_bytes(p.n_head_kv * p.head_dim_v) * n_kv * pass.n_streams;
-  int32_t output = pass.flash_attn ? attend_fused(b, query, n_kv, k_bytes + v_bytes, key_dim, value_dim)
+  int32_t output = pass.flash_attn ? attend_fused(b, query, n_kv, k_bytes, v_bytes, key_dim, value_dim)
                                    : attend_unfused(b, query, n_kv, k_bytes, v_bytes, key_dim, value_dim);
   if (decompress != nullptr) output = b.mul_mat(*decompress, output, pass.n_tokens);
   if (!pass.flash_attn) return b.fresh(OpKind::copy, Group::cache, {output}, b.bytes_of(output));
@@ -139,9 +139,9 @@ int32_t attend_without_cache(BlockBuilder& b, const Heads& heads) {
     b.last().flop = 2.0 * static_cast<double>((p.head_dim_k + p.head_dim_v) * p.n_head) * static_cast<double>(n * n);
     return output;
   }
+  const int32_t value = b.fresh(OpKind::copy, Group::attention, {heads.value}, p.n_head_kv * p.head_dim_v * n * kActivationBytes);
   int32_t kq = b.product(Group::attention, {heads.key, heads.query}, n, p.head_dim_k, n, p.n_head);
   kq = b.elementwise(Group::attention, {kq, mask(b)}, b.bytes_of(kq));
-  const int32_t value = b.fresh(OpKind::copy, Group::attention, {heads.value}, p.n_head_kv * p.head_dim_v * n * kActivationBytes);
   const int32_t kqv = b.product(Group::attention, {value, kq}, p.head_dim_v, n, n, p.n_head);
   return b.fresh(OpKind::copy, Group::attention, {kqv}, out_bytes);
 }
@@ -175,8 +175,8 @@ void store_heads(BlockBuilder& b, const Heads& heads) {
   b.store(Group::cache, {value, cell_indices(b, true)}, pass.type_v.row_bytes(p.n_head_kv * p.head_dim_v) * pass.n_tokens);
 }
 
-// The three projections with what is done to them before the cache, in llama.cpp's order: query, value, key; with windows query, key,
-// value.
+// The three projections with what is done to them before the cache, in llama.cpp's order: query, value, key; with windows and
+// in encoders query, key, value.
 class HeadsBuilder {
  public:
   HeadsBuilder(BlockBuilder& b, int32_t normed) : b_(b), normed_(normed) {}
@@ -186,19 +186,17 @@ class HeadsBuilder {
       heads_.fused = true;
       fused_ = b_.project("attn_qkv", normed_, n_);
     }
-    bool windows = false;
-    for (const LayerParameters& layer : b_.hyperparameters().layers) windows = windows || layer.window > 0;
+    bool key_first = !b_.traits().causal;
+    for (const LayerParameters& layer : b_.hyperparameters().layers) key_first = key_first || layer.window > 0;
     query();
-    if (windows) key();
+    if (key_first) key();
     value();
-    if (!windows) key();
+    if (!key_first) key();
     return heads_;
   }
 
  private:
-  int32_t part(std::string_view name, int64_t n_bytes) {
-    return b_.view(heads_.fused ? fused_ : b_.project(name, normed_, n_), n_bytes);
-  }
+  int32_t part(std::string_view name, int64_t n_bytes) { return b_.view(heads_.fused ? fused_ : b_.project(name, normed_, n_), n_bytes); }
   // Contiguous first where it is a part of a fused projection.
   int32_t rotated(int32_t head, const DataType& type, int64_t head_dim, GraphInput rotation, bool contiguous) {
     if (!b_.traits().causal || !is_rotated(type, head_dim)) return head;

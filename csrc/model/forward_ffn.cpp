@@ -69,7 +69,8 @@ Routing build_router(BlockBuilder& b, int32_t normed, int64_t rows, int64_t n_ex
   }
   const int32_t unscaled = routing.weights;
   if (traits.scaled_expert_weights) routing.weights = b.elementwise(Group::router, {routing.weights}, chosen);
-  if (is_fused_routing(traits, n_expert)) b.fuse(first, {logits, probabilities, selection, routing.ids, raw_weights, sum, safe_sum, unscaled});
+  if (is_fused_routing(traits, n_expert))
+    b.fuse(first, {logits, probabilities, selection, routing.ids, raw_weights, sum, safe_sum, unscaled});
   return routing;
 }
 

@@ -47,6 +47,8 @@ struct GraphTraits {
   bool normalised_expert_weights = false;
   bool scaled_expert_weights = false;
   bool weight_before_ffn = false;    // expert weights multiply the expert's input (llama4)
+  bool layer_norm = false;           // mean and variance, which ggml does not compute in place; else RMS
+  bool residual_first = false;       // the sum behind the FFN is written over the residual, not over the FFN's output (phi3, lfm2)
   bool late_row_selection = false;   // rows that are not wanted are dropped before the head, not inside the last layer (gpt-oss, qwen3next)
   bool norm_without_weight = false;  // query and key are normed without a weight tensor in layers with rope (llama4)
   bool attention_temperature = false;  // queries of layers without rope are scaled by position (llama4)

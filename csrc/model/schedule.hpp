@@ -25,11 +25,11 @@ struct BlockPlacement {
 
 struct ScheduledOperation {
   Device device = Device::host;
-  Where lane = Where::cpu;      // the lane that brings what it needs, where that is streamed; else pinned or cpu like `device`
-  bool decided = false;         // by its weight or cache; else it follows its neighbours
-  bool starts_split = false;    // see `schedule`
-  bool copies_weight = false;   // op-offload: the weight is in host memory and is copied for this operation
-  bool copies_cache = false;    // the cache is on the other device: what is read of it is copied
+  Where lane = Where::cpu;     // the lane that brings what it needs, where that is streamed; else pinned or cpu like `device`
+  bool decided = false;        // by its weight or cache; else it follows its neighbours
+  bool starts_split = false;   // see `schedule`
+  bool copies_weight = false;  // op-offload: the weight is in host memory and is copied for this operation
+  bool copies_cache = false;   // the cache is on the other device: what is read of it is copied
 };
 
 // What a block's neighbours are: the devices of the nearest decided operations before and after it.

@@ -131,7 +131,21 @@ class Search {
     for (size_t rule = 0; rule < kRuleCount; ++rule) {
       if (!used[rule]) continue;
       std::vector<Sums> layers;
-      for (int32_t layer = 0; layer < n_layer_; ++layer) layers.push_back(layer_sums(layer, static_cast<Rule>(rule), context));
+      auto& entry = entry_[rule];
+      int64_t floor = std::numeric_limits<int64_t>::max();
+      int32_t last_class = -1;
+      for (int32_t layer = 0; layer < n_layer_; ++layer) {
+        layers.push_back(layer_sums(layer, static_cast<Rule>(rule), context));
+        entry.push_back(entry_sums(layer, static_cast<Rule>(rule)));
+        layers.back() += entry.back();
+        // Layers of a class have the same floor on either lane.
+        const int32_t layer_class = model_.layers()[static_cast<size_t>(layer)].layer_class;
+        if (layer_class == last_class) continue;
+        last_class = layer_class;
+        const LayerPlacement& pattern = placement_.patterns[pattern_index(static_cast<Rule>(rule), layer)];
+        floor = std::min(floor, compute_.gpu_floor(static_cast<size_t>(layer), pattern, placement_.op_offload));
+      }
+      rule_floor_[rule] = floor;
       for (const bool back : {false, true}) {
         auto& prefix = prefix_[back ? 1 : 0][rule];
         prefix.resize(layers.size() + 1);
@@ -144,6 +158,19 @@ class Search {
     }
   }
 
+  // What a layer adds behind one under the same rule: counted with the layer, and taken back for the first layer of a run.
+  Sums entry_sums(int32_t layer, Rule rule) {
+    Sums sums;
+    if (layer == 0) return sums;
+    const size_t before = pattern_index(rule, layer - 1);
+    const size_t pattern = pattern_index(rule, layer);
+    for (size_t t = 0; t < terms_.size(); ++t) {
+      sums.bound[t] = terms_[t].cost->bound_behind(static_cast<size_t>(layer), pattern_ids_[t][before], pattern_ids_[t][pattern],
+                                                   placement_.op_offload);
+    }
+    return sums;
+  }
+
   void sum_ends() {
     for (const bool on_gpu : {false, true}) {
       Sums& sums = ends_[on_gpu ? 1 : 0];
@@ -151,6 +178,7 @@ class Search {
       sums.gpu_weights = on_gpu ? gpu_head_bytes(model_) : 0;
       sums.host_weights = embedding_bytes(model_) + (on_gpu ? 0 : host_head_bytes(model_));
       for (size_t t = 0; t < terms_.size(); ++t) sums.bound[t] = terms_[t].cost->ends_bound(head, placement_.op_offload);
+      head_floor_[on_gpu ? 1 : 0] = compute_.gpu_floor_of_head(head, placement_.op_offload);
     }
   }
 
@@ -160,14 +188,26 @@ class Search {
       const auto& prefix = prefix_[knobs.pin_from_back ? 1 : 0][static_cast<size_t>(run.rule)];
       sums += prefix[static_cast<size_t>(run.end)];
       sums -= prefix[static_cast<size_t>(run.begin)];
+      const int32_t first = knobs.pin_from_back ? n_layer_ - run.end : run.begin;
+      sums -= entry_[static_cast<size_t>(run.rule)][static_cast<size_t>(first)];
     }
     return sums;
+  }
+
+  // Bytes without a replay: weights and cache, and the least that the compute buffer can be.
+  [[nodiscard]] MemoryReport memory_at_least(const Knobs& knobs, const Sums& sums) const {
+    MemoryReport memory = sums.memory();
+    memory.gpu.compute_bytes = head_floor_[knobs.output_on_gpu ? 1 : 0];
+    for (const Run& run : runs_of(strategy_, knobs, n_layer_)) {
+      memory.gpu.compute_bytes = std::max(memory.gpu.compute_bytes, rule_floor_[static_cast<size_t>(run.rule)]);
+    }
+    return memory;
   }
 
   void rank_by_bound() {
     for (size_t index = 0; index < knobs_.size(); ++index) {
       const Sums sums = sums_of(knobs_[index]);
-      if (excess_of(sums.memory(), budget_).total() > 0) continue;
+      if (excess_of(memory_at_least(knobs_[index], sums), budget_).total() > 0) continue;
       double bound = 0.0;
       for (size_t t = 0; t < terms_.size(); ++t) bound += terms_[t].weight * sums.bound[t].seconds();
       queue_.emplace_back(bound * kRounding, index);
@@ -220,7 +260,7 @@ class Search {
   Found closest() {
     std::vector<std::pair<int64_t, size_t>> by_excess;
     for (size_t index = 0; index < knobs_.size(); ++index) {
-      by_excess.emplace_back(excess_of(sums_of(knobs_[index]).memory(), budget_).total(), index);
+      by_excess.emplace_back(excess_of(memory_at_least(knobs_[index], sums_of(knobs_[index])), budget_).total(), index);
     }
     std::sort(by_excess.begin(), by_excess.end());
     Found found;
@@ -250,6 +290,9 @@ class Search {
   std::vector<std::vector<uint8_t>> interned_;                   // scratch, per term
   std::vector<std::vector<uint8_t>> pattern_ids_;                // per term: number of each pattern
   std::array<std::array<std::vector<Sums>, kRuleCount>, 2> prefix_;  // [from back][rule][layers in pinning order]
+  std::array<std::vector<Sums>, kRuleCount> entry_;              // [rule][layer]
+  std::array<int64_t, kRuleCount> rule_floor_{};                 // least compute bytes where a rule occurs
+  std::array<int64_t, 2> head_floor_{};                          // [head on the GPU]
   std::array<Sums, 2> ends_;                                     // [head on the GPU]
   std::vector<std::pair<double, size_t>> queue_;                 // bound, index into knobs_
   size_t best_index_ = 0;

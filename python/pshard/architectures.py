@@ -8,7 +8,7 @@ decoder, with a warning, unless its cache cannot be sized.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 
@@ -61,6 +61,8 @@ class Architecture:
         Expert weights are divided by their sum; None: as the file says.
     weight_before_ffn : bool
         Expert weights multiply the experts' input.
+    residual_first : bool
+        The residual is the first operand of the sum behind the FFN.
     late_rows : bool
         Rows that are not wanted are dropped before the head, not inside the last layer.
     unweighted_qk_norm : bool
@@ -82,6 +84,7 @@ class Architecture:
     gating_in_file: bool = False
     normalised: bool | None = True
     weight_before_ffn: bool = False
+    residual_first: bool = False
     late_rows: bool = False
     unweighted_qk_norm: bool = False
     attention_temperature: bool = False
@@ -102,9 +105,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     **dict.fromkeys(
         (
             "arcee", "baichuan", "dbrx", "ernie4_5", "ernie4_5-moe", "exaone", "falcon-h1", "glm4", "hunyuan-dense",
-            "hunyuan-moe", "internlm2", "llama", "mamba", "mamba2", "mistral3", "nemotron", "olmo", "orion", "phi3",
-            "phimoe", "qwen", "qwen2", "qwen2vl", "qwen3", "qwen3moe", "qwen3vl", "qwen3vlmoe", "seed_oss",
-            "starcoder2", "xverse",
+            "hunyuan-moe", "internlm2", "llama", "mamba", "mamba2", "mistral3", "nemotron", "olmo", "orion", "qwen",
+            "qwen2", "qwen2vl", "qwen3", "qwen3moe", "qwen3vl", "qwen3vlmoe", "seed_oss", "starcoder2", "xverse",
         ),
         PLAIN,
     ),
@@ -112,7 +114,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     **dict.fromkeys(("bailingmoe2", "deepseek2", "dots1"), _ROUTER_IN_FILE),
     **dict.fromkeys(("falcon", "phi2"), _PARALLEL),
     **dict.fromkeys(("qwen3next", "qwen35", "qwen35moe"), _GATED_DELTA),
-    **dict.fromkeys(("bert", "nomic-bert", "nomic-bert-moe", "jina-bert-v2"), _ENCODER),
+    **dict.fromkeys(("bert", "jina-bert-v2"), replace(_ENCODER, rope="never")),
+    **dict.fromkeys(("nomic-bert", "nomic-bert-moe"), _ENCODER),
+    **dict.fromkeys(("phi3", "phimoe"), Architecture(residual_first=True)),
     **dict.fromkeys(("granite", "granitemoe", "granitehybrid"), _GRANITE),
     **dict.fromkeys(("nemotron_h", "nemotron_h_moe"), _NEMOTRON_H),
     "cohere2": Architecture(parallel=True, scales_in_file=True, window=Window(period=4), rope="windows"),
@@ -126,8 +130,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "gptneox": Architecture(parallel=None),
     "jamba": Architecture(rope="never", normalised=False),
-    "lfm2": Architecture(window=Window(period=0)),
-    "lfm2moe": Architecture(gating="sigmoid", gating_in_file=True),
+    "lfm2": Architecture(window=Window(period=0), residual_first=True),
+    "lfm2moe": Architecture(gating="sigmoid", gating_in_file=True, residual_first=True),
     "llama4": Architecture(
         gating="sigmoid",
         normalised=False,

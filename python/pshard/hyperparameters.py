@@ -235,6 +235,8 @@ def _traits(keys: _Keys, architecture: Architecture) -> _core.GraphTraits:
     )
     traits.scaled_expert_weights = keys.number("expert_weights_scale", 0.0) not in (0.0, 1.0)
     traits.weight_before_ffn = architecture.weight_before_ffn
+    traits.layer_norm = "attention.layer_norm_epsilon" in keys
+    traits.residual_first = architecture.residual_first
     traits.late_row_selection = architecture.late_rows
     traits.norm_without_weight = architecture.unweighted_qk_norm and keys.integer("expert_count", default=0) != 128
     traits.attention_temperature = architecture.attention_temperature

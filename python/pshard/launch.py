@@ -10,7 +10,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from pshard import _core
     from pshard.model import Model
@@ -20,25 +20,36 @@ LLAMA_CPP_VERSION = "0c1e57098 (ggml 0.25.3)"
 # Host weights in page-locked memory: what prices of stock placements assume.
 LOAD_MODE = "none"
 
-_EXPERTS = re.compile(r"ffn_(up|down|gate|gate_up)_(ch|)exps\b")
-_DENSE_FFN = re.compile(r"ffn_(up|down|gate)\.")
+# Tensors of one layer that `--n-cpu-moe` and `--n-cpu-ffn` keep in host memory.
+_SHORT_FLAGS = {
+    "--n-cpu-moe": re.compile(r"^ffn_(up|down|gate|gate_up)_(ch|)exps"),
+    "--n-cpu-ffn": re.compile(r"^ffn_(up|down|gate)\."),
+}
 
 
 def number_pattern(numbers: Iterable[int]) -> str:
-    """Regular expression that matches just these numbers, written as ranges of a last digit.
+    """Regular expression that matches just these numbers, written as ranges of digits.
 
-    >>> number_pattern([3, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19])
-    '3|[8-9]|1[0-9]'
+    >>> number_pattern([3, *range(8, 40), 41])
+    '3|[8-9]|[1-3][0-9]|41'
     """
+    digits: dict[int, list[int]] = {}
+    for number in sorted(set(numbers)):
+        digits.setdefault(number // 10, []).append(number % 10)
     parts = []
-    for tens, group in groupby(sorted(set(numbers)), key=lambda number: number // 10):
-        prefix = str(tens) if tens else ""
-        digits = [number % 10 for number in group]
-        # Consecutive digits differ from their position by the same amount.
-        for _, run in groupby(enumerate(digits), key=lambda pair: pair[1] - pair[0]):
+    # Neighbouring tens with the same last digits share a part; consecutive numbers differ from their position alike.
+    same = groupby(enumerate(digits), key=lambda pair: (pair[1] - pair[0], pair[1] == 0, digits[pair[1]]))
+    for (_, is_zero, last_digits), group in same:
+        prefix = "" if is_zero else alternatives(number_pattern(tens for _, tens in group))
+        for _, run in groupby(enumerate(last_digits), key=lambda pair: pair[1] - pair[0]):
             span = [digit for _, digit in run]
             parts.append(f"{prefix}{span[0]}" if len(span) == 1 else f"{prefix}[{span[0]}-{span[-1]}]")
     return "|".join(parts)
+
+
+def alternatives(pattern: str) -> str:
+    """Return the pattern in brackets where something before or after it would otherwise bind to one alternative."""
+    return f"({pattern})" if "|" in pattern else pattern
 
 
 def stock_arguments(model: Model, placement: _core.Placement) -> list[str]:
@@ -53,7 +64,8 @@ def stock_arguments(model: Model, placement: _core.Placement) -> list[str]:
     Returns
     -------
     list of str
-        ``-ngl`` and, where tensors of GPU layers stay in host memory, ``--n-cpu-moe``, ``--n-cpu-ffn`` or ``-ot``.
+        ``-ngl`` and, where tensors of GPU layers stay in host memory, ``--n-cpu-moe``, ``--n-cpu-ffn`` or ``-ot``;
+        ``-dev none`` where no GPU is used at all.
 
     Raises
     ------
@@ -66,39 +78,43 @@ def stock_arguments(model: Model, placement: _core.Placement) -> list[str]:
     patterns = [placement.patterns[index] for index in placement.layer_pattern]
     on_cpu = _core.LayerPlacement(_core.Where.cpu)
     n_cpu_layers = next((i for i, pattern in enumerate(patterns) if pattern != on_cpu), len(patterns))
+    if placement.exceptions:
+        message = f"{placement.exceptions[0].name} lies elsewhere than its group; no strategy places single tensors"
+        raise ValueError(message)
+    if placement.head not in (_core.Where.pinned, _core.Where.cpu):
+        message = "the output head is streamed at every batch; stock llama.cpp cannot do that"
+        raise ValueError(message)
     head_on_gpu = placement.head == _core.Where.pinned
     if n_cpu_layers == len(patterns) and not head_on_gpu:
-        return ["-ngl", "0"]
+        return ["-ngl", "0"] if placement.op_offload else ["-dev", "none"]
 
-    moved: dict[int, tuple[str, ...]] = {}
-    for index in range(n_cpu_layers, len(patterns)):
-        names = _host_tensors(layers[index].tensors, patterns[index], index)
-        if names:
-            moved[index] = names
+    # Local names of what stays in host memory, of the layers that otherwise lie on the GPU.
+    moved = {
+        index: _host_tensors(layers[index].tensors, patterns[index])
+        for index in range(n_cpu_layers, len(patterns))
+    }
     n_counted = model.n_layer + model.n_layer_nextn
     arguments = ["-ngl", "all" if n_cpu_layers == 0 else str(n_counted + 1 - n_cpu_layers)]
-    overrides = []
-    if not head_on_gpu:
-        overrides.append(r"^token_embd\.weight" if model.tied_head else r"^output\.weight")
-    short = _short_flag(model, moved) if n_cpu_layers == 0 else []
+    short = _short_flag(model, moved)
+    arguments += short
+    overrides = [] if head_on_gpu else [rf"^{_name_pattern([tensor.name for tensor in model.core.head])}"]
     if not short:
         by_names: dict[tuple[str, ...], list[int]] = {}
         for index, names in moved.items():
-            by_names.setdefault(names, []).append(index)
-        overrides += [rf"blk\.({number_pattern(group)})\.{_name_pattern(names)}" for names, group in by_names.items()]
-    arguments += short
+            if names:
+                by_names.setdefault(names, []).append(index)
+        overrides += [
+            rf"blk\.{alternatives(number_pattern(group))}\.{_name_pattern(names)}" for names, group in by_names.items()
+        ]
     if overrides:
         arguments += ["-ot", ",".join(f"{override}=CPU" for override in overrides)]
-    return arguments
+    return arguments if placement.op_offload else [*arguments, "--no-op-offload"]
 
 
-def _host_tensors(tensors: Sequence[_core.Tensor], pattern: _core.LayerPlacement, index: int) -> tuple[str, ...]:
-    """Local names of the tensors of one layer that stay in host memory."""
+def _host_tensors(tensors: Sequence[_core.Tensor], pattern: _core.LayerPlacement) -> tuple[str, ...]:
+    """Local names of the tensors of one GPU layer that stay in host memory."""
     from pshard import _core
 
-    if pattern[_core.Group.cache] != _core.Where.pinned:
-        message = f"layer {index} lies behind a GPU layer, but its KV is not on the GPU; stock flags cannot say that"
-        raise ValueError(message)
     names = []
     for tensor in tensors:
         where = pattern[_core.group_of(tensor.name)]
@@ -107,16 +123,21 @@ def _host_tensors(tensors: Sequence[_core.Tensor], pattern: _core.LayerPlacement
         elif where != _core.Where.pinned:
             message = f"{tensor.name} is streamed at every batch; stock llama.cpp cannot do that"
             raise ValueError(message)
+    if pattern[_core.Group.cache] != _core.Where.pinned:
+        message = f"{tensors[0].name} lies behind a GPU layer, but its layer's KV is not on the GPU; flags cannot say that"
+        raise ValueError(message)
     return tuple(sorted(names))
 
 
-def _short_flag(model: Model, moved: dict[int, tuple[str, ...]]) -> list[str]:
+def _short_flag(model: Model, moved: Mapping[int, tuple[str, ...]]) -> list[str]:
     """`--n-cpu-moe N` or `--n-cpu-ffn N` where that moves exactly these tensors."""
-    for flag, regex in (("--n-cpu-moe", _EXPERTS), ("--n-cpu-ffn", _DENSE_FFN)):
-        count = max(moved, default=-1) + 1
+    count = max((index for index, names in moved.items() if names), default=-1) + 1
+    for flag, regex in _SHORT_FLAGS.items():
+        # Layers before the first of `moved` are in host memory anyhow.
         exact = count > 0 and all(
-            moved.get(index, ()) == tuple(sorted(name for name in _local_names(model, index) if regex.search(name)))
-            for index in range(count)
+            names == tuple(sorted(name for name in _local_names(model, index) if regex.search(name)))
+            for index, names in moved.items()
+            if index < count
         )
         if exact:
             return [flag, str(count)]
@@ -130,19 +151,15 @@ def _local_names(model: Model, index: int) -> list[str]:
 
 
 def _name_pattern(names: Sequence[str]) -> str:
-    """Regular expression for tensors of a layer: names that differ in one part are merged, `ffn_(down|up)_exps`."""
-    stems = sorted({name.rsplit(".", 1)[0] for name in names})
+    """Regular expression for the beginnings of these tensor names; those that differ in one part are merged."""
     families: dict[tuple[str, str], list[str]] = {}
-    for stem in stems:
+    for stem in sorted({name.rsplit(".", 1)[0] for name in names}):
         found = re.fullmatch(r"ffn_(up|down|gate|gate_up)(|_exps|_chexps|_shexp)", stem)
-        prefix, part, suffix = ("ffn_", found[1], found[2]) if found else ("", stem, "")
+        prefix, part, suffix = ("ffn_", found[1], found[2]) if found else ("", stem.replace(".", r"\."), "")
         families.setdefault((prefix, suffix), []).append(part)
-    parts = [
-        f"{prefix}{merged[0] if len(merged) == 1 else '(' + '|'.join(merged) + ')'}{suffix}"
-        for (prefix, suffix), merged in families.items()
-    ]
-    whole = parts[0] if len(parts) == 1 else "(" + "|".join(parts) + ")"
-    return whole + r"\."
+    parts = [f"{prefix}{alternatives('|'.join(merged))}{suffix}" for (prefix, suffix), merged in families.items()]
+    end = r"\." if all("." in name for name in names) else r"(\.|$)"
+    return alternatives("|".join(parts)) + end
 
 
 def common_arguments(

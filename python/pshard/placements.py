@@ -56,6 +56,9 @@ def placement_from_flags(
     placement = _core.Placement()
     placement.op_offload = op_offload
     placement.head = _core.Where.cpu if n_gpu_layers == 0 else _core.Where.pinned
+    if model.head:  # it lies with its largest tensor; encoders have none
+        head = max(model.head, key=lambda tensor: tensor.n_bytes)
+        placement.head = _place(head.name, rules, placement.head)
     patterns: list[_core.LayerPlacement] = []
     layer_pattern: list[int] = []
     exceptions: list[_core.TensorException] = []
@@ -90,6 +93,10 @@ def _rule(pattern: str, device: str) -> tuple[re.Pattern[str], _core.Where]:
         raise SettingError(message) from None
 
 
+def _place(name: str, rules: list[tuple[re.Pattern[str], _core.Where]], default: _core.Where) -> _core.Where:
+    return next((where for regex, where in rules if regex.search(name)), default)
+
+
 def _apply(
     pattern: _core.LayerPlacement,
     tensors: Sequence[_core.Tensor],
@@ -99,13 +106,9 @@ def _apply(
     """Place the groups of one layer by their largest tensor; return the tensors that differ from it."""
     from pshard import _core
 
-    places = {
-        tensor.name: next((where for regex, where in rules if regex.search(tensor.name)), default) for tensor in tensors
-    }
+    places = {tensor.name: _place(tensor.name, rules, default) for tensor in tensors}
     for tensor in sorted(tensors, key=lambda tensor: tensor.n_bytes):
         pattern[_core.group_of(tensor.name)] = places[tensor.name]
     return [
-        _core.TensorException(name, where)
-        for name, where in places.items()
-        if pattern[_core.group_of(name)] != where
+        _core.TensorException(name, where) for name, where in places.items() if pattern[_core.group_of(name)] != where
     ]

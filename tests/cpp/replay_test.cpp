@@ -35,8 +35,8 @@ ReplayState residual_on(Device device, int64_t n_bytes) {
   return state;
 }
 
-ReplayPeaks run(const Block& b, Neighbours neighbours, ReplayState& state, const LayerPlacement& layer = LayerPlacement::uniform(Where::pinned),
-                bool op_offload = false) {
+ReplayPeaks run(const Block& b, Neighbours neighbours, ReplayState& state,
+                const LayerPlacement& layer = LayerPlacement::uniform(Where::pinned), bool op_offload = false) {
   const ScheduledBlock scheduled = schedule_block(b, {.layer = layer, .outside = Where::cpu, .op_offload = op_offload}, neighbours, 0);
   return replay(scheduled, {}, InputBytes{}, state);
 }

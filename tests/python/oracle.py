@@ -1,11 +1,11 @@
-"""What llama.cpp allocates for twenty models in 3,188 launch configurations on one GPU, and the same launches in pshard's terms."""
+"""What llama.cpp allocates for twenty models in 3,188 launches on one GPU, and the same launches in pshard's terms."""
 
 from __future__ import annotations
 
 import gzip
 import json
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from gguf_cases import DATA, oracle_header
@@ -58,7 +58,7 @@ class Row:
         return _core.memory(model.core, self.placement(model), self.context(), n_tokens)
 
 
-@lru_cache(maxsize=1)
+@cache
 def _document() -> dict[str, Any]:
     with gzip.open(DATA / "memory_rows.json.gz") as file:
         document: dict[str, Any] = json.load(file)
@@ -69,12 +69,12 @@ def names() -> list[str]:
     return sorted(_document()["models"])
 
 
-@lru_cache(maxsize=None)
+@cache
 def model(name: str) -> Model:
     return model_from_header(oracle_header(name), name=name)
 
 
-@lru_cache(maxsize=None)
+@cache
 def rows(name: str) -> tuple[Row, ...]:
     document = _document()
     columns = dict(zip(document["columns"], document["models"][name], strict=True))

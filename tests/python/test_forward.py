@@ -12,7 +12,6 @@ from pshard import _core
 from pshard.model import Model
 
 PRODUCTS = (_core.OpKind.mul_mat, _core.OpKind.mul_mat_id)
-# Read by no product: convolution kernels and per-head vectors go into scans, norms and biases are element-wise.
 TOKENS = 8
 
 
@@ -29,9 +28,11 @@ def operations(model: Model, layer: int, **settings: Any) -> list[dict[str, Any]
     return found
 
 
-def matrices(tensors: list[_core.Tensor]) -> dict[str, _core.Tensor]:
-    """What a forward pass multiplies with."""
-    return {t.name: t for t in tensors if t.shape[1] > 1 and "conv1d" not in t.name and "norm" not in t.name}
+def matrices(layer: _core.Layer) -> dict[str, _core.Tensor]:
+    """What a forward pass multiplies with: not norms, biases, convolution kernels and per-head vectors."""
+    element_wise = ("norm", "conv1d", ".bias", "ssm_a", "ssm_d")
+    found = {t.name: t for t in layer.tensors if t.shape[1] > 1 and not any(part in t.name for part in element_wise)}
+    return found | {t.name: t for t in layer.tensors if "ffn_gate_inp_shexp" in t.name}
 
 
 @pytest.mark.parametrize("name", oracle.names())
@@ -39,12 +40,7 @@ def test_every_matrix_of_a_layer_is_multiplied_once(name: str) -> None:
     model = oracle.model(name)
     for index, layer in enumerate(model.core.layers):
         used = [o["weight"] for o in operations(model, index) if o["kind"] in PRODUCTS]
-        expected = {
-            tensor for tensor in matrices(layer.tensors) if not tensor.endswith((".bias", "ssm_a", "ssm_d"))
-        }
-        if f"blk.{index}.ffn_gate_inp_shexp.weight" in (t.name for t in layer.tensors):
-            expected.add(f"blk.{index}.ffn_gate_inp_shexp.weight")
-        assert sorted(used) == sorted(expected)
+        assert sorted(used) == sorted(matrices(layer))
 
 
 @pytest.mark.parametrize("name", oracle.names())
@@ -61,16 +57,11 @@ def test_products_cost_two_flop_per_active_parameter_and_token(name: str) -> Non
     parameters = model.hyperparameters
     for index, layer in enumerate(model.core.layers):
         active = 0
-        for tensor in matrices(layer.tensors).values():
-            if tensor.name.endswith((".bias", "ssm_a", "ssm_d")):
-                continue
+        for tensor in matrices(layer).values():
             routed = tensor.name.endswith("_exps.weight")
-            active += tensor.n_elements() * (parameters.n_expert_used if routed else parameters.n_expert) // max(
-                parameters.n_expert, 1
-            ) if routed else tensor.n_elements()
-        flop = sum(o["flop"] for o in operations(model, index) if o["kind"] in PRODUCTS)
-        gate = parameters.n_embd if any("ffn_gate_inp_shexp" in t.name for t in layer.tensors) else 0
-        assert flop == 2 * (active + gate) * TOKENS
+            used, of = (parameters.n_expert_used, parameters.n_expert) if routed else (1, 1)
+            active += tensor.n_elements() * used // of
+        assert sum(o["flop"] for o in operations(model, index) if o["kind"] in PRODUCTS) == 2 * active * TOKENS
 
 
 def test_a_dense_model_costs_two_flop_per_parameter_and_token() -> None:
@@ -82,23 +73,24 @@ def test_a_dense_model_costs_two_flop_per_parameter_and_token() -> None:
     assert flop == pytest.approx(2 * (model.n_parameters - embedding) * TOKENS, rel=1e-4)
 
 
+def attention_of(listed: list[dict[str, Any]]) -> dict[str, Any]:
+    return next(o for o in listed if o["kind"] == _core.OpKind.attention)
+
+
 def test_attention_of_llama_8b_by_hand() -> None:
-    attention = next(o for o in operations(oracle.model("llama31-8b-f16"), 0, n_kv=4096) if o["kind"] == _core.OpKind.attention)
+    attention = attention_of(operations(oracle.model("llama31-8b-f16"), 0, n_kv=4096))
     assert attention["cache_bytes"] == 4096 * 2 * 8 * 128 * 2  # K and V of 8 heads of 128 in f16
     assert attention["flop"] == 2 * 2 * 32 * 128 * TOKENS * 4096
     assert attention["group"] == _core.Group.cache
 
 
 def test_mla_reads_its_latent_once_and_windows_read_their_window() -> None:
-    latent = next(o for o in operations(oracle.model("deepseek-v2-lite-q4km"), 1) if o["kind"] == _core.OpKind.attention)
+    latent = attention_of(operations(oracle.model("deepseek-v2-lite-q4km"), 1))
     assert latent["cache_bytes"] == 256 * 576 * 2
     model = oracle.model("gpt-oss-20b-mxfp4")
     settings = make_pass(n_kv=4096)
     settings.n_kv_window = 640
-    cells = [
-        next(o["k"] for o in _core.layer_operations(model.core, i, settings) if o["kind"] == _core.OpKind.attention)
-        for i in range(4)
-    ]
+    cells = [attention_of(_core.layer_operations(model.core, i, settings))["k"] for i in range(4)]
     assert cells == [640, 4096, 640, 4096]
 
 

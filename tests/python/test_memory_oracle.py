@@ -40,8 +40,8 @@ def test_host_compute_is_within_bounds(name: str) -> None:
         assert within(row.host_compute, row.report(model).host.compute_bytes), row
 
 
-# Shares that hold today; a change that lowers one has lost something.
-MOSTLY_WITHIN = {"command-r7b-cohere2-q4km": 0.93, "granite4-h-small-q4km": 0.76, "llama4-scout-q4km": 0.98}
+# llama.cpp reads a Mamba layer's state before the layer before it has ended; with experts in that layer the packing differs.
+SHARE_WITHIN = {"granite4-h-small-q4km": 0.76}
 
 
 @pytest.mark.parametrize("name", oracle.names())
@@ -49,7 +49,7 @@ def test_gpu_compute_by_model(name: str) -> None:
     model = oracle.model(name)
     rows = list(oracle.rows(name))
     found = share(lambda row: within(row.gpu_compute, row.report(model).gpu.compute_bytes), rows)
-    assert found >= MOSTLY_WITHIN.get(name, 0.985)
+    assert found >= SHARE_WITHIN.get(name, 0.99)
 
 
 def test_gpu_compute_of_all_rows() -> None:
@@ -59,4 +59,4 @@ def test_gpu_compute_of_all_rows() -> None:
     n_exact = sum(row.gpu_compute == found for (_, row), found in zip(rows, reports, strict=True))
     assert len(rows) == 3188
     assert n_within >= 0.95 * len(rows)
-    assert n_exact >= 0.80 * len(rows)
+    assert n_exact >= 0.91 * len(rows)

@@ -1,0 +1,168 @@
+#include "cost/op_cost.hpp"
+
+#include <gtest/gtest.h>
+
+#include <stdexcept>
+#include <string>
+
+namespace pshard {
+namespace {
+
+constexpr DataType kF16{1, 1, 2};
+
+// 100 GB/s of 200 at most, 1 TFLOP/s at most, 5 us per launch; no series yet.
+Processor processor() {
+  Processor p;
+  p.memory_bytes_per_second = 100e9;
+  p.memory_peak_bytes_per_second = 200e9;
+  p.peak_flop_per_second = 1e12;
+  p.op_seconds = 5e-6;
+  p.basis = Basis::imported;
+  p.spread = 0.2;
+  return p;
+}
+
+Processor with_rate(double flop_per_second) {
+  Processor p = processor();
+  p.mul_mat[1] = {{1.0}, {flop_per_second}, Basis::measured, 0.1};
+  p.mul_mat_id[1] = p.mul_mat[1];
+  return p;
+}
+
+const Tensor kWeight{"blk.0.ffn_up.weight", kF16, {1000, 1000, 1, 1}, 2'000'000};
+const Tensor kExperts{"blk.0.ffn_up_exps.weight", kF16, {1000, 1000, 8, 1}, 16'000'000};
+
+// 1000 x 1000 with m rows: 2e6 m FLOP, 2e6 bytes of weights, 8000 m bytes of activations.
+Operation product(int64_t m) {
+  Operation operation;
+  operation.kind = OpKind::mul_mat;
+  operation.weight = &kWeight;
+  operation.n = operation.k = 1000;
+  operation.m = m;
+  operation.flop = 2e6 * static_cast<double>(m);
+  operation.activation_bytes = 8000 * m;
+  return operation;
+}
+
+// `tokens` rows, each through 2 of 8 experts.
+Operation routed(int64_t tokens) {
+  Operation operation = product(2 * tokens);
+  operation.kind = OpKind::mul_mat_id;
+  operation.weight = &kExperts;
+  return operation;
+}
+
+double seconds(const Operation& operation, const Processor& p) { return operation_cost(operation, p, 8, 2, 1.0).seconds; }
+
+TEST(DistinctExpertShare, MatchesTheProbabilityOfBeingChosen) {
+  EXPECT_DOUBLE_EQ(distinct_expert_share(8, 2, 1.0), 0.25);
+  EXPECT_DOUBLE_EQ(distinct_expert_share(8, 2, 2.0), 0.4375);  // 1 - (3/4)^2
+  EXPECT_DOUBLE_EQ(distinct_expert_share(4, 1, 3.0), 0.578125);  // 1 - (3/4)^3
+  EXPECT_NEAR(distinct_expert_share(128, 8, 512.0), 1.0, 1e-12);
+  EXPECT_DOUBLE_EQ(distinct_expert_share(8, 8, 1.0), 1.0);
+  EXPECT_DOUBLE_EQ(distinct_expert_share(0, 0, 5.0), 1.0);  // dense
+}
+
+TEST(ActivationRows, CountsTokensOfRoutedExperts) {
+  EXPECT_DOUBLE_EQ(activation_rows(product(6), 2), 6.0);
+  EXPECT_DOUBLE_EQ(activation_rows(routed(3), 2), 3.0);
+}
+
+TEST(WeightBytesRead, CountsDistinctExpertsOnce) {
+  EXPECT_DOUBLE_EQ(weight_bytes_read(product(7), 8, 2), 2e6);
+  EXPECT_DOUBLE_EQ(weight_bytes_read(routed(1), 8, 2), 4e6);  // a quarter of 16e6
+  EXPECT_DOUBLE_EQ(weight_bytes_read(routed(2), 8, 2), 7e6);  // 0.4375 of it
+  Operation look_up = product(1);
+  look_up.kind = OpKind::get_rows;
+  EXPECT_DOUBLE_EQ(weight_bytes_read(look_up, 8, 2), 0.0);  // its rows are among the activations
+  look_up.weight = nullptr;
+  EXPECT_DOUBLE_EQ(weight_bytes_read(look_up, 8, 2), 0.0);
+}
+
+TEST(OperationCost, FollowsTheSeries) {
+  // 2e6 FLOP at 0.1 TFLOP/s = 20 us, above 2.008e6 bytes / 200 GB/s = 10.04 us and 2e6 / 1 TFLOP/s = 2 us.
+  EXPECT_NEAR(seconds(product(1), with_rate(0.1e12)), 25e-6, 1e-12);
+}
+
+TEST(OperationCost, IsNeverFasterThanTheMemoryPeak) {
+  EXPECT_NEAR(seconds(product(1), with_rate(100e12)), 10.04e-6 + 5e-6, 1e-12);
+}
+
+TEST(OperationCost, IsNeverFasterThanTheComputePeak) {
+  // 100 rows: 2e8 FLOP = 200 us at the peak; 2.8e6 bytes = 14 us.
+  EXPECT_NEAR(seconds(product(100), with_rate(100e12)), 200e-6 + 5e-6, 1e-12);
+}
+
+TEST(OperationCost, InterpolatesInsideTheSeries) {
+  Processor p = with_rate(1.0);
+  p.mul_mat[1] = {{1.0, 16.0}, {0.05e12, 0.2e12}, Basis::measured, 0.1};
+  // 4 rows lie half-way in log space: 0.1 TFLOP/s; 8e6 FLOP = 80 us.
+  EXPECT_NEAR(seconds(product(4), p), 85e-6, 1e-12);
+}
+
+TEST(OperationCost, ReadsTheExpertSeriesAtRowsPerUsedExpert) {
+  Processor p = with_rate(1.0);
+  p.mul_mat_id[1] = {{1.0, 100.0}, {0.01e12, 1e12}, Basis::measured, 0.1};  // 0.01 TFLOP/s per row
+  // 2 tokens: 4 rows over 0.4375 x 8 = 3.5 experts = 8/7 rows each: 0.08/7 TFLOP/s; 8e6 FLOP = 700 us.
+  EXPECT_NEAR(seconds(routed(2), p), 705e-6, 1e-11);
+}
+
+TEST(OperationCost, CountsOnlyDistinctExpertsAgainstMemory) {
+  // 7e6 bytes of experts and 32000 of activations at 200 GB/s.
+  EXPECT_NEAR(seconds(routed(2), with_rate(1e15)), 7.032e6 / 200e9 + 5e-6, 1e-12);
+}
+
+TEST(OperationCost, AttentionIsTheSlowerOfItsRateAndTheCache) {
+  Operation attention;
+  attention.kind = OpKind::attention;
+  attention.m = 64;  // not what its rate is read at
+  attention.flop = 1e7;
+  attention.cache_bytes = 3'000'000;
+  attention.activation_bytes = 1'000'000;
+  Processor p = processor();
+  p.attention = {{1.0, 100.0}, {0.01e12, 0.1e12}, Basis::estimated, 0.3};
+  // 1 query token: 1e7 / 0.01 TFLOP/s = 1 ms. 100: 100 us. Without flop: 4e6 bytes at 100 GB/s = 40 us.
+  EXPECT_NEAR(operation_cost(attention, p, 0, 0, 1.0).seconds, 1005e-6, 1e-12);
+  EXPECT_NEAR(operation_cost(attention, p, 0, 0, 100.0).seconds, 105e-6, 1e-12);
+  EXPECT_EQ(operation_cost(attention, p, 0, 0, 1.0).basis, Basis::estimated);
+  attention.flop = 0.0;
+  EXPECT_NEAR(operation_cost(attention, p, 0, 0, 100.0).seconds, 45e-6, 1e-12);
+}
+
+TEST(OperationCost, TheRestMovesBytesAtTheRateThatKernelsReach) {
+  Operation add;
+  add.activation_bytes = 2'000'000;
+  EXPECT_NEAR(seconds(add, processor()), 25e-6, 1e-12);  // at 100 GB/s, not the peak
+}
+
+TEST(OperationCost, AViewCostsNothing) {
+  Operation view = product(1);
+  view.is_view = true;
+  EXPECT_DOUBLE_EQ(seconds(view, processor()), 0.0);
+}
+
+TEST(OperationCost, CarriesBasisAndSpreadOfTheSeries) {
+  const Cost cost = operation_cost(product(1), with_rate(0.1e12), 0, 0, 1.0);
+  EXPECT_EQ(cost.basis, Basis::measured);
+  EXPECT_NEAR(cost.spread_seconds, 2.5e-6, 1e-12);
+  Operation add;
+  add.activation_bytes = 2'000'000;
+  EXPECT_EQ(operation_cost(add, processor(), 0, 0, 1.0).basis, Basis::imported);
+  EXPECT_NEAR(operation_cost(add, processor(), 0, 0, 1.0).spread_seconds, 5e-6, 1e-12);
+  Cost sum = cost;
+  sum += operation_cost(add, processor(), 0, 0, 1.0);
+  EXPECT_EQ(sum.basis, Basis::imported);  // the least trustworthy of both
+  EXPECT_NEAR(sum.seconds, 50e-6, 1e-12);
+}
+
+TEST(OperationCost, NamesATensorWithoutARate) {
+  try {
+    (void)operation_cost(product(1), processor(), 0, 0, 1.0);
+    FAIL() << "a type without a rate was priced";
+  } catch (const std::invalid_argument& error) {
+    EXPECT_NE(std::string(error.what()).find("blk.0.ffn_up.weight"), std::string::npos) << error.what();
+  }
+}
+
+}  // namespace
+}  // namespace pshard
