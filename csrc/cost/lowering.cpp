@@ -188,7 +188,6 @@ PassBound bound(const PricedBlock& priced, const Model& model, const Machine& ma
   std::vector<uint8_t> known_on(block.values.size(), 0);  // devices that certainly hold a value; 0: not known
   const auto at = [](int32_t value) { return static_cast<size_t>(value); };
   const ScheduledOperation* before = nullptr;
-  Segment copies;
   double host_bytes = 0.0;
   for (size_t i = 0; i < block.operations.size(); ++i) {
     const Operation& operation = block.operations[i];
@@ -218,16 +217,16 @@ PassBound bound(const PricedBlock& priced, const Model& model, const Machine& ma
     if (!on_gpu) {
       host_bytes += priced.weight_bytes[i];
     } else if (operation.weight != nullptr && operation.kind != OpKind::get_rows && (scheduled[i].copies_weight || is_streamed(home))) {
+      Segment copy;  // of this weight alone: not all experts of a block need come alike
       move_weight(machine, operation, scheduled[i].copies_weight, priced.weight_bytes[i], model.hyperparameters().n_expert,
-                  placement.of(Group::router) == home, copies);
+                  placement.of(Group::router) == home, copy);
+      const bool slices = copy.experts_can_slice && copy.experts_sliced_seconds < copy.experts_whole_seconds;
+      result.serial_seconds += copy.exposed_seconds;
+      result.up_seconds += copy.exposed_seconds + copy.prefetch_seconds + (slices ? copy.experts_sliced_seconds : copy.experts_whole_seconds);
+      host_bytes += copy.exposed_bytes + copy.prefetch_bytes + std::min(copy.experts_whole_bytes, copy.experts_sliced_bytes);
     }
   }
-  const bool slices = copies.experts_can_slice && copies.experts_sliced_seconds < copies.experts_whole_seconds;
-  const double streamed_bytes = copies.prefetch_bytes + std::min(copies.experts_whole_bytes, copies.experts_sliced_bytes);
-  result.serial_seconds += copies.exposed_seconds;
-  result.up_seconds =
-      copies.exposed_seconds + copies.prefetch_seconds + (slices ? copies.experts_sliced_seconds : copies.experts_whole_seconds);
-  result.host_memory_seconds = (host_bytes + copies.exposed_bytes + streamed_bytes) / machine.host_bytes_per_second;
+  result.host_memory_seconds = host_bytes / machine.host_bytes_per_second;
   return result;
 }
 

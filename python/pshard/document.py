@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from pshard.launch import LLAMA_CPP_VERSION, LOAD_MODE, common_arguments, stock_arguments
@@ -17,11 +18,12 @@ Document = dict[str, object]
 # A difference this small is a tie: it is within the noise of repeated runs.
 TIE = 0.01
 
+PLACES = ("pinned", "streamed", "cpu")
+
 
 def describe(plan: Plan) -> Document:
     """Return the document of a plan; docs/plan.md describes it field by field."""
     settings = plan.settings
-    best = _stock_choice(plan)
     whole = plan.whole_vram_bytes
     return {
         "schema_version": SCHEMA_VERSION,
@@ -30,13 +32,12 @@ def describe(plan: Plan) -> Document:
             "architecture": plan.model.architecture,
             "path": None if plan.model.header.path is None else str(plan.model.header.path),
             "file_bytes": plan.model.file_bytes,
+            "n_parameters": plan.model.n_parameters,
             "n_layer": plan.model.n_layer,
             "n_ctx_train": plan.model.hyperparameters.n_ctx_train,
         },
         "machine": {
-            "name": plan.machine.name,
-            "vram_bytes": plan.machine.vram_bytes,
-            "ram_bytes": plan.machine.ram_bytes,
+            **plan.machine.to_dict(),
             "n_threads": settings.n_threads,
             "notes": list(plan.machine.notes_for(settings.n_threads)),
         },
@@ -56,36 +57,32 @@ def describe(plan: Plan) -> Document:
         "budget_bytes": settings.budget_bytes,
         "pshard_disabled": whole is not None,
         "baseline_vram_bytes": whole,
-        "stock_fit": {
-            "flags": stock_arguments(plan.model, plan.fit.placement),
-            "fits_whole": plan.fit.fits_whole,
-            "n_ubatch": settings.n_ubatch,
-            "vram_bytes": plan.fit.memory.gpu.total(),
-            "host_bytes": plan.fit.memory.host.total(),
-            "prompt_seconds": plan.fit_time.prompt_seconds,
-            "generate_seconds": plan.fit_time.generate_seconds,
-        },
-        "tiers": [_tier(tier) for tier in plan.tiers],
-        "llama_cpp": best,
-        "pshard_runtime": _runtime(plan),
+        "stock_fit": _stock_fit(plan),
+        "tiers": [_tier(plan, tier) for tier in plan.tiers],
+        "llama_cpp": _llama_cpp(plan),
+        "pshard_runtime": _pshard_runtime(plan),
         "registry_path": None,
         "warnings": list(plan.warnings),
     }
 
 
-def _tier(tier: _core.TierPlan) -> Document:
+# --- tiers ------------------------------------------------------------------------------------------------------------
+
+
+def _tier(plan: Plan, tier: _core.TierPlan) -> Document:
     best = tier.candidates[tier.best] if tier.best >= 0 else None
     fastest = None if best is None else best.time.seconds
-    candidates = [_candidate(tier, candidate, fastest) for candidate in tier.candidates]
+    candidates = [_candidate(plan, tier, candidate, fastest) for candidate in tier.candidates]
     if best is not None:
-        chosen = {key: value for key, value in candidates[tier.best].items() if key != "loss"}
+        chosen = dict(candidates[tier.best])
     else:
         nearest = min(tier.candidates, key=lambda c: c.missing_vram_bytes + c.missing_ram_bytes)
-        chosen = {key: value for key, value in _candidate(tier, nearest, None).items() if key != "loss"} | {"strategy": None}
+        chosen = _candidate(plan, tier, nearest, None) | {"viable": False, "strategy": None}
+    del chosen["loss"]
     return chosen | {"n_placements_priced": tier.n_priced, "candidates": candidates}
 
 
-def _candidate(tier: _core.TierPlan, candidate: _core.Candidate, fastest: float | None) -> Document:
+def _candidate(plan: Plan, tier: _core.TierPlan, candidate: _core.Candidate, fastest: float | None) -> Document:
     """One strategy at one tier; where it does not fit, every figure is null and the missing bytes stand."""
     viable, time, memory, knobs = candidate.viable, candidate.time, candidate.memory, candidate.knobs
     figures: Document = {
@@ -94,6 +91,7 @@ def _candidate(tier: _core.TierPlan, candidate: _core.Candidate, fastest: float 
         "overflow": knobs.overflow,
         "output_on_gpu": knobs.output_on_gpu,
         "pin_from_back": knobs.pin_from_back,
+        "layers": _layers(plan, candidate.placement),
         "n_ubatch": candidate.micro_batch,
         "seconds": time.seconds,
         "seconds_low": max(time.seconds - time.spread_seconds, 0.0),
@@ -127,41 +125,58 @@ def _candidate(tier: _core.TierPlan, candidate: _core.Candidate, fastest: float 
     }
 
 
+def _layers(plan: Plan, placement: _core.Placement) -> list[Document]:
+    """Stretches of layers that are placed alike, front to back: which groups lie where."""
+    from pshard import _core
+
+    present = {*plan.model.group_bytes(), "cache"} - {"embedding", "head"}
+    groups = [group for group in _core.Group if group.name in present]
+    place = {
+        _core.Where.pinned: "pinned",
+        _core.Where.stream_a: "streamed",
+        _core.Where.stream_b: "streamed",
+        _core.Where.cpu: "cpu",
+    }
+
+    def where(pattern: _core.LayerPlacement) -> tuple[str, ...]:
+        return tuple(place[pattern[group]] for group in groups)
+
+    wheres = [where(pattern) for pattern in placement.patterns]
+    stretches: list[Document] = []
+    first = 0
+    for at, stretch in groupby(wheres[index] for index in placement.layer_pattern):
+        count = len(list(stretch))
+        named = {name: [g.name for g, here in zip(groups, at, strict=True) if here == name] for name in PLACES}
+        stretches.append({"first": first, "count": count, **named})
+        first += count
+    return stretches
+
+
 def _by_lane(seconds: list[float]) -> dict[str, float]:
     from pshard import _core
 
     return {_core.Lane(index).name: value for index, value in enumerate(seconds)}
 
 
-def model_file(plan: Plan) -> str:
-    """Path of the model, or the usual name of a published file where the model came from the catalogue."""
-    path = plan.model.header.path
-    return str(path) if path is not None else plan.model.name.replace(":", "-") + ".gguf"
+# --- the workload under each engine -----------------------------------------------------------------------------------
 
 
-def _launch(plan: Plan, placement: _core.Placement, n_ubatch: int) -> list[str]:
-    settings = plan.settings
-    arguments = ["llama-server", *common_arguments(
-        file=model_file(plan),
-        n_ctx=settings.n_ctx,
-        n_seq_max=settings.n_seq_max,
-        flash_attn=settings.flash_attn,
-        type_k=settings.type_k,
-        type_v=settings.type_v,
-        n_threads=settings.n_threads,
-    )]  # fmt: skip
-    arguments += ["-b", str(max(settings.n_batch, n_ubatch)), "-ub", str(n_ubatch)]
-    return [*arguments, "--fit", "off", *stock_arguments(plan.model, placement), "--load-mode", LOAD_MODE]
+def _stock_fit(plan: Plan) -> Document:
+    """What ``--fit`` decides by itself, fitting or not."""
+    return {
+        "flags": stock_arguments(plan.model, plan.fit.placement),
+        "viable": _fit_fits(plan),
+        "fits_whole": plan.fit.fits_whole,
+        "n_ubatch": plan.settings.n_ubatch,
+        **_stock_figures(plan.fit.memory, plan.fit_time),
+    }
 
 
-def _stock_choice(plan: Plan) -> Document | None:
+def _llama_cpp(plan: Plan) -> Document | None:
     """What stock llama.cpp should be launched with: our placement, unless ``--fit``'s own is as good."""
-    fit_fits = plan.fit.memory.gpu.total() <= plan.settings.budget_bytes and (
-        plan.fit.memory.host.total() <= plan.machine.ram_bytes
-    )
-    if not plan.stock.viable and not fit_fits:
+    if not plan.stock.viable and not _fit_fits(plan):
         return None
-    fit_wins = fit_fits and (
+    fit_wins = _fit_fits(plan) and (
         not plan.stock.viable or plan.fit_time.total_seconds <= plan.stock.time.total_seconds * (1.0 + TIE)
     )
     if fit_wins:
@@ -170,42 +185,33 @@ def _stock_choice(plan: Plan) -> Document | None:
         placement, memory, time = plan.stock.placement, plan.stock.memory, plan.stock.time
         n_ubatch = plan.stock.n_ubatch
     return {
-        "argv": _launch(plan, placement, n_ubatch),
+        "argv": [
+            *_launch(plan),
+            *("-b", str(max(plan.settings.n_batch, n_ubatch)), "-ub", str(n_ubatch)),
+            *("--fit", "off"),
+            *stock_arguments(plan.model, placement),
+            *("--load-mode", LOAD_MODE),
+        ],
         "engine": f"llama.cpp {LLAMA_CPP_VERSION}",
         "load_mode": LOAD_MODE,
         "is_stock_fit": fit_wins,
+        "layers": _layers(plan, placement),
+        "output_on_gpu": placement.head.name == "pinned",
         "n_ubatch": n_ubatch,
-        "vram_bytes": memory.gpu.total(),
-        "host_bytes": memory.host.total(),
-        "prompt_seconds": time.prompt_seconds,
-        "generate_seconds": time.generate_seconds,
-        "seconds_low": max(time.total_seconds - time.spread_seconds, 0.0),
-        "seconds_high": time.total_seconds + time.spread_seconds,
-        "basis": time.basis.name,
-        "bottleneck": time.decode.bottleneck.name,
-        "up_bytes_per_token": round(time.decode.weights_up_bytes + time.decode.activation_bytes),
+        **_stock_figures(memory, time),
         "speedup_over_stock_fit": plan.fit_time.total_seconds / time.total_seconds,
     }
 
 
-def _runtime(plan: Plan) -> Document | None:
+def _pshard_runtime(plan: Plan) -> Document | None:
     """The workload on the pshard runtime, which changes placements between prompt and decode."""
     runtime, settings = plan.runtime, plan.settings
-    if not runtime.viable:
+    if not runtime.viable or settings.budget_bytes == 0:
         return None
     prompt, decode = plan.tiers[runtime.prompt_tier], plan.tiers[runtime.decode_tier]
     decode_time = decode.candidates[decode.best].time
-    arguments = ["llama-server", *common_arguments(
-        file=model_file(plan),
-        n_ctx=settings.n_ctx,
-        n_seq_max=settings.n_seq_max,
-        flash_attn=settings.flash_attn,
-        type_k=settings.type_k,
-        type_v=settings.type_v,
-        n_threads=settings.n_threads,
-    )]  # fmt: skip
     return {
-        "argv": [*arguments, "-pshard", "-mva", str(settings.budget_bytes >> 20)],
+        "argv": [*_launch(plan), "-pshard", "-mva", str(settings.budget_bytes // 2**20)],
         "engine": "llama.cpp with pull request #22692",
         "prompt_tier": prompt.batch_size,
         "decode_tier": decode.batch_size,
@@ -214,6 +220,49 @@ def _runtime(plan: Plan) -> Document | None:
         "switch_bytes": runtime.switch_bytes,
         "generate_seconds": runtime.generate_seconds,
         "bottleneck": decode_time.bottleneck.name,
-        "up_bytes_per_token": round(decode_time.weights_up_bytes + decode_time.activation_bytes),
+        "link_bytes_per_token": _link_bytes(decode_time),
         "speedup_over_stock_fit": plan.fit_time.total_seconds / runtime.total_seconds,
     }
+
+
+def _fit_fits(plan: Plan) -> bool:
+    memory = plan.fit.memory
+    return memory.gpu.total() <= plan.settings.budget_bytes and memory.host.total() <= plan.machine.ram_bytes
+
+
+def _stock_figures(memory: _core.MemoryReport, time: _core.WorkloadTime) -> Document:
+    return {
+        "vram_bytes": memory.gpu.total(),
+        "host_bytes": memory.host.total(),
+        "prompt_seconds": time.prompt_seconds,
+        "generate_seconds": time.generate_seconds,
+        "seconds_low": max(time.total_seconds - time.spread_seconds, 0.0),
+        "seconds_high": time.total_seconds + time.spread_seconds,
+        "basis": time.basis.name,
+        "bottleneck": time.decode.bottleneck.name,
+        "link_bytes_per_token": _link_bytes(time.decode),
+    }
+
+
+def _link_bytes(decode: _core.PassTime) -> int:
+    """Bytes over PCIe in one pass, both ways."""
+    return round(decode.weights_up_bytes + decode.activation_bytes + decode.write_back_bytes)
+
+
+def _launch(plan: Plan) -> list[str]:
+    settings = plan.settings
+    return ["llama-server", *common_arguments(
+        file=model_file(plan),
+        n_ctx=settings.n_ctx,
+        n_seq_max=settings.n_seq_max,
+        flash_attn=settings.flash_attn,
+        type_k=settings.type_k,
+        type_v=settings.type_v,
+        n_threads=settings.n_threads,
+    )]  # fmt: skip
+
+
+def model_file(plan: Plan) -> str:
+    """Path of the model, or the usual name of a published file where the model came from the catalogue."""
+    path = plan.model.header.path
+    return str(path) if path is not None else plan.model.name.replace(":", "-") + ".gguf"

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from pshard.errors import NoFeasiblePlanError, SettingError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pshard import _core
     from pshard.machine import Machine
     from pshard.model import Model
@@ -161,7 +163,7 @@ def plan(
     from pshard import _core
     from pshard.model import data_type
 
-    settings, warnings = _settings(
+    settings = _settings(
         model,
         machine,
         n_ctx=n_ctx,
@@ -224,38 +226,42 @@ def plan(
         stock=stock,
         runtime=_core.plan_runtime(model.core, core_machine, cache_context, workload, list(tiers)),
         whole_vram_bytes=_whole_vram_bytes(model, ladder, context, settings.budget_bytes),
-        warnings=(*model.warnings, *warnings),
+        warnings=(*model.warnings, *_warnings(model, machine, settings)),
     )
 
 
-def _settings(model: Model, machine: Machine, **given: object) -> tuple[Settings, list[str]]:
-    from pshard import _core
-
-    warnings = []
+def _settings(
+    model: Model,
+    machine: Machine,
+    *,
+    n_ctx: int | None,
+    vram_bytes: int | None,
+    n_batch: int,
+    n_ubatch: int | None,
+    n_seq_max: int,
+    flash_attn: bool,
+    type_k: str,
+    type_v: str,
+    n_threads: int | None,
+    prompt_tokens: int,
+    generate_tokens: int,
+    n_draft: int,
+    strategy: str | None,
+    tier_max: int | None,
+    fit_target_bytes: int,
+) -> Settings:
+    """Check every argument of `plan` and fill in what was left open."""
     n_ctx_train = model.hyperparameters.n_ctx_train
-    n_ctx = given["n_ctx"]
     if n_ctx is None:
         n_ctx = min(DEFAULT_N_CTX, n_ctx_train) if n_ctx_train > 0 else DEFAULT_N_CTX
-    n_ctx = _positive("n_ctx", n_ctx)
-    n_seq_max = _positive("n_seq_max", given["n_seq_max"])
+    _check_at_least(1, n_ctx=n_ctx, n_seq_max=n_seq_max, n_batch=n_batch)
+    _check_at_least(0, prompt_tokens=prompt_tokens, generate_tokens=generate_tokens, n_draft=n_draft)
+    for name, value in (("n_ubatch", n_ubatch), ("n_threads", n_threads), ("tier_max", tier_max)):
+        if value is not None:
+            _check_at_least(1, **{name: value})
     if n_seq_max > n_ctx:
         message = f"n_seq_max={n_seq_max} sequences do not fit n_ctx={n_ctx} tokens; each needs at least one."
         raise SettingError(message)
-    if 0 < n_ctx_train < n_ctx // n_seq_max:
-        warnings.append(
-            f"The context of {n_ctx // n_seq_max} tokens per sequence exceeds the {n_ctx_train} the model was trained on."
-        )
-    n_batch = _positive("n_batch", given["n_batch"])
-    n_ubatch = given["n_ubatch"]
-    micro_batches: tuple[int, ...]
-    if n_ubatch is None:
-        n_ubatch = min(DEFAULT_N_UBATCH, n_batch)
-        micro_batches = (n_ubatch, *(size for size in MICRO_BATCHES if n_ubatch < size <= n_ctx))
-    else:
-        n_ubatch = min(_positive("n_ubatch", n_ubatch), n_batch)
-        micro_batches = (n_ubatch,)
-    prompt_tokens = _positive("prompt_tokens", given["prompt_tokens"], minimum=0)
-    generate_tokens = _positive("generate_tokens", given["generate_tokens"], minimum=0)
     if prompt_tokens + generate_tokens == 0:
         message = "prompt_tokens and generate_tokens are both 0; a plan needs some work to compare placements by."
         raise SettingError(message)
@@ -265,54 +271,71 @@ def _settings(model: Model, machine: Machine, **given: object) -> tuple[Settings
             f"{n_ctx // n_seq_max} tokens per sequence; raise n_ctx or shorten the workload."
         )
         raise SettingError(message)
-    strategy = given["strategy"]
-    if strategy is not None and strategy not in _core.strategy_names():
-        message = f"strategy {strategy!r} is none of {', '.join(_core.strategy_names())}."
-        raise SettingError(message)
-    tier_max = given["tier_max"]
-    n_threads = given["n_threads"]
+    _check_strategy(strategy)
+    fit_ubatch = min(n_ubatch or DEFAULT_N_UBATCH, n_batch)
+    larger = () if n_ubatch else tuple(size for size in MICRO_BATCHES if fit_ubatch < size <= n_ctx)
     settings = Settings(
         n_ctx=n_ctx,
         n_batch=n_batch,
-        n_ubatch=n_ubatch,
-        micro_batches=micro_batches,
+        n_ubatch=fit_ubatch,
+        micro_batches=(fit_ubatch, *larger),
         n_seq_max=n_seq_max,
-        flash_attn=bool(given["flash_attn"]),
-        type_k=str(given["type_k"]).lower(),
-        type_v=str(given["type_v"]).lower(),
-        n_threads=machine.n_threads if n_threads is None else _positive("n_threads", n_threads),
+        flash_attn=flash_attn,
+        type_k=type_k.lower(),
+        type_v=type_v.lower(),
+        n_threads=n_threads or machine.n_threads,
         prompt_tokens=prompt_tokens,
         generate_tokens=generate_tokens,
-        n_draft=_positive("n_draft", given["n_draft"], minimum=0),
-        strategy=None if strategy is None else str(strategy),
-        tier_max=0 if tier_max is None else _positive("tier_max", tier_max),
-        budget_bytes=_budget_bytes(machine, given["vram_bytes"], given["fit_target_bytes"]),
+        n_draft=n_draft,
+        strategy=strategy,
+        tier_max=tier_max or 0,
+        budget_bytes=_budget_bytes(machine, vram_bytes, fit_target_bytes),
     )
     _check_cache_types(model, settings)
+    return settings
+
+
+def _warnings(model: Model, machine: Machine, settings: Settings) -> list[str]:
+    warnings = []
+    n_ctx_train = model.hyperparameters.n_ctx_train
+    n_ctx_sequence = settings.n_ctx // settings.n_seq_max
+    if 0 < n_ctx_train < n_ctx_sequence:
+        warnings.append(
+            f"The context of {n_ctx_sequence} tokens per sequence exceeds the {n_ctx_train} the model was trained on."
+        )
     if settings.budget_bytes > machine.vram_bytes > 0:
         warnings.append(
             f"The budget of {settings.budget_bytes / GIB:.1f} GiB exceeds the {machine.vram_bytes / GIB:.1f} GiB "
             f"of {machine.name}."
         )
-    return settings, warnings
+    return warnings
 
 
-def _positive(name: str, value: object, *, minimum: int = 1) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        message = f"{name}={value!r} must be a whole number of at least {minimum}."
-        raise SettingError(message)
-    return value
-
-
-def _budget_bytes(machine: Machine, vram_bytes: object, fit_target_bytes: object) -> int:
-    if vram_bytes is not None:
-        budget = _positive("vram_bytes", vram_bytes, minimum=0)
-        if budget > 0 and not machine.has_gpu:
-            message = f"vram_bytes={budget}, but {machine.name} has no GPU; name one (--gpu), or plan with 0."
+def _check_at_least(minimum: int, **arguments: int) -> None:
+    for name, value in arguments.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+            message = f"{name}={value!r} must be a whole number of at least {minimum}."
             raise SettingError(message)
-        return budget
+
+
+def _check_strategy(strategy: str | None) -> None:
+    from pshard import _core
+
+    if strategy is not None and strategy not in _core.strategy_names():
+        message = f"strategy {strategy!r} is none of {', '.join(_core.strategy_names())}."
+        raise SettingError(message)
+
+
+def _budget_bytes(machine: Machine, vram_bytes: int | None, fit_target_bytes: int) -> int:
+    if vram_bytes is not None:
+        _check_at_least(0, vram_bytes=vram_bytes)
+        if vram_bytes > 0 and not machine.has_gpu:
+            message = f"vram_bytes={vram_bytes}, but {machine.name} has no GPU; name one (--gpu), or plan with 0."
+            raise SettingError(message)
+        return vram_bytes
+    _check_at_least(0, fit_target_bytes=fit_target_bytes)
     free = machine.vram_bytes if machine.free_vram_bytes is None else machine.free_vram_bytes
-    return max(0, free - _positive("fit_target_bytes", fit_target_bytes, minimum=0)) if machine.has_gpu else 0
+    return max(0, free - fit_target_bytes) if machine.has_gpu else 0
 
 
 def _check_cache_types(model: Model, settings: Settings) -> None:
@@ -325,20 +348,24 @@ def _check_cache_types(model: Model, settings: Settings) -> None:
         raise SettingError(message)
     for name, field in (("type_k", "head_dim_k"), ("type_v", "head_dim_v")):
         block = data_type(getattr(settings, name)).block_elements
-        width = next((getattr(layer, field) for layer in model.hyperparameters.layers if getattr(layer, field) % block), 0)
+        widths = [getattr(layer, field) for layer in model.hyperparameters.layers]
+        width = next((width for width in widths if width % block), 0)
         if width:
             message = f"{name}={getattr(settings, name)!r} has blocks of {block}, which do not divide heads of {width}."
             raise SettingError(message)
 
 
-def _whole_vram_bytes(model: Model, ladder: list[int], context: object, budget_bytes: int) -> int | None:
+def _whole_vram_bytes(
+    model: Model, ladder: list[int], context: Callable[[int], _core.ContextParameters], budget_bytes: int
+) -> int | None:
     """Bytes of the whole model on the GPU, if it fits at some prompt tier: the pull request's rule for switching off."""
     from pshard import _core
 
-    whole = _core.make_placement("STATIC_ATTNPRIO_ALLMODELS", _core.Knobs(model.n_layer, model.n_layer, "NONE", True), model.core)
+    everything = _core.Knobs(n_pinned=model.n_layer, n_attn_pinned=model.n_layer, output_on_gpu=True)
+    whole = _core.make_placement("STATIC_ATTNPRIO_ALLMODELS", everything, model.core)
 
     def used(batch: int) -> int:
-        return int(_core.memory(model.core, whole, context(batch), batch).gpu.total())  # type: ignore[operator]
+        return _core.memory(model.core, whole, context(batch), batch).gpu.total()
 
     prompt_tiers = [batch for batch in ladder if batch >= DEFAULT_N_UBATCH] or ladder[-1:]
     if not any(used(batch) <= budget_bytes for batch in reversed(prompt_tiers)):
@@ -354,9 +381,11 @@ def _infeasible(
     vram, ram = min(misses, key=sum)
     lacking = []
     if vram:
-        lacking.append(f"{vram} bytes ({vram / GIB:.2f} GiB) of VRAM beyond the budget of {settings.budget_bytes / GIB:.2f} GiB")
+        budget = f"the budget of {settings.budget_bytes / GIB:.2f} GiB"
+        lacking.append(f"{vram} bytes ({vram / GIB:.2f} GiB) of VRAM beyond {budget}")
     if ram:
-        lacking.append(f"{ram} bytes ({ram / GIB:.2f} GiB) of RAM beyond the {machine.ram_bytes / GIB:.2f} GiB of {machine.name}")
+        owned = f"the {machine.ram_bytes / GIB:.2f} GiB of {machine.name}"
+        lacking.append(f"{ram} bytes ({ram / GIB:.2f} GiB) of RAM beyond {owned}")
     remedies = ["a smaller quantisation"]
     if settings.n_ctx > 1024:
         remedies.append(f"a context shorter than {settings.n_ctx} tokens (-c)")
@@ -366,5 +395,6 @@ def _infeasible(
         remedies.append(f"--vram {math.ceil((settings.budget_bytes + vram) / GIB * 10) / 10:g}G")
     if ram:
         remedies.append(f"--ram {math.ceil((machine.ram_bytes + ram) / GIB)}G")
-    message = f"nothing fits: the smallest placement needs {' and '.join(lacking)}. What would help: {', '.join(remedies)}."
+    needs, helps = " and ".join(lacking), ", ".join(remedies)
+    message = f"nothing fits: the smallest placement needs {needs}. What would help: {helps}."
     return NoFeasiblePlanError(message, vram + ram)

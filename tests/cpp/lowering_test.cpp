@@ -49,8 +49,7 @@ struct Case {
 
 LoweredBlock lowered(const LayerPlacement& placement, int64_t n_tokens, const Case& c = {}) {
   const Model model = cases::model(2, c.with_experts);
-  const PricedBlock priced =
-      price_block(model, c.machine, pass(n_tokens), layer_block(model, model.layers()[0], pass(n_tokens), false));
+  const PricedBlock priced = price_block(model, c.machine, pass(n_tokens), layer_block(model, model.layers()[0], pass(n_tokens), false));
   return lower(priced, model, c.machine, {.layer = placement, .outside = Where::cpu, .op_offload = c.op_offload}, c.neighbours,
                c.neighbours.before);
 }

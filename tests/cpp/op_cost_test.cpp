@@ -56,7 +56,7 @@ double seconds(const Operation& operation, const Processor& p) { return operatio
 
 TEST(DistinctExpertShare, MatchesTheProbabilityOfBeingChosen) {
   EXPECT_DOUBLE_EQ(distinct_expert_share(8, 2, 1.0), 0.25);
-  EXPECT_DOUBLE_EQ(distinct_expert_share(8, 2, 2.0), 0.4375);  // 1 - (3/4)^2
+  EXPECT_DOUBLE_EQ(distinct_expert_share(8, 2, 2.0), 0.4375);    // 1 - (3/4)^2
   EXPECT_DOUBLE_EQ(distinct_expert_share(4, 1, 3.0), 0.578125);  // 1 - (3/4)^3
   EXPECT_NEAR(distinct_expert_share(128, 8, 512.0), 1.0, 1e-12);
   EXPECT_DOUBLE_EQ(distinct_expert_share(8, 8, 1.0), 1.0);
@@ -84,9 +84,7 @@ TEST(OperationCost, FollowsTheSeries) {
   EXPECT_NEAR(seconds(product(1), with_rate(0.1e12)), 25e-6, 1e-12);
 }
 
-TEST(OperationCost, IsNeverFasterThanTheMemoryPeak) {
-  EXPECT_NEAR(seconds(product(1), with_rate(100e12)), 10.04e-6 + 5e-6, 1e-12);
-}
+TEST(OperationCost, IsNeverFasterThanTheMemoryPeak) { EXPECT_NEAR(seconds(product(1), with_rate(100e12)), 10.04e-6 + 5e-6, 1e-12); }
 
 TEST(OperationCost, IsNeverFasterThanTheComputePeak) {
   // 100 rows: 2e8 FLOP = 200 us at the peak; 2.8e6 bytes = 14 us.

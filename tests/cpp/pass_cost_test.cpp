@@ -48,7 +48,8 @@ TEST(PassCost, StreamedDecodeIsTheCopies) {
   const double copies = 4 * (16.808e6 + 256 * 800) * 1e-9;
   EXPECT_NEAR(time.seconds, copies, 0.02 * copies);
   EXPECT_EQ(time.bottleneck(), Lane::up);
-  EXPECT_EQ(time.n_splits, 6);  // embedding, four layers, head
+  // Embedding, four layers, the head's norm (without a weight of its own it follows the last layer), the head's products.
+  EXPECT_EQ(time.n_splits, 7);
 }
 
 TEST(PassCost, WeightsThatCannotBePageLockedCopyAtTheMixedRate) {
@@ -121,6 +122,7 @@ TEST(PassCost, NoPlacementBeatsItsBound) {
       }
       PassBound bound = cost.ends_bound(p.head, p.op_offload);
       for (size_t i = 0; i < 5; ++i) bound += cost.layer_bound(i, cost.intern(p.layer(i)), p.op_offload);
+      for (size_t i = 1; i < 5; ++i) bound += cost.bound_behind(i, cost.intern(p.layer(i - 1)), cost.intern(p.layer(i)), p.op_offload);
       const PassTime time = cost.price(p);
       ASSERT_LE(bound.seconds(), time.seconds * (1 + 1e-12)) << "round " << round << ", trial " << trial;
       EXPECT_NEAR(std::accumulate(time.critical_seconds.begin(), time.critical_seconds.end(), 0.0), time.seconds, 1e-9 * time.seconds);

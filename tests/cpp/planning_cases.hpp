@@ -79,8 +79,8 @@ inline Model model(int32_t n_layer, bool with_experts = false) {
   layer.n_head_kv = 2;
   layer.head_dim_k = layer.head_dim_v = 100;
   h.layers.assign(static_cast<size_t>(n_layer), layer);
-  std::vector<Tensor> tensors{tensor("token_embd.weight", kF16, {kEmbd, kVocab, 1, 1}), tensor("output_norm.weight", kF32, {kEmbd, 1, 1, 1}),
-                              tensor("output.weight", kF16, {kEmbd, kVocab, 1, 1})};
+  std::vector<Tensor> tensors{tensor("token_embd.weight", kF16, {kEmbd, kVocab, 1, 1}),
+                              tensor("output_norm.weight", kF32, {kEmbd, 1, 1, 1}), tensor("output.weight", kF16, {kEmbd, kVocab, 1, 1})};
   for (int32_t i = 0; i < n_layer; ++i) {
     const auto add = [&](const std::string& name, DataType type, std::array<int64_t, 4> shape) {
       tensors.push_back(tensor("blk." + std::to_string(i) + "." + name + ".weight", type, shape));

@@ -101,12 +101,15 @@ TEST(Timeline, TwoLanesTakeTurns) {
   EXPECT_NEAR(seconds({a, b, a}), 11.02, 1e-12);
 }
 
-TEST(Timeline, LayersThatJoinInOneLaneWaitForAllTheirCopies) {
-  // One split of two layers: both copies before either computes, 2 + 2 under 1, then 3 + 3.
-  const Segment a = segment(Where::stream_a, {.compute = 3, .prefetch = 2});
+TEST(Timeline, OneLaneHasOneSlot) {
+  // The second copy of a lane waits until the first split has computed: max(1, 2) + 3, then 2 + 3.
+  Segment a = segment(Where::stream_a, {.compute = 3, .prefetch = 2});
+  a.prefetch_bytes = 1;
   const PassTime time = time_of({pinned(1), a, a});
-  EXPECT_NEAR(time.seconds, 4.0 + 0.01 + 6.0, 1e-12);
-  EXPECT_EQ(time.n_splits, 2);
+  EXPECT_NEAR(time.seconds, 2.0 + 0.01 + 3.0 + 2.0 + 3.0, 1e-12);
+  EXPECT_EQ(time.n_splits, 3);
+  // Work without copies of its own joins the split before it.
+  EXPECT_EQ(time_of({a, segment(Where::stream_a, {.compute = 1})}).n_splits, 1);
 }
 
 TEST(Timeline, NothingHidesOpOffload) {
@@ -194,11 +197,7 @@ TEST(Timeline, ExpertsComeWholeWhereTheCopyHides) {
   EXPECT_DOUBLE_EQ(time.weights_up_bytes, 60.0);
 }
 
-TEST(Timeline, ExpertsComeWholeWhereTheRoutingIsNotKnown) {
-  EXPECT_NEAR(seconds({pinned(1), experts(false)}), 6.0 + 0.01 + 1.0, 1e-12);
-  // A layer that joins routes inside the split: 12 for both.
-  EXPECT_NEAR(seconds({pinned(1), experts(true), experts(true)}), 12.0 + 0.01 + 2.0, 1e-12);
-}
+TEST(Timeline, ExpertsComeWholeWhereTheRoutingIsNotKnown) { EXPECT_NEAR(seconds({pinned(1), experts(false)}), 6.0 + 0.01 + 1.0, 1e-12); }
 
 TEST(Timeline, MemoryThatIsNotPageLockedAddsToEveryWeightByte) {
   Segment streamed = segment(Where::stream_a, {.prefetch = 2, .exposed = 1});

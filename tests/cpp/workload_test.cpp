@@ -56,7 +56,7 @@ TEST(TierPass, ReadsCellsInStepsOf256) {
   const Pass decode = tier_pass(model, context(8192), {2048, 256}, 1);
   EXPECT_EQ(decode.n_tokens, 1);
   EXPECT_EQ(decode.n_outputs, 1);
-  EXPECT_EQ(decode.n_kv, 2304);  // 2176 rounded up
+  EXPECT_EQ(decode.n_kv, 2304);                                               // 2176 rounded up
   EXPECT_EQ(tier_pass(model, context(8192), {2048, 256}, 16).n_outputs, 16);  // every drafted token is verified
   const Pass prompt = tier_pass(model, context(8192), {2048, 256}, 512);
   EXPECT_EQ(prompt.n_outputs, 1);

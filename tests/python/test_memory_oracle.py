@@ -40,7 +40,7 @@ def test_host_compute_is_within_bounds(name: str) -> None:
         assert within(row.host_compute, row.report(model).host.compute_bytes), row
 
 
-# llama.cpp reads a Mamba layer's state before the layer before it has ended; with experts in that layer the packing differs.
+# A Mamba layer reads its state before the layer before it has ended; with experts in that one the packing differs.
 SHARE_WITHIN = {"granite4-h-small-q4km": 0.76}
 
 

@@ -132,7 +132,7 @@ def test_readme_carries_the_commands_that_are_checked() -> None:
     for name, ending in (("main", "pshard plan "), ("test", "pytest")):
         found = re.search(rf"^<!-- {name} command -->\n+```\w*\n(.+)\n```", readme, re.M)
         assert found is not None, f"README.md: no command behind <!-- {name} command -->"
-        assert found[1].startswith("python3 -m venv ")
+        assert " && python3 -m venv .venv && .venv/bin/pip install " in found[1]
         assert ending in found[1]
 
 
