@@ -98,13 +98,14 @@ void ComputeBuffers::intern_patterns(const Placement& placement) {
 
 void ComputeBuffers::lay_path(const Placement& placement) {
   intern_patterns(placement);
-  path_.front() = {.block = blocks_.size() - 2, .pattern = placement_pattern_[placement.layer_pattern.front()]};
-  for (size_t i = 0; i < layer_block_.size(); ++i) {
-    path_[i + 1] = {.block = layer_block_[i], .pattern = placement_pattern_[placement.layer_pattern[i]]};
-  }
+  const auto lay = [](Step& step, size_t block, size_t pattern) {
+    step.block = block;
+    step.pattern = pattern;
+  };
+  lay(path_.front(), blocks_.size() - 2, placement_pattern_[placement.layer_pattern.front()]);
+  for (size_t i = 0; i < layer_block_.size(); ++i) lay(path_[i + 1], layer_block_[i], placement_pattern_[placement.layer_pattern[i]]);
   const LayerPlacement no_layer = LayerPlacement::uniform(Where::cpu);
-  path_.back() = {.block = blocks_.size() - 1,
-                  .pattern = pattern_index({.layer = no_layer, .outside = placement.head, .op_offload = placement.op_offload})};
+  lay(path_.back(), blocks_.size() - 1, pattern_index({.layer = no_layer, .outside = placement.head, .op_offload = placement.op_offload}));
 
   Neighbours neighbours;
   for (size_t i = 0; i < path_.size(); ++i) {

@@ -42,6 +42,9 @@ int32_t sequential_layer(BlockBuilder& b, int32_t residual, bool drop_rows, int6
     current = build_attention_output(b, build_attention(b, b.norm("attn_norm", residual)), pass.n_tokens);
   } else if (b.parameters().mixer == Mixer::none) {
     current = residual;
+  } else if (b.find("attn_output") != nullptr) {  // both on the same input (Falcon-H1)
+    const int32_t attended = build_attention_output(b, build_attention(b, b.norm("attn_norm", residual)), pass.n_tokens);
+    current = b.add(Group::norms, attended, build_mixer(b, residual));
   } else {
     current = build_mixer(b, residual);
   }

@@ -358,7 +358,7 @@ def _check_cache_types(model: Model, settings: Settings) -> None:
 def _whole_vram_bytes(
     model: Model, ladder: list[int], context: Callable[[int], _core.ContextParameters], budget_bytes: int
 ) -> int | None:
-    """Bytes of the whole model on the GPU, if it fits at some prompt tier: the pull request's rule for switching off."""
+    """Bytes of the whole model on the GPU, if it fits at some prompt tier: the pull request's rule to switch off."""
     from pshard import _core
 
     everything = _core.Knobs(n_pinned=model.n_layer, n_attn_pinned=model.n_layer, output_on_gpu=True)

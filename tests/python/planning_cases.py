@@ -56,6 +56,7 @@ class Rates:
     gpu_memory: float = 400e9
     gpu_flop: float = 40e12
     gpu_op_seconds: float = 3e-6
+    read_share: float = 0.8  # of the memory's rate at which products of one row read weights
     cpu_memory: float = 40e9
     cpu_flop: float = 0.5e12
     cpu_op_seconds: float = 2e-6
@@ -74,8 +75,8 @@ class Rates:
     ram_bytes: int = 1 << 50
 
 
-def _processor(memory: float, flop: float, op_seconds: float) -> _core.Processor:
-    """A processor that reads weights at 80 % of its memory's rate at batch 1 and reaches 60 % of its peak at 512 rows."""
+def processor(memory: float, flop: float, op_seconds: float, read_share: float = 0.8) -> _core.Processor:
+    """Products of one row read at a share of the memory's rate, 512 rows reach 60 % of the peak; experts 20 % less."""
     processor = _core.Processor()
     processor.memory_bytes_per_second = memory
     processor.memory_peak_bytes_per_second = memory / 0.9
@@ -83,7 +84,7 @@ def _processor(memory: float, flop: float, op_seconds: float) -> _core.Processor
     processor.op_seconds = op_seconds
 
     def series(bits: float, share: float) -> _core.RateSeries:
-        one = min(0.8 * memory * 16.0 / bits, 0.6 * flop)
+        one = min(read_share * memory * 16.0 / bits, 0.6 * flop)
         return _core.RateSeries(batch=[1.0, 512.0], flop_per_second=[one * share, max(one, 0.6 * flop) * share])
 
     ids = {name: number for name, number in type_ids().items() if number < 64}
@@ -93,7 +94,7 @@ def _processor(memory: float, flop: float, op_seconds: float) -> _core.Processor
     return processor
 
 
-def _curve(rates: Rates) -> _core.LinkCurve:
+def link(rates: Rates) -> _core.LinkCurve:
     return _core.LinkCurve(
         chunk_bytes=[SMALL_CHUNK, LARGE_CHUNK],
         bytes_per_second=[rates.link * rates.link_small_share, rates.link],
@@ -107,10 +108,10 @@ def core_machine(rates: Rates | None = None) -> _core.Machine:
     machine = _core.Machine()
     machine.name = "made up"
     machine.has_gpu = True
-    machine.gpu = _processor(rates.gpu_memory, rates.gpu_flop, rates.gpu_op_seconds)
-    machine.cpu = _processor(rates.cpu_memory, rates.cpu_flop, rates.cpu_op_seconds)
-    machine.up = _curve(rates)
-    machine.down = _curve(rates)
+    machine.gpu = processor(rates.gpu_memory, rates.gpu_flop, rates.gpu_op_seconds, rates.read_share)
+    machine.cpu = processor(rates.cpu_memory, rates.cpu_flop, rates.cpu_op_seconds)
+    machine.up = link(rates)
+    machine.down = link(rates)
     machine.copy_engines = rates.copy_engines
     machine.pageable_bytes_per_second = rates.pageable
     machine.page_lock_bytes = rates.page_lock_bytes

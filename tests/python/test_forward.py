@@ -8,8 +8,8 @@ import oracle
 import pytest
 from gguf_cases import oracle_models
 
-from pshard import _core
-from pshard.model import Model
+from pshard import _core, catalogue
+from pshard.model import Model, model_from_header
 
 PRODUCTS = (_core.OpKind.mul_mat, _core.OpKind.mul_mat_id)
 TOKENS = 8
@@ -108,3 +108,13 @@ def test_recurrent_layers_read_and_write_their_state(name: str) -> None:
     index = next(i for i, layer in enumerate(model.core.layers) if layer.parameters.mixer not in attention)
     moved = sum(o["cache_bytes"] for o in operations(model, index))
     assert moved == 2 * model.state_bytes(index)  # once in, once out, whatever the number of tokens
+
+
+@pytest.mark.parametrize("name", sorted({name.split(":")[0] for name in catalogue.names()}))
+def test_every_catalogue_model_is_described_completely(name: str) -> None:
+    quantised = next(full for full in catalogue.names() if full.split(":")[0] == name)
+    model = model_from_header(catalogue.header(quantised))
+    classes = {layer.layer_class: index for index, layer in enumerate(model.core.layers)}
+    for index in classes.values():
+        read = {o["weight"] for o in operations(model, index, flash_attn=False)}
+        assert {tensor.name for tensor in model.core.layers[index].tensors} <= read
