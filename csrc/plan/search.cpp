@@ -66,10 +66,10 @@ class Search {
     placement_.op_offload = budget.vram_bytes > 0 && uses_op_offload(strategy);
     intern_patterns();
     sum_layers(context);
-    sum_ends();
     interned_.resize(terms.size());
     for (auto& ids : interned_) ids.resize(static_cast<size_t>(n_layer_));
     placement_.layer_pattern.resize(static_cast<size_t>(n_layer_));
+    sum_ends();
   }
 
   Found best_first(double no_slower_than) {
@@ -175,8 +175,14 @@ class Search {
     for (const bool on_gpu : {false, true}) {
       Sums& sums = ends_[on_gpu ? 1 : 0];
       const Where head = on_gpu ? Where::pinned : Where::cpu;
-      sums.gpu_weights = on_gpu ? gpu_head_bytes(model_) : 0;
-      sums.host_weights = embedding_bytes(model_) + (on_gpu ? 0 : host_head_bytes(model_));
+      // A few small tensors outside the layers follow the layers; here they count where they weigh least, in memory_of where they are.
+      placement_.head = head;
+      std::fill(placement_.layer_pattern.begin(), placement_.layer_pattern.end(), static_cast<uint8_t>(pattern_index(Rule::whole, 0)));
+      const WeightBytes all_pinned = outside_weight_bytes(model_, placement_);
+      std::fill(placement_.layer_pattern.begin(), placement_.layer_pattern.end(), static_cast<uint8_t>(pattern_index(Rule::rest, 0)));
+      const WeightBytes none_pinned = outside_weight_bytes(model_, placement_);
+      sums.gpu_weights = std::min(all_pinned.gpu_bytes, none_pinned.gpu_bytes);
+      sums.host_weights = std::min(all_pinned.host_bytes, none_pinned.host_bytes);
       for (size_t t = 0; t < terms_.size(); ++t) sums.bound[t] = terms_[t].cost->ends_bound(head, placement_.op_offload);
       head_floor_[on_gpu ? 1 : 0] = compute_.gpu_floor_of_head(head, placement_.op_offload);
     }
@@ -231,6 +237,10 @@ class Search {
   MemoryReport memory_of(const Knobs& knobs) {
     lay_out(knobs);
     MemoryReport memory = sums_of(knobs).memory();
+    const Sums& ends = ends_[knobs.output_on_gpu ? 1 : 0];
+    const WeightBytes outside = outside_weight_bytes(model_, placement_);
+    memory.gpu.weights_bytes += outside.gpu_bytes - ends.gpu_weights;
+    memory.host.weights_bytes += outside.host_bytes - ends.host_weights;
     const ComputeBytes compute = compute_(placement_);
     memory.gpu.compute_bytes = compute.gpu_bytes;
     memory.gpu.stream_bytes = compute.gpu_stream_bytes;

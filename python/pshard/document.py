@@ -85,13 +85,14 @@ def _tier(plan: Plan, tier: _core.TierPlan) -> Document:
 def _candidate(plan: Plan, tier: _core.TierPlan, candidate: _core.Candidate, fastest: float | None) -> Document:
     """One strategy at one tier; where it does not fit, every figure is null and the missing bytes stand."""
     viable, time, memory, knobs = candidate.viable, candidate.time, candidate.memory, candidate.knobs
+    layers = _layers(plan, candidate.placement)
     figures: Document = {
         "n_pinned": knobs.n_pinned,
         "n_attn_pinned": knobs.n_attn_pinned,
         "overflow": knobs.overflow,
         "output_on_gpu": knobs.output_on_gpu,
         "pin_from_back": knobs.pin_from_back,
-        "layers": _layers(plan, candidate.placement),
+        "layers": layers,
         "n_ubatch": candidate.micro_batch,
         "seconds": time.seconds,
         "seconds_low": max(time.seconds - time.spread_seconds, 0.0),
@@ -209,7 +210,10 @@ def _pshard_runtime(plan: Plan) -> Document | None:
     if not runtime.viable or settings.budget_bytes == 0:
         return None
     prompt, decode = plan.tiers[runtime.prompt_tier], plan.tiers[runtime.decode_tier]
-    decode_time = decode.candidates[decode.best].time
+    prompt_time, decode_time = prompt.candidates[prompt.best].time, decode.candidates[decode.best].time
+    before_decode = runtime.prompt_seconds + runtime.switch_seconds
+    # Prompt and switch are as uncertain as a pass of the prompt's tier, tokens as one of theirs.
+    spread = before_decode * _relative_spread(prompt_time) + runtime.generate_seconds * _relative_spread(decode_time)
     return {
         "argv": [*_launch(plan), "-pshard", "-mva", str(settings.budget_bytes // 2**20)],
         "engine": "llama.cpp with pull request #22692",
@@ -219,6 +223,9 @@ def _pshard_runtime(plan: Plan) -> Document | None:
         "switch_seconds": runtime.switch_seconds,
         "switch_bytes": runtime.switch_bytes,
         "generate_seconds": runtime.generate_seconds,
+        "seconds_low": max(runtime.total_seconds - spread, 0.0),
+        "seconds_high": runtime.total_seconds + spread,
+        "basis": max(prompt_time.basis, decode_time.basis).name,
         "bottleneck": decode_time.bottleneck.name,
         "link_bytes_per_token": _link_bytes(decode_time),
         "speedup_over_stock_fit": plan.fit_time.total_seconds / runtime.total_seconds,
@@ -242,6 +249,10 @@ def _stock_figures(memory: _core.MemoryReport, time: _core.WorkloadTime) -> Docu
         "bottleneck": time.decode.bottleneck.name,
         "link_bytes_per_token": _link_bytes(time.decode),
     }
+
+
+def _relative_spread(time: _core.PassTime) -> float:
+    return time.spread_seconds / time.seconds
 
 
 def _link_bytes(decode: _core.PassTime) -> int:

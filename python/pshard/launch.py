@@ -159,7 +159,7 @@ def _name_pattern(names: Sequence[str]) -> str:
         families.setdefault((prefix, suffix), []).append(part)
     parts = [f"{prefix}{alternatives('|'.join(merged))}{suffix}" for (prefix, suffix), merged in families.items()]
     end = r"\." if all("." in name for name in names) else r"(\.|$)"
-    return alternatives("|".join(parts)) + end
+    return (parts[0] if len(parts) == 1 else alternatives("|".join(parts))) + end
 
 
 def common_arguments(

@@ -186,6 +186,9 @@ def plan(
     # Beside a GPU, host weights lie in a host buffer and are multiplied by the plain kernels.
     core_machine = copy(machine.core(settings.n_threads, "plain" if has_gpu else "interleaved"))
     core_machine.has_gpu = has_gpu
+    if not machine.has_gpu:
+        # The search bounds the time of placements on a GPU too, before their bytes rule them out: that takes some link.
+        core_machine.up = core_machine.down = _core.LinkCurve([1.0], [1.0], peak_bytes_per_second=1.0)
 
     def context(n_ubatch: int) -> _core.ContextParameters:
         parameters = _core.ContextParameters()

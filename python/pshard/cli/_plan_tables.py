@@ -101,7 +101,7 @@ def _tier_row(tier: Document, document: Document) -> list[object]:
         f"{part:<8}{tier[f'{key}_bytes'] / GIB:>6.2f}"
         for part, key in (("all", "vram"), ("weights", "weights"), ("KV", "kv"), ("compute", "compute"))
     ]
-    placement = [tier["strategy"], placement_words(tier, document["model"]["n_layer"]), *_others(tier)]
+    placement = [strategy_words(tier["strategy"]), placement_words(tier, document["model"]["n_layer"]), *_others(tier)]
     wrapped = [line for text in placement for line in textwrap.wrap(text, PLACEMENT_COLUMNS, break_on_hyphens=False)]
     return [tier["batch_size"], "\n".join(wrapped), "\n".join(speed), LANES[tier["bottleneck"]], "\n".join(memory)]
 
@@ -125,7 +125,9 @@ def placement_words(placed: Document, n_layer: int) -> str:
     parts = []
     for i, words in enumerate(ranked):
         whole = words in order
-        count = f"all {n_layer} layers" if len(counts) == 1 else f"{counts[words]} layers" if i == 0 else str(counts[words])
+        count = f"all {n_layer} layers" if len(counts) == 1 else f"{counts[words]}"
+        if i == 0 and len(counts) > 1:
+            count += " layer" if counts[words] == 1 else " layers"
         parts.append(f"{count} {words}" if whole else f"{count}: {words}")
     head = "head pinned" if placed["output_on_gpu"] else "head on CPU"
     return "; ".join([*parts, head])
@@ -162,8 +164,13 @@ def _others(tier: Document) -> list[str]:
         (c for c in tier["candidates"] if c["viable"] and c["strategy"] != tier["strategy"]), key=lambda c: c["loss"]
     )
     shown = others[:1] + [c for c in others[1:] if c["strategy"] == "STOCK_FIT"]
-    names = ["next: ", ""]
-    return [f"{name}{c['strategy']} {_loss(c['loss'])}" for name, c in zip(names, shown, strict=False)] or ["next: none fits"]
+    said = [f"{strategy_words(c['strategy'])} {_loss(c['loss'])}" for c in shown]
+    return [f"next: {said[0]}", *said[1:]] if said else ["no other strategy fits"]
+
+
+def strategy_words(strategy: str) -> str:
+    """A strategy's name, which is its stable key; only stock llama.cpp's own decision is called by its flag."""
+    return "stock --fit" if strategy == "STOCK_FIT" else strategy
 
 
 def _loss(loss: float) -> str:
@@ -178,23 +185,26 @@ def _loss(loss: float) -> str:
 def _print_comparison(out: Output, document: Document) -> None:
     fit, stock, runtime = document["stock_fit"], document["llama_cpp"], document["pshard_runtime"]
     flags = " ".join("..." if "=" in flag else flag for flag in fit["flags"])
-    rows = [_engine_row(f"stock --fit: {flags}", fit, document)]
-    if not fit["viable"]:
-        rows = [[f"stock --fit: {flags}", *[None] * 4, "does not fit"]]
+    name = f"stock --fit: {flags}"
+    rows = [_engine_row(name, fit, document) if fit["viable"] else [name, *[None] * 5, "does not fit"]]
     if stock is not None and not stock["is_stock_fit"]:
-        rows.append(_engine_row(f"stock llama.cpp, this plan: -ub {stock['n_ubatch']}", stock, document))
+        rows.append(_engine_row(f"stock, this plan: -ub {stock['n_ubatch']}", stock, document))
     if runtime is not None:
         tiers = f"{runtime['prompt_tier']}, then {runtime['decode_tier']}"
-        rows.append(_engine_row(f"pshard runtime: tiers {tiers}", runtime, document))
+        rows.append(_engine_row(f"pshard: tiers {tiers}", runtime, document))
     workload = document["workload"]
-    title = f"{workload['prompt_tokens']} prompt tokens, then {workload['generate_tokens']} generated, in seconds"
-    out.table(["with", "prompt", "generated", "total", "tokens/s", "limited by"], rows, title=title)
+    title = (
+        f"Seconds for {workload['prompt_tokens']} prompt tokens, then {workload['generate_tokens']} generated "
+        f"({fit['basis']} figures)"
+    )
+    out.table(["with", "prompt", "generated", "total", "range", "tokens/s", "limited by"], rows, title=title)
 
 
 def _engine_row(name: str, engine: Document, document: Document) -> list[object]:
     prompt, switch, generate = engine["prompt_seconds"], engine.get("switch_seconds", 0.0), engine["generate_seconds"]
     rate = _rate(document["workload"]["generate_tokens"], generate)
     seconds = [figure(prompt + switch), figure(generate), figure(prompt + switch + generate)]
+    seconds.append(f"{figure(engine['seconds_low'])} to {figure(engine['seconds_high'])}")
     return [name, *seconds, figure(rate) if rate else None, LANES[engine["bottleneck"]]]
 
 
@@ -222,8 +232,9 @@ def verdicts(document: Document) -> list[str]:
 
 
 def _limits(engine: Document) -> str:
-    moved = f"{figure(engine['link_bytes_per_token'] / 1e9)} GB over PCIe per token; " if engine["bottleneck"] else ""
-    return f"{moved}limited by {LANES[engine['bottleneck']]}"
+    n_bytes = engine["link_bytes_per_token"]
+    moved = f"{figure(n_bytes / 1e9)} GB" if n_bytes >= 1e9 else f"{figure(n_bytes / 1e6)} MB"
+    return f"{moved} over PCIe per token; limited by {LANES[engine['bottleneck']]}"
 
 
 def _print_launch_lines(out: Output, document: Document) -> None:
