@@ -192,7 +192,8 @@ PassBound bound(const PricedBlock& priced, const Model& model, const Machine& ma
   for (size_t i = 0; i < block.operations.size(); ++i) {
     const Operation& operation = block.operations[i];
     if (operation.is_view) {
-      if (operation.output != kNoValue && operation.inputs[0] != kNoValue) known_on[at(operation.output)] = known_on[at(operation.inputs[0])];
+      if (operation.output != kNoValue && operation.inputs[0] != kNoValue)
+        known_on[at(operation.output)] = known_on[at(operation.inputs[0])];
       continue;
     }
     if (!certain[i]) {
@@ -222,7 +223,8 @@ PassBound bound(const PricedBlock& priced, const Model& model, const Machine& ma
                   placement.of(Group::router) == home, copy);
       const bool slices = copy.experts_can_slice && copy.experts_sliced_seconds < copy.experts_whole_seconds;
       result.serial_seconds += copy.exposed_seconds;
-      result.up_seconds += copy.exposed_seconds + copy.prefetch_seconds + (slices ? copy.experts_sliced_seconds : copy.experts_whole_seconds);
+      result.up_seconds +=
+          copy.exposed_seconds + copy.prefetch_seconds + (slices ? copy.experts_sliced_seconds : copy.experts_whole_seconds);
       host_bytes += copy.exposed_bytes + copy.prefetch_bytes + std::min(copy.experts_whole_bytes, copy.experts_sliced_bytes);
     }
   }

@@ -67,8 +67,7 @@ PassCost::Placed& PassCost::placed_layer(size_t layer, uint8_t pattern, bool op_
   auto& slot = layers_[(pattern * blocks_.size() + variant) * 2 + (op_offload ? 1 : 0)];
   if (!slot) {
     const bool offload = op_offload && machine_.has_gpu;
-    slot = std::make_unique<Placed>(
-        place(blocks_[variant], {.layer = patterns_[pattern], .outside = Where::cpu, .op_offload = offload}));
+    slot = std::make_unique<Placed>(place(blocks_[variant], {.layer = patterns_[pattern], .outside = Where::cpu, .op_offload = offload}));
   }
   return *slot;
 }
@@ -77,8 +76,7 @@ PassCost::Placed& PassCost::placed_head(Where where, bool op_offload) {
   auto& slot = heads_[(where == Where::pinned ? 2U : 0U) + (op_offload ? 1U : 0U)];
   if (!slot) {
     const bool offload = op_offload && machine_.has_gpu;
-    slot = std::make_unique<Placed>(
-        place(head_block_, {.layer = LayerPlacement::uniform(where), .outside = where, .op_offload = offload}));
+    slot = std::make_unique<Placed>(place(head_block_, {.layer = LayerPlacement::uniform(where), .outside = where, .op_offload = offload}));
   }
   return *slot;
 }
@@ -105,7 +103,7 @@ PassTime PassCost::price(const InternedPlacement& placement) {
   Device residual = Device::host;
   bool gpu_used = false;
   for (size_t i = 0; i < path_.size(); ++i) {
-    const PricedBlock& block = i == 0               ? embedding_block_
+    const PricedBlock& block = i == 0                 ? embedding_block_
                                : i + 1 < path_.size() ? blocks_[static_cast<size_t>(layer_variant_[i - 1])]
                                                       : head_block_;
     const Neighbours neighbours{i == 0 ? Device::host : path_[i - 1]->ends.last,
@@ -139,7 +137,8 @@ PassBound PassCost::bound_behind(size_t layer, uint8_t previous_pattern, uint8_t
 
 PassBound PassCost::ends_bound(Where where, bool op_offload) const {
   const bool offload = op_offload && machine_.has_gpu;
-  PassBound least = bound(head_block_, model_, machine_, {.layer = LayerPlacement::uniform(where), .outside = where, .op_offload = offload});
+  PassBound least =
+      bound(head_block_, model_, machine_, {.layer = LayerPlacement::uniform(where), .outside = where, .op_offload = offload});
   least += embedding_.least;
   return least;
 }

@@ -74,7 +74,7 @@ class PassCost {
   PricedBlock head_block_;
   PricedBlock embedding_block_;
   std::vector<LayerPlacement> patterns_;
-  std::vector<std::unique_ptr<Placed>> layers_;  // [pattern][variant][op_offload]
+  std::vector<std::unique_ptr<Placed>> layers_;   // [pattern][variant][op_offload]
   std::array<std::unique_ptr<Placed>, 4> heads_;  // [pinned][op_offload]
   Placed embedding_;
   std::vector<Placed*> path_;   // scratch: the blocks of a placement in order

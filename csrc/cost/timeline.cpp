@@ -109,8 +109,7 @@ void Timeline::run(const Segment& split, const Segment& next) {
   total_.busy_seconds[index(on_gpu ? Lane::gpu : Lane::cpu)] += split.compute.seconds;
   total_.busy_seconds[index(Lane::up)] += copied_seconds + exposed_seconds + split.activation_up_seconds;
   total_.busy_seconds[index(Lane::down)] += split.write_back_seconds + split.activation_down_seconds;
-  total_.busy_seconds[index(Lane::host_memory)] +=
-      (split.dram_bytes + copied_bytes + split.exposed_bytes) / machine_.host_bytes_per_second;
+  total_.busy_seconds[index(Lane::host_memory)] += (split.dram_bytes + copied_bytes + split.exposed_bytes) / machine_.host_bytes_per_second;
   total_.weights_up_bytes += copied_bytes + split.exposed_bytes;
   total_.activation_bytes += split.activation_up_bytes + split.activation_down_bytes;
   total_.write_back_bytes += split.write_back_bytes;

@@ -5,8 +5,9 @@
 //
 //   sum over splits of  hand-off + activations in + copies that cannot be hidden + max(compute + write-back, copy for the next split)
 //
-// with two refinements: under a CPU split both the CPU and the copy slow down (contention measured by the profile), and CPU reads and copies
-// up share the host's DRAM, whose bandwidth nothing may exceed. Every term falls when a rate rises, so a faster machine is never slower.
+// with two refinements: under a CPU split both the CPU and the copy slow down (contention measured by the profile), and CPU reads and
+// copies up share the host's DRAM, whose bandwidth nothing may exceed. Every term falls when a rate rises, so a faster machine is never
+// slower.
 //
 // Source of the structure: predictor of the llama.cpp planner pull request (#22691) with the corrections its author lists later.
 #pragma once

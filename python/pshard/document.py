@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from pshard.launch import LLAMA_CPP_VERSION, LOAD_MODE, common_arguments, stock_arguments
 
@@ -12,13 +12,23 @@ if TYPE_CHECKING:
     from pshard.planner import Plan
 
 SCHEMA_VERSION = 1
+MIB = 1 << 20
 
 Document = dict[str, object]
 
+
+class Stretch(TypedDict):
+    """Layers that are placed alike, and which of their groups lie where."""
+
+    first: int
+    count: int
+    pinned: list[str]
+    streamed: list[str]
+    cpu: list[str]
+
+
 # A difference this small is a tie: it is within the noise of repeated runs.
 TIE = 0.01
-
-PLACES = ("pinned", "streamed", "cpu")
 
 
 def describe(plan: Plan) -> Document:
@@ -76,8 +86,14 @@ def _tier(plan: Plan, tier: _core.TierPlan) -> Document:
     if best is not None:
         chosen = dict(candidates[tier.best])
     else:
-        nearest = min(tier.candidates, key=lambda c: c.missing_vram_bytes + c.missing_ram_bytes)
-        chosen = _candidate(plan, tier, nearest, None) | {"viable": False, "strategy": None}
+        # Stock fit may fit and yet not be allowed, where a strategy is forced.
+        missing = [c.missing_vram_bytes + c.missing_ram_bytes for c in tier.candidates if not c.viable]
+        chosen = dict.fromkeys(candidates[0]) | {
+            "batch_size": tier.batch_size,
+            "viable": False,
+            "kv_fill_tokens": tier.kv_fill_tokens,
+            "missing_bytes": min(missing),
+        }
     del chosen["loss"]
     return chosen | {"n_placements_priced": tier.n_priced, "candidates": candidates}
 
@@ -86,9 +102,13 @@ def _candidate(plan: Plan, tier: _core.TierPlan, candidate: _core.Candidate, fas
     """One strategy at one tier; where it does not fit, every figure is null and the missing bytes stand."""
     viable, time, memory, knobs = candidate.viable, candidate.time, candidate.memory, candidate.knobs
     layers = _layers(plan, candidate.placement)
+    n_pinned, n_attn_pinned = knobs.n_pinned, knobs.n_attn_pinned
+    if candidate.strategy == "STOCK_FIT":  # its own counts are those of -ngl, prediction layers among them
+        n_pinned = sum(stretch["count"] for stretch in layers if not stretch["streamed"] and not stretch["cpu"])
+        n_attn_pinned = sum(stretch["count"] for stretch in layers if "cache" in stretch["pinned"])
     figures: Document = {
-        "n_pinned": knobs.n_pinned,
-        "n_attn_pinned": knobs.n_attn_pinned,
+        "n_pinned": n_pinned,
+        "n_attn_pinned": n_attn_pinned,
         "overflow": knobs.overflow,
         "output_on_gpu": knobs.output_on_gpu,
         "pin_from_back": knobs.pin_from_back,
@@ -126,8 +146,8 @@ def _candidate(plan: Plan, tier: _core.TierPlan, candidate: _core.Candidate, fas
     }
 
 
-def _layers(plan: Plan, placement: _core.Placement) -> list[Document]:
-    """Stretches of layers that are placed alike, front to back: which groups lie where."""
+def _layers(plan: Plan, placement: _core.Placement) -> list[Stretch]:
+    """Describe a placement front to back, in stretches of layers that are placed alike."""
     from pshard import _core
 
     present = {*plan.model.group_bytes(), "cache"} - {"embedding", "head"}
@@ -139,16 +159,17 @@ def _layers(plan: Plan, placement: _core.Placement) -> list[Document]:
         _core.Where.cpu: "cpu",
     }
 
-    def where(pattern: _core.LayerPlacement) -> tuple[str, ...]:
-        return tuple(place[pattern[group]] for group in groups)
-
-    wheres = [where(pattern) for pattern in placement.patterns]
-    stretches: list[Document] = []
+    wheres = [tuple(place[pattern[group]] for group in groups) for pattern in placement.patterns]
+    stretches: list[Stretch] = []
     first = 0
     for at, stretch in groupby(wheres[index] for index in placement.layer_pattern):
+        named: dict[str, list[str]] = {"pinned": [], "streamed": [], "cpu": []}
+        for group, here in zip(groups, at, strict=True):
+            named[here].append(group.name)
         count = len(list(stretch))
-        named = {name: [g.name for g, here in zip(groups, at, strict=True) if here == name] for name in PLACES}
-        stretches.append({"first": first, "count": count, **named})
+        stretches.append(
+            Stretch(first=first, count=count, pinned=named["pinned"], streamed=named["streamed"], cpu=named["cpu"])
+        )
         first += count
     return stretches
 
@@ -163,7 +184,7 @@ def _by_lane(seconds: list[float]) -> dict[str, float]:
 
 
 def _stock_fit(plan: Plan) -> Document:
-    """What ``--fit`` decides by itself, fitting or not."""
+    """Describe what ``--fit`` decides by itself, whether it fits or not."""
     return {
         "flags": stock_arguments(plan.model, plan.fit.placement),
         "viable": _fit_fits(plan),
@@ -174,7 +195,7 @@ def _stock_fit(plan: Plan) -> Document:
 
 
 def _llama_cpp(plan: Plan) -> Document | None:
-    """What stock llama.cpp should be launched with: our placement, unless ``--fit``'s own is as good."""
+    """Choose what stock llama.cpp is launched with: our placement, unless ``--fit``'s own is as good."""
     if not plan.stock.viable and not _fit_fits(plan):
         return None
     fit_wins = _fit_fits(plan) and (
@@ -205,9 +226,9 @@ def _llama_cpp(plan: Plan) -> Document | None:
 
 
 def _pshard_runtime(plan: Plan) -> Document | None:
-    """The workload on the pshard runtime, which changes placements between prompt and decode."""
+    """Describe the workload on the pshard runtime, which changes placements between prompt and decode."""
     runtime, settings = plan.runtime, plan.settings
-    if not runtime.viable or settings.budget_bytes == 0:
+    if not runtime.viable or settings.budget_bytes < MIB:
         return None
     prompt, decode = plan.tiers[runtime.prompt_tier], plan.tiers[runtime.decode_tier]
     prompt_time, decode_time = prompt.candidates[prompt.best].time, decode.candidates[decode.best].time
@@ -215,7 +236,7 @@ def _pshard_runtime(plan: Plan) -> Document | None:
     # Prompt and switch are as uncertain as a pass of the prompt's tier, tokens as one of theirs.
     spread = before_decode * _relative_spread(prompt_time) + runtime.generate_seconds * _relative_spread(decode_time)
     return {
-        "argv": [*_launch(plan), "-pshard", "-mva", str(settings.budget_bytes // 2**20)],
+        "argv": [*_launch(plan), "-pshard", "-mva", str(settings.budget_bytes // MIB)],
         "engine": "llama.cpp with pull request #22692",
         "prompt_tier": prompt.batch_size,
         "decode_tier": decode.batch_size,
@@ -234,7 +255,7 @@ def _pshard_runtime(plan: Plan) -> Document | None:
 
 def _fit_fits(plan: Plan) -> bool:
     memory = plan.fit.memory
-    return memory.gpu.total() <= plan.settings.budget_bytes and memory.host.total() <= plan.machine.ram_bytes
+    return bool(memory.gpu.total() <= plan.settings.budget_bytes and memory.host.total() <= plan.machine.ram_bytes)
 
 
 def _stock_figures(memory: _core.MemoryReport, time: _core.WorkloadTime) -> Document:

@@ -90,8 +90,7 @@ def stock_arguments(model: Model, placement: _core.Placement) -> list[str]:
 
     # Local names of what stays in host memory, of the layers that otherwise lie on the GPU.
     moved = {
-        index: _host_tensors(layers[index].tensors, patterns[index])
-        for index in range(n_cpu_layers, len(patterns))
+        index: _host_tensors(layers[index].tensors, patterns[index]) for index in range(n_cpu_layers, len(patterns))
     }
     n_counted = model.n_layer + model.n_layer_nextn
     arguments = ["-ngl", "all" if n_cpu_layers == 0 else str(n_counted + 1 - n_cpu_layers)]
@@ -124,7 +123,7 @@ def _host_tensors(tensors: Sequence[_core.Tensor], pattern: _core.LayerPlacement
             message = f"{tensor.name} is streamed at every batch; stock llama.cpp cannot do that"
             raise ValueError(message)
     if pattern[_core.Group.cache] != _core.Where.pinned:
-        message = f"{tensors[0].name} lies behind a GPU layer, but its layer's KV is not on the GPU; flags cannot say that"
+        message = f"{tensors[0].name} lies in a GPU layer whose KV is not on the GPU; stock flags cannot say that"
         raise ValueError(message)
     return tuple(sorted(names))
 
@@ -172,7 +171,7 @@ def common_arguments(
     type_v: str,
     n_threads: int,
 ) -> list[str]:
-    """Flags that every launch line of a plan carries, whatever the placement."""
+    """Return the flags that every launch line of a plan carries, whatever the placement."""
     arguments = ["-m", file, "-c", str(n_ctx), "-fa", "on" if flash_attn else "off", "-t", str(n_threads)]
     if n_seq_max > 1:
         arguments += ["-np", str(n_seq_max)]

@@ -197,7 +197,11 @@ TEST(Timeline, ExpertsComeWholeWhereTheCopyHides) {
   EXPECT_DOUBLE_EQ(time.weights_up_bytes, 60.0);
 }
 
-TEST(Timeline, ExpertsComeWholeWhereTheRoutingIsNotKnown) { EXPECT_NEAR(seconds({pinned(1), experts(false)}), 6.0 + 0.01 + 1.0, 1e-12); }
+TEST(Timeline, ExpertsComeWholeWhereTheRoutingIsNotKnown) {
+  EXPECT_NEAR(seconds({pinned(1), experts(false)}), 6.0 + 0.01 + 1.0,
+              1e-12);  // Experts that join work of their own lane are routed inside the split.
+  EXPECT_NEAR(seconds({pinned(1), segment(Where::stream_a, {.compute = 2}), experts(true)}), 6.0 + 0.01 + 3.0, 1e-12);
+}
 
 TEST(Timeline, MemoryThatIsNotPageLockedAddsToEveryWeightByte) {
   Segment streamed = segment(Where::stream_a, {.prefetch = 2, .exposed = 1});

@@ -25,7 +25,6 @@ from planning_cases import (
 
 from pshard import _core
 from pshard.model import Model
-from pshard.rates import bits_per_weight, type_ids
 
 Lane, Where = _core.Lane, _core.Where
 WORKLOAD = _core.Workload(1024, 256)
@@ -194,7 +193,10 @@ def test_a_faster_machine_never_slows_the_best_plan(
 
 @EXAMPLES
 @given(
-    model=models(), rates=rates(), batch=batches(), shares=st.tuples(st.floats(0.0, 1.2), st.floats(0.0, 1.2)).map(sorted)
+    model=models(),
+    rates=rates(),
+    batch=batches(),
+    shares=st.tuples(st.floats(0.0, 1.2), st.floats(0.0, 1.2)).map(sorted),
 )
 def test_more_vram_never_slows_the_best_plan(model: Model, rates: Rates, batch: int, shares: list[float]) -> None:
     machine = core_machine(rates)
@@ -229,7 +231,9 @@ def test_resident_decode_is_reading_and_launching(name: str, gpu_memory: float, 
 
 
 @EXAMPLES
-@given(placed=placed_models(), machine=rates().map(core_machine), fills=st.tuples(st.integers(1, 16), st.integers(1, 16)))
+@given(
+    placed=placed_models(), machine=rates().map(core_machine), fills=st.tuples(st.integers(1, 16), st.integers(1, 16))
+)
 def test_a_fuller_cache_is_never_faster(
     placed: tuple[Model, _core.Placement], machine: _core.Machine, fills: tuple[int, int]
 ) -> None:
@@ -263,9 +267,3 @@ def test_the_same_question_has_the_same_answer(model: Model, rates: Rates, batch
         return [tier.best, tier.n_priced, chosen]
 
     assert answer() == answer()
-
-
-def test_every_type_of_weight_has_a_rate_in_the_made_up_machine() -> None:
-    machine = core_machine()
-    assert all(number in machine.gpu.mul_mat for number in type_ids().values() if number < 64)
-    assert bits_per_weight("Q8_0") == 8.5

@@ -50,7 +50,7 @@ def assert_same(quick: _core.Found, slow: _core.Found) -> None:
 
 
 @pytest.mark.parametrize("strategy", ALL_STRATEGIES)
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     model=models(),
     machine=rates().map(core_machine),
@@ -77,10 +77,10 @@ def test_chooses_what_pricing_everything_chooses(
 
 
 @pytest.mark.parametrize("strategy", ALL_STRATEGIES)
-@pytest.mark.parametrize("name", ["llama31-8b-q4km", "gpt-oss-20b-mxfp4"])
+@pytest.mark.parametrize(("name", "n_layer"), [("llama31-8b-q4km", 32), ("gpt-oss-20b-mxfp4", 24)])
 @pytest.mark.parametrize("batch", [1, 512])
-def test_chooses_the_same_for_a_whole_model(strategy: str, name: str, batch: int) -> None:
-    model = cut_model(name, 24)
+def test_chooses_the_same_for_a_whole_model(strategy: str, name: str, n_layer: int, batch: int) -> None:
+    model = cut_model(name, n_layer)
     machine = core_machine(Rates(gpu_memory=900e9, link=24e9, copy_engines=2))
     whole = whole_model_bytes(model)
     for vram_share in (0.15, 0.5, 0.85):
@@ -120,7 +120,7 @@ def test_prices_a_small_part_of_the_placements(name: str, batch: int) -> None:
     model = cut_model(name, 32)
     priced, n_all = n_priced(model, 0.5, batch)
     assert n_all > 2500
-    assert priced < n_all / 3
+    assert priced < n_all / 8
 
 
 def test_refuses_an_unknown_strategy() -> None:

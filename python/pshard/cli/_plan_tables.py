@@ -29,7 +29,10 @@ LANES = {
 PLACES = {"pinned": "pinned", "streamed": "streamed", "cpu": "on CPU"}
 FFN = ("ffn_up", "ffn_gate", "ffn_down")
 EXPERTS = ("experts_up", "experts_gate", "experts_down")
+# Fits a table into 80 columns.
 PLACEMENT_COLUMNS = 40
+# A space where no line ends, until the text is wrapped.
+TIED = "\N{NO-BREAK SPACE}"
 
 
 def print_plan(out: Output, document: Document) -> None:
@@ -44,7 +47,7 @@ def print_plan(out: Output, document: Document) -> None:
     _print_header(out, document)
     out.line()
     out.table(
-        ["batch", "placement", "tokens/s", "limited by", "GiB of VRAM"],
+        ["batch", "placement", "tokens/s", "GiB of VRAM"],
         [_tier_row(tier, document) for tier in document["tiers"]],
     )
     out.line()
@@ -60,7 +63,8 @@ def print_plan(out: Output, document: Document) -> None:
 
 def _print_header(out: Output, document: Document) -> None:
     model, machine, workload = document["model"], document["machine"], document["workload"]
-    size = f"{model['n_parameters'] / 1e9:.1f} B parameters, {model['n_layer']} layers, {format_bytes(model['file_bytes'])}"
+    size = f"{model['n_parameters'] / 1e9:.1f} B parameters, {model['n_layer']} layers"
+    tokens = f"{workload['prompt_tokens']} prompt tokens, {workload['generate_tokens']} generated"
     facts = [f"-c {workload['n_ctx']}", f"-fa {'on' if workload['flash_attn'] else 'off'}"]
     facts += [f"KV {' / '.join(dict.fromkeys([workload['type_k'], workload['type_v']]))}", f"-t {machine['n_threads']}"]
     if workload["n_seq_max"] > 1:
@@ -73,10 +77,10 @@ def _print_header(out: Output, document: Document) -> None:
     else:
         budget = "no GPU"
     rows = {
-        "model": f"{model['name']}: {model['architecture']}, {size}",
+        "model": f"{model['name']}: {model['architecture']}, {size}, {format_bytes(model['file_bytes'])}",
         "machine": f"{machine['name']}, {format_bytes(machine['ram_bytes'])} of RAM",
         "budget": budget,
-        "workload": f"{workload['prompt_tokens']} prompt tokens, {workload['generate_tokens']} generated; {', '.join(facts)}",
+        "workload": f"{tokens}; {', '.join(facts)}",
     }
     if workload["strategy"]:
         rows["strategy"] = f"{workload['strategy']}, forced"
@@ -92,7 +96,7 @@ def _print_header(out: Output, document: Document) -> None:
 def _tier_row(tier: Document, document: Document) -> list[object]:
     if not tier["viable"]:
         missing = f"does not fit: {format_bytes(tier['missing_bytes'])} missing"
-        return [tier["batch_size"], missing, None, None, None]
+        return [tier["batch_size"], missing, None, None]
     low, high = tier["batch_size"] / tier["seconds_high"], _rate(tier["batch_size"], tier["seconds_low"])
     speed = [f"{figure(tier['tokens_per_second'])}", f"{figure(low)} to {figure(high) if high else '?'}", tier["basis"]]
     if tier["batch_size"] > LARGEST_DECODE_BATCH:
@@ -101,13 +105,17 @@ def _tier_row(tier: Document, document: Document) -> list[object]:
         f"{part:<8}{tier[f'{key}_bytes'] / GIB:>6.2f}"
         for part, key in (("all", "vram"), ("weights", "weights"), ("KV", "kv"), ("compute", "compute"))
     ]
-    placement = [strategy_words(tier["strategy"]), placement_words(tier, document["model"]["n_layer"]), *_others(tier)]
-    wrapped = [line for text in placement for line in textwrap.wrap(text, PLACEMENT_COLUMNS, break_on_hyphens=False)]
-    return [tier["batch_size"], "\n".join(wrapped), "\n".join(speed), LANES[tier["bottleneck"]], "\n".join(memory)]
+    placement = [
+        strategy_words(tier["strategy"]),
+        placement_words(tier, document["model"]["n_layer"]),
+        "; ".join([f"limited by {LANES[tier['bottleneck']]}".replace(" ", TIED), *_others(tier)]),
+    ]
+    lines = [line for text in placement for line in textwrap.wrap(text, PLACEMENT_COLUMNS, break_on_hyphens=False)]
+    return [tier["batch_size"], "\n".join(lines).replace(TIED, " "), "\n".join(speed), "\n".join(memory)]
 
 
 def placement_words(placed: Document, n_layer: int) -> str:
-    """What is pinned, streamed and on the CPU: ``"21 layers pinned; 59: attention streamed, FFN on CPU; head on CPU"``.
+    """Say what lies where: ``"21 layers pinned; 59: attention streamed, FFN on CPU; head on CPU"``.
 
     Parameters
     ----------
@@ -159,24 +167,24 @@ def _ffn_words(moved: list[str], present: list[str]) -> str:
 
 
 def _others(tier: Document) -> list[str]:
-    """The runner-up and stock fit, with what they lose; nothing where no other strategy fits."""
+    """Name the runner-up and stock fit, with what they lose."""
     others = sorted(
         (c for c in tier["candidates"] if c["viable"] and c["strategy"] != tier["strategy"]), key=lambda c: c["loss"]
     )
     shown = others[:1] + [c for c in others[1:] if c["strategy"] == "STOCK_FIT"]
-    said = [f"{strategy_words(c['strategy'])} {_loss(c['loss'])}" for c in shown]
+    said = [f"{strategy_words(c['strategy'])} {_loss(c['loss'])}".replace(" ", TIED) for c in shown]
     return [f"next: {said[0]}", *said[1:]] if said else ["no other strategy fits"]
 
 
 def strategy_words(strategy: str) -> str:
-    """A strategy's name, which is its stable key; only stock llama.cpp's own decision is called by its flag."""
+    """Name a strategy by its stable key, but stock llama.cpp's own decision by its flag."""
     return "stock --fit" if strategy == "STOCK_FIT" else strategy
 
 
 def _loss(loss: float) -> str:
-    if abs(loss) < 0.005:
+    if loss < 0.005:
         return "as fast"
-    return f"{100 * loss:+.0f} %" if loss < 1 else f"{1 + loss:.1f} x as long"
+    return f"+{100 * loss:.0f} %" if loss < 1 else f"{1 + loss:.1f} x as long"
 
 
 # --- the workload under each engine -----------------------------------------------------------------------------------
@@ -184,20 +192,21 @@ def _loss(loss: float) -> str:
 
 def _print_comparison(out: Output, document: Document) -> None:
     fit, stock, runtime = document["stock_fit"], document["llama_cpp"], document["pshard_runtime"]
-    flags = " ".join("..." if "=" in flag else flag for flag in fit["flags"])
-    name = f"stock --fit: {flags}"
-    rows = [_engine_row(name, fit, document) if fit["viable"] else [name, *[None] * 5, "does not fit"]]
+    rows = [
+        _engine_row("stock --fit", fit, document) if fit["viable"] else ["stock --fit", "does not fit", *[None] * 5]
+    ]
     if stock is not None and not stock["is_stock_fit"]:
-        rows.append(_engine_row(f"stock, this plan: -ub {stock['n_ubatch']}", stock, document))
+        rows.append(_engine_row("stock, this plan", stock, document))
     if runtime is not None:
-        tiers = f"{runtime['prompt_tier']}, then {runtime['decode_tier']}"
-        rows.append(_engine_row(f"pshard: tiers {tiers}", runtime, document))
+        rows.append(_engine_row("pshard runtime", runtime, document))
     workload = document["workload"]
     title = (
         f"Seconds for {workload['prompt_tokens']} prompt tokens, then {workload['generate_tokens']} generated "
         f"({fit['basis']} figures)"
     )
     out.table(["with", "prompt", "generated", "total", "range", "tokens/s", "limited by"], rows, title=title)
+    decided = " ".join("..." if "=" in flag else flag for flag in fit["flags"])
+    out.line(f"stock --fit decides {decided} at -ub {fit['n_ubatch']}")
 
 
 def _engine_row(name: str, engine: Document, document: Document) -> list[object]:
@@ -209,11 +218,13 @@ def _engine_row(name: str, engine: Document, document: Document) -> list[object]
 
 
 def verdicts(document: Document) -> list[str]:
-    """The closing lines: what a person gains, with which engine, and what limits it."""
+    """Say what a person gains with each engine, and what limits it."""
     fit, stock, runtime = document["stock_fit"], document["llama_cpp"], document["pshard_runtime"]
     said = []
     if stock is None:
         said.append("Stock llama.cpp cannot hold this model in the budget.")
+    elif document["budget_bytes"] == 0:
+        said.append(f"All on the CPU; {_limits(stock)}.")
     elif document["pshard_disabled"]:
         said.append(f"It all fits, {format_bytes(document['baseline_vram_bytes'])}: just run this.")
     elif not fit["viable"]:
@@ -233,20 +244,24 @@ def verdicts(document: Document) -> list[str]:
 
 def _limits(engine: Document) -> str:
     n_bytes = engine["link_bytes_per_token"]
+    limit = f"limited by {LANES[engine['bottleneck']]}"
+    if n_bytes == 0:
+        return limit
     moved = f"{figure(n_bytes / 1e9)} GB" if n_bytes >= 1e9 else f"{figure(n_bytes / 1e6)} MB"
-    return f"{moved} over PCIe per token; limited by {LANES[engine['bottleneck']]}"
+    return f"{moved} over PCIe per token; {limit}"
 
 
 def _print_launch_lines(out: Output, document: Document) -> None:
     stock, runtime = document["llama_cpp"], document["pshard_runtime"]
     if stock is not None:
         out.line()
-        load_mode = f"prices assume --load-mode {stock['load_mode']}"
-        out.line(f"Stock {stock['engine']}; {load_mode}:")
+        placement = placement_words(stock, document["model"]["n_layer"])
+        _paragraph(out, f"Stock {stock['engine']}; prices assume --load-mode {stock['load_mode']}; {placement}:")
         out.line(shlex.join(stock["argv"]))
     if runtime is not None and not document["pshard_disabled"]:
         out.line()
-        out.line("Needs the pshard runtime (llama.cpp pull request #22692):")
+        tiers = f"tier {runtime['prompt_tier']} for the prompt, {runtime['decode_tier']} for tokens"
+        _paragraph(out, f"Needs the pshard runtime (llama.cpp pull request #22692); {tiers}:")
         out.line(shlex.join(runtime["argv"]))
 
 
@@ -254,7 +269,7 @@ def _print_launch_lines(out: Output, document: Document) -> None:
 
 
 def figure(value: float) -> str:
-    """A number with three digits that count: ``"0.0123"``, ``"1.83"``, ``"155"``."""
+    """Write a number with three digits that count: ``"0.0123"``, ``"1.83"``, ``"155"``."""
     if value == 0:
         return "0"
     digits = max(0, 2 - math.floor(math.log10(abs(value))))
@@ -266,7 +281,7 @@ def _rate(n_tokens: int, seconds: float) -> float | None:
 
 
 def _paragraph(out: Output, text: str, *, label: str = "") -> None:
-    """A sentence, wrapped at the terminal's width under its label, at 100 columns where there is no terminal."""
+    """Print a sentence, wrapped under its label at the terminal's width; at 100 columns where there is no terminal."""
     columns = min(100, shutil.get_terminal_size((100, 24)).columns)
     for line in textwrap.wrap(
         text, columns, initial_indent=label, subsequent_indent=" " * len(label), break_on_hyphens=False

@@ -65,12 +65,18 @@ def parse_vram(context: click.Context, parameter: click.Parameter, text: str | N
     "-c", "--ctx-size", "n_ctx", type=click.IntRange(0), metavar="N",
     help="Context over all sequences; 0: the training length.  [default: 8192, or the training length if smaller]",
 )  # fmt: skip
-@click.option("-b", "--batch-size", "n_batch", type=click.IntRange(1), default=2048, show_default=True, help="n_batch.")
+@click.option(
+    "-b", "--batch-size", "n_batch", type=click.IntRange(1), default=2048, show_default=True, metavar="N",
+    help="n_batch.",
+)  # fmt: skip
 @click.option(
     "-ub", "--ubatch-size", "n_ubatch", type=click.IntRange(1), metavar="N",
     help="n_ubatch for stock llama.cpp.  [default: 512 for --fit, chosen for the stock launch line]",
 )  # fmt: skip
-@click.option("-np", "--parallel", "n_seq_max", type=click.IntRange(1), default=1, show_default=True, help="Sequences.")
+@click.option(
+    "-np", "--parallel", "n_seq_max", type=click.IntRange(1), default=1, show_default=True, metavar="N",
+    help="Parallel sequences.",
+)  # fmt: skip
 @click.option(
     "-fa", "--flash-attn", "flash_attn", type=click.Choice(["on", "off", "auto"]), default="on", show_default=True,
     help="Flash attention; auto is planned as on.",
@@ -128,6 +134,8 @@ def parse_vram(context: click.Context, parameter: click.Parameter, text: str | N
 @with_output
 def command(
     out: Output,
+    /,
+    *,
     model: str | None,
     model_option: str | None,
     n_ctx: int | None,

@@ -1,0 +1,21 @@
+"""Plan registries of the llama.cpp pull request: the files beside a model that its runtime loads plans from.
+
+`format` reads and prints the text, `overrides` turns placements into ``ot=`` items and back, `faults` finds what the
+runtime would trip over, `rules` knows which plan the runtime uses when, `store` replaces files, `write` does all of it
+for a plan.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+SUFFIX = ".tensor_overrides.pshard_registry"
+
+
+def registry_path(model_path: str | PathLike[str]) -> Path:
+    """Path of the registry that the runtime looks for, beside the (first part of the) model's file."""
+    return Path(f"{model_path}{SUFFIX}")
