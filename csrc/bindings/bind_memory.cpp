@@ -166,14 +166,14 @@ void bind_memory(py::module_& m) {
   m.def("memory", &pshard::memory, "model"_a, "placement"_a, "context"_a, "n_tokens"_a, "Bytes per device for one placement.");
   m.def(
       "embedding_operations", [](const Model& model, const Pass& pass) { return describe(pshard::embedding_block(model, pass)); },
-      "model"_a, "pass"_a);
+      "model"_a, "pass_"_a);
   m.def(
       "layer_operations",
       [](const Model& model, size_t layer, const Pass& pass, bool is_last) {
         return describe(pshard::layer_block(model, model.layers().at(layer), pass, is_last));
       },
-      "model"_a, "layer"_a, "pass"_a, "is_last"_a = false);
+      "model"_a, "layer"_a, "pass_"_a, "is_last"_a = false);
   m.def(
       "head_operations", [](const Model& model, const Pass& pass) { return describe(pshard::head_block(model, pass)); }, "model"_a,
-      "pass"_a);
+      "pass_"_a);
 }

@@ -36,12 +36,17 @@ Strategy strategy_named(const std::string& name) {
 
 void bind_inputs(py::module_& m) {
   py::class_<Workload>(m, "Workload")
-      .def(py::init([](int64_t prompt_tokens, int64_t generate_tokens) { return Workload{prompt_tokens, generate_tokens}; }),
+      .def(py::init([](int64_t prompt_tokens, int64_t generate_tokens) {
+             return Workload{prompt_tokens, generate_tokens};
+           }),
            "prompt_tokens"_a, "generate_tokens"_a)
       .def_readwrite("prompt_tokens", &Workload::prompt_tokens)
       .def_readwrite("generate_tokens", &Workload::generate_tokens);
   py::class_<Budget>(m, "Budget")
-      .def(py::init([](int64_t vram_bytes, int64_t ram_bytes) { return Budget{vram_bytes, ram_bytes}; }), "vram_bytes"_a, "ram_bytes"_a)
+      .def(py::init([](int64_t vram_bytes, int64_t ram_bytes) {
+             return Budget{vram_bytes, ram_bytes};
+           }),
+           "vram_bytes"_a, "ram_bytes"_a)
       .def_readwrite("vram_bytes", &Budget::vram_bytes)
       .def_readwrite("ram_bytes", &Budget::ram_bytes);
   py::class_<Knobs>(m, "Knobs")

@@ -31,6 +31,7 @@ PassCost::PassCost(const Model& model, const Machine& machine, const Pass& pass)
   embedding_block_ = price_block(model_, machine_, pass_, embedding_block(model_, pass_));
   embedding_ = place(embedding_block_, {.layer = LayerPlacement::uniform(Where::cpu), .outside = Where::cpu, .op_offload = false});
   path_.resize(layers.size() + 2);
+  output_bytes_ = static_cast<double>(head_block_.block.values[static_cast<size_t>(head_block_.block.residual_out)].n_bytes);
   if (!machine_.has_gpu) return;
   for (const int64_t n_bytes : input_bytes) {
     input_bytes_ += static_cast<double>(n_bytes);
@@ -116,6 +117,7 @@ PassTime PassCost::price(const InternedPlacement& placement) {
     residual = segments.residual;
   }
   if (gpu_used) timeline.add_inputs(input_bytes_, input_seconds_);
+  if (residual == Device::gpu) timeline.add_outputs(output_bytes_, machine_.down.seconds(output_bytes_, output_bytes_));
   return timeline.finish();
 }
 

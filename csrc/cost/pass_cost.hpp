@@ -80,6 +80,7 @@ class PassCost {
   std::vector<Placed*> path_;   // scratch: the blocks of a placement in order
   double input_seconds_ = 0.0;  // graph inputs, up, once per pass
   double input_bytes_ = 0.0;
+  double output_bytes_ = 0.0;  // logits
   int64_t n_priced_ = 0;
 };
 

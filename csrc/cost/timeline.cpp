@@ -125,6 +125,12 @@ void Timeline::run(const Segment& split, const Segment& next) {
   }
 }
 
+void Timeline::add_outputs(double n_bytes, double seconds) {
+  charge(Lane::down, seconds);
+  total_.busy_seconds[index(Lane::down)] += seconds;
+  total_.activation_bytes += n_bytes;
+}
+
 void Timeline::add_inputs(double n_bytes, double seconds) {
   charge(Lane::up, seconds);
   total_.busy_seconds[index(Lane::up)] += seconds;

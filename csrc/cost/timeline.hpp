@@ -83,6 +83,8 @@ class Timeline {
   void add(const Segment& segment);
   // Graph inputs (masks, positions) go up once per pass, before anything computes on the GPU.
   void add_inputs(double n_bytes, double seconds);
+  // The result (logits) goes down once per pass, after all else.
+  void add_outputs(double n_bytes, double seconds);
   // Closes the last split. The object is spent.
   [[nodiscard]] PassTime finish();
 

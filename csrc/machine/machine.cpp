@@ -78,7 +78,7 @@ double RateSeries::rate(double m) const {
 }
 
 double LinkCurve::seconds(double n_bytes, double chunk) const {
-  if (n_bytes <= 0.0) return 0.0;
+  if (n_bytes <= 0.0 || chunk_bytes.empty()) return 0.0;
   chunk = std::clamp(chunk, 1.0, n_bytes);
   const double copies = std::ceil(n_bytes / chunk);
   return copies * latency_seconds + n_bytes / interpolate_log(chunk_bytes, bytes_per_second, chunk);

@@ -49,7 +49,8 @@ struct LinkCurve {
   Basis basis = Basis::estimated;
   double spread = 0.0;
 
-  // Seconds for `n_bytes` in chunks of `chunk` bytes, each with its set-up. 0 bytes cost nothing. Requires a non-empty curve.
+  // Seconds for `n_bytes` in chunks of `chunk` bytes, each with its set-up. 0 bytes cost nothing, nor does a
+  // machine without a GPU, which has no curve and copies nothing.
   [[nodiscard]] double seconds(double n_bytes, double chunk) const;
 };
 

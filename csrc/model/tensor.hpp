@@ -15,9 +15,7 @@ struct DataType {
   int32_t block_bytes = 4;     // bytes per block
 
   // Bytes of a row of `n` elements; rounds up to whole blocks.
-  [[nodiscard]] int64_t row_bytes(int64_t n) const {
-    return (n + block_elements - 1) / block_elements * block_bytes;
-  }
+  [[nodiscard]] int64_t row_bytes(int64_t n) const { return (n + block_elements - 1) / block_elements * block_bytes; }
   [[nodiscard]] double bits_per_element() const { return 8.0 * block_bytes / block_elements; }
   bool operator==(const DataType&) const = default;
 };
@@ -25,18 +23,18 @@ struct DataType {
 // The part of a layer that is placed as a unit. `cache` is where the layer's KV or recurrent state lives; attention itself runs there.
 // `head` and `embedding` lie outside the layers.
 enum class Group : uint8_t {
-  norms,         // attention, FFN and post norms; residual additions go with them
-  attention,     // projections, their biases and norms
-  cache,         // KV cache or recurrent state: no weights
-  mixer,         // recurrent mixer: Mamba, gated delta, short convolution
-  ffn_up,        // dense FFN (gate and up fused count as `ffn_up`)
+  norms,      // attention, FFN and post norms; residual additions go with them
+  attention,  // projections, their biases and norms
+  cache,      // KV cache or recurrent state: no weights
+  mixer,      // recurrent mixer: Mamba, gated delta, short convolution
+  ffn_up,     // dense FFN (gate and up fused count as `ffn_up`)
   ffn_gate,
   ffn_down,
-  router,        // expert gate and its biases
-  experts_up,    // routed experts (gate and up fused count as `experts_up`)
+  router,      // expert gate and its biases
+  experts_up,  // routed experts (gate and up fused count as `experts_up`)
   experts_gate,
   experts_down,
-  shared_up,     // experts that every token passes
+  shared_up,  // experts that every token passes
   shared_gate,
   shared_down,
   embedding,

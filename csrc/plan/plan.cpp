@@ -71,7 +71,7 @@ TierPlan plan_tier(const Model& model, const Machine& machine, const ContextPara
     candidate.placement = make_placement(strategy, found.knobs, model, machine.has_gpu);
     candidate.missing_vram_bytes = found.missing_vram_bytes;
     candidate.missing_ram_bytes = found.missing_ram_bytes;
-    candidate.time = cost.price(candidate.placement);
+    if (found.viable) candidate.time = cost.price(candidate.placement);
     tier.candidates.push_back(std::move(candidate));
   }
   tier.candidates.push_back(stock_fit_candidate(model, machine, fit_context, workload, budget, batch_size, fit, cost));
@@ -134,9 +134,9 @@ StockPlan plan_stock(const Model& model, const Machine& machine, const ContextPa
     plan.placement = make_placement(Strategy::stock, found.knobs, model, machine.has_gpu);
     if (plan.viable) plan.time = price_workload(model, machine, sized, workload, plan.placement);
     const bool first = best.n_ubatch == 0;
-    const bool better = plan.viable ? !best.viable || plan.time.total() < best.time.total()
-                                    : !best.viable && plan.missing_vram_bytes + plan.missing_ram_bytes <
-                                                          best.missing_vram_bytes + best.missing_ram_bytes;
+    const bool better =
+        plan.viable ? !best.viable || plan.time.total() < best.time.total()
+                    : !best.viable && plan.missing_vram_bytes + plan.missing_ram_bytes < best.missing_vram_bytes + best.missing_ram_bytes;
     if (first || better) best = std::move(plan);
   }
   return best;
@@ -159,9 +159,12 @@ RuntimePlan plan_runtime(const Model& model, const Machine& machine, const Conte
     const bool recurrent = layer.parameters.scan_state + layer.parameters.conv_state > 0;
     cache.push_back(recurrent || length == 0 ? whole : whole / length * std::min(length, workload.prompt_tokens));
   }
-  for (auto tier = tiers.begin(); tier != tiers.end(); ++tier) {
+  // The runtime takes no tier larger than the smallest that covers the prompt.
+  bool covered = false;
+  for (auto tier = tiers.begin(); tier != tiers.end() && !covered; ++tier) {
     const bool for_prompts = tier->batch_size > kLargestDecodeBatch || &*tier == &*largest;
     if (tier->best < 0 || !for_prompts) continue;
+    covered = tier->batch_size >= workload.prompt_tokens;
     const Candidate& prompt = tier->candidates[static_cast<size_t>(tier->best)];
     ContextParameters sized = context;
     // Stock fit keeps its own micro-batch in larger tiers.

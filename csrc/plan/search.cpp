@@ -107,18 +107,14 @@ class Search {
 
   static size_t pattern_index(Rule rule, int32_t layer) { return static_cast<size_t>(rule) * 2 + static_cast<size_t>(layer % 2); }
 
-  Sums layer_sums(int32_t layer, Rule rule, const ContextParameters& context) {
-    const size_t pattern = pattern_index(rule, layer);
-    const LayerPlacement& placement = placement_.patterns[pattern];
-    const Layer& described = model_.layers()[static_cast<size_t>(layer)];
+  // Bytes are those of the layer's class, whichever lane streams it.
+  Sums class_bytes(const Layer& layer, Rule rule, const ContextParameters& context) const {
+    const LayerPlacement& placement = placement_.patterns[pattern_index(rule, 0)];
     Sums sums;
-    sums.gpu_weights = gpu_weight_bytes(described, placement);
-    sums.host_weights = host_weight_bytes(described, placement);
-    const int64_t cache = cache_bytes(model_, described, context);
+    sums.gpu_weights = gpu_weight_bytes(layer, placement);
+    sums.host_weights = host_weight_bytes(layer, placement);
+    const int64_t cache = cache_bytes(model_, layer, context);
     (placement[Group::cache] == Where::pinned ? sums.gpu_cache : sums.host_cache) = cache;
-    for (size_t t = 0; t < terms_.size(); ++t) {
-      sums.bound[t] = terms_[t].cost->layer_bound(static_cast<size_t>(layer), pattern_ids_[t][pattern], placement_.op_offload);
-    }
     return sums;
   }
 
@@ -128,26 +124,33 @@ class Search {
     for (const Knobs& knobs : knobs_) {
       for (const Run& run : runs_of(strategy_, knobs, n_layer_)) used[static_cast<size_t>(run.rule)] = true;
     }
-    for (size_t rule = 0; rule < kRuleCount; ++rule) {
-      if (!used[rule]) continue;
+    for (size_t index = 0; index < kRuleCount; ++index) {
+      if (!used[index]) continue;
+      const auto rule = static_cast<Rule>(index);
+      std::vector<std::optional<Sums>> by_class(static_cast<size_t>(model_.n_layer_classes()));
       std::vector<Sums> layers;
-      auto& entry = entry_[rule];
+      auto& entry = entry_[index];
       int64_t floor = std::numeric_limits<int64_t>::max();
-      int32_t last_class = -1;
-      for (int32_t layer = 0; layer < n_layer_; ++layer) {
-        layers.push_back(layer_sums(layer, static_cast<Rule>(rule), context));
-        entry.push_back(entry_sums(layer, static_cast<Rule>(rule)));
+      for (int32_t number = 0; number < n_layer_; ++number) {
+        const Layer& layer = model_.layers()[static_cast<size_t>(number)];
+        auto& bytes = by_class[static_cast<size_t>(layer.layer_class)];
+        const size_t pattern = pattern_index(rule, number);
+        if (!bytes || number + 1 == n_layer_) {  // the last layer's graph is its own
+          bytes = class_bytes(layer, rule, context);
+          const LayerPlacement& placement = placement_.patterns[pattern];
+          floor = std::min(floor, compute_.gpu_floor(static_cast<size_t>(number), placement, placement_.op_offload));
+        }
+        layers.push_back(*bytes);
+        for (size_t t = 0; t < terms_.size(); ++t) {
+          layers.back().bound[t] =
+              terms_[t].cost->layer_bound(static_cast<size_t>(number), pattern_ids_[t][pattern], placement_.op_offload);
+        }
+        entry.push_back(entry_sums(number, rule));
         layers.back() += entry.back();
-        // Layers of a class have the same floor on either lane.
-        const int32_t layer_class = model_.layers()[static_cast<size_t>(layer)].layer_class;
-        if (layer_class == last_class) continue;
-        last_class = layer_class;
-        const LayerPlacement& pattern = placement_.patterns[pattern_index(static_cast<Rule>(rule), layer)];
-        floor = std::min(floor, compute_.gpu_floor(static_cast<size_t>(layer), pattern, placement_.op_offload));
       }
-      rule_floor_[rule] = floor;
+      rule_floor_[index] = floor;
       for (const bool back : {false, true}) {
-        auto& prefix = prefix_[back ? 1 : 0][rule];
+        auto& prefix = prefix_[back ? 1 : 0][index];
         prefix.resize(layers.size() + 1);
         for (int32_t order = 0; order < n_layer_; ++order) {
           const auto at = static_cast<size_t>(order);
@@ -254,8 +257,7 @@ class Search {
     if (excess_of(memory, budget_).total() > 0) return;
     double seconds = 0.0;
     for (size_t t = 0; t < terms_.size(); ++t) {
-      const InternedPlacement placement{
-          .layer_pattern = interned_[t], .head = placement_.head, .op_offload = placement_.op_offload};
+      const InternedPlacement placement{.layer_pattern = interned_[t], .head = placement_.head, .op_offload = placement_.op_offload};
       seconds += terms_[t].weight * terms_[t].cost->price(placement).seconds;
     }
     const auto rank = [](double s, const Knobs& k, const MemoryReport& m, size_t i) {
@@ -296,15 +298,15 @@ class Search {
   Budget budget_;
   int32_t n_layer_ = 0;
   std::vector<Knobs> knobs_;
-  Placement placement_;                                          // scratch
-  std::vector<std::vector<uint8_t>> interned_;                   // scratch, per term
-  std::vector<std::vector<uint8_t>> pattern_ids_;                // per term: number of each pattern
+  Placement placement_;                                              // scratch
+  std::vector<std::vector<uint8_t>> interned_;                       // scratch, per term
+  std::vector<std::vector<uint8_t>> pattern_ids_;                    // per term: number of each pattern
   std::array<std::array<std::vector<Sums>, kRuleCount>, 2> prefix_;  // [from back][rule][layers in pinning order]
-  std::array<std::vector<Sums>, kRuleCount> entry_;              // [rule][layer]
-  std::array<int64_t, kRuleCount> rule_floor_{};                 // least compute bytes where a rule occurs
-  std::array<int64_t, 2> head_floor_{};                          // [head on the GPU]
-  std::array<Sums, 2> ends_;                                     // [head on the GPU]
-  std::vector<std::pair<double, size_t>> queue_;                 // bound, index into knobs_
+  std::array<std::vector<Sums>, kRuleCount> entry_;                  // [rule][layer]
+  std::array<int64_t, kRuleCount> rule_floor_{};                     // least compute bytes where a rule occurs
+  std::array<int64_t, 2> head_floor_{};                              // [head on the GPU]
+  std::array<Sums, 2> ends_;                                         // [head on the GPU]
+  std::vector<std::pair<double, size_t>> queue_;                     // bound, index into knobs_
   size_t best_index_ = 0;
 };
 

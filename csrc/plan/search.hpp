@@ -31,8 +31,8 @@ struct Term {
 
 struct Found {
   bool viable = false;
-  Knobs knobs;             // of the best placement; of the one that misses least where none is viable
-  double seconds = 0.0;    // the objective
+  Knobs knobs;           // of the best placement; of the one that misses least where none is viable
+  double seconds = 0.0;  // the objective
   MemoryReport memory;
   int64_t missing_vram_bytes = 0;  // how much the best candidate exceeds the budget by; 0 where viable
   int64_t missing_ram_bytes = 0;

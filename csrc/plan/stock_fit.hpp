@@ -15,13 +15,13 @@
 namespace pshard {
 
 struct StockFit {
-  int32_t n_gpu_layers = 0;   // -ngl; the output layer included
-  int32_t n_partial = 0;      // layers on the GPU whose experts (all, or a part for the first) stay in host memory
+  int32_t n_gpu_layers = 0;            // -ngl; the output layer included
+  int32_t n_partial = 0;               // layers on the GPU whose experts (all, or a part for the first) stay in host memory
   Overflow overflow = Overflow::none;  // what the first partial layer keeps; none: everything but its experts
-  bool fits_whole = false;    // nothing had to change
+  bool fits_whole = false;             // nothing had to change
   Placement placement;
   MemoryReport memory;
-  int32_t n_probes = 0;       // placements whose memory was asked for
+  int32_t n_probes = 0;  // placements whose memory was asked for
 };
 
 // Fits into `target_bytes` of device memory (llama.cpp: free memory less the margin) at the context's n_ubatch. Without a GPU there is

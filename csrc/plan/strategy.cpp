@@ -106,7 +106,7 @@ std::vector<Knobs> all_knobs(Strategy strategy, const Model& model) {
   const auto n_layer = static_cast<int32_t>(model.layers().size());
   const bool has_experts = model.hyperparameters().n_expert > 0;
   std::vector<Knobs> all;
-  const auto add_ends = [&](int32_t n_pinned, int32_t n_attn, Overflow overflow) {
+  const auto add = [&](int32_t n_pinned, int32_t n_attn, Overflow overflow) {
     for (const bool output : {true, false}) {
       for (const bool back : {false, true}) {
         // Stock flags keep layers from the back; stock fit of the pull request fills from the front.
@@ -116,29 +116,40 @@ std::vector<Knobs> all_knobs(Strategy strategy, const Model& model) {
       }
     }
   };
-  for (int32_t n_pinned = 0; n_pinned <= n_layer; ++n_pinned) {
-    const int32_t boundary_layers = n_pinned < n_layer ? 1 : 0;
-    if (!is_static(strategy)) {
-      add_ends(n_pinned, 0, Overflow::none);
-      if (boundary_layers == 0) continue;
-      add_ends(n_pinned, 0, Overflow::attn);
-      add_ends(n_pinned, 0, Overflow::up);
-      add_ends(n_pinned, 0, Overflow::gate);
-      continue;
+  const auto add_parts = [&](int32_t n_pinned, int32_t n_attn) {
+    add(n_pinned, n_attn, Overflow::up);
+    add(n_pinned, n_attn, Overflow::gate);
+  };
+  if (!is_static(strategy)) {
+    for (int32_t n_pinned = 0; n_pinned <= n_layer; ++n_pinned) {
+      add(n_pinned, 0, Overflow::none);
+      if (n_pinned == n_layer) break;
+      add(n_pinned, 0, Overflow::attn);
+      add_parts(n_pinned, 0);
     }
-    // Attention before whole layers: stock fit of a dense model knows whole layers only, of an expert model none before all attention.
-    int32_t first_attn = n_pinned;
-    int32_t last_attn = n_layer;
-    if (strategy == Strategy::static_fitparams) {
-      if (!has_experts) last_attn = n_pinned;
-      if (has_experts && n_pinned > 0) first_attn = n_layer;
+    return all;
+  }
+  // A layer of a static placement is whole, attention only, or on the CPU. Under one budget a mix of two of the three is best (the third
+  // kind only fills a remainder), so three families and their boundary layer stand for all mixes.
+  const bool partial = strategy == Strategy::stock || (strategy == Strategy::static_fitparams && has_experts);
+  const bool attention_first = strategy != Strategy::static_fitparams || has_experts;
+  const bool whole_layers_alone = strategy == Strategy::stock || !attention_first;
+  if (attention_first) {
+    for (int32_t n_attn = 0; n_attn < n_layer; ++n_attn) add(0, n_attn, Overflow::none);
+    for (int32_t n_pinned = 0; n_pinned <= n_layer; ++n_pinned) {
+      add(n_pinned, n_layer, Overflow::none);
+      if (partial && n_pinned < n_layer) add_parts(n_pinned, n_layer);
     }
-    for (int32_t n_attn = first_attn; n_attn <= last_attn; ++n_attn) {
-      add_ends(n_pinned, n_attn, Overflow::none);
-      const bool partial = strategy == Strategy::stock || (strategy == Strategy::static_fitparams && has_experts && n_attn == n_layer);
-      if (!partial || n_attn <= n_pinned) continue;
-      add_ends(n_pinned, n_attn, Overflow::up);
-      add_ends(n_pinned, n_attn, Overflow::gate);
+  }
+  if (whole_layers_alone) {
+    // (0, 0) and (n_layer, n_layer) belong to the families above, where these exist.
+    const int32_t first = attention_first ? 1 : 0;
+    const int32_t last = attention_first ? n_layer - 1 : n_layer;
+    for (int32_t n_pinned = first; n_pinned <= last; ++n_pinned) {
+      add(n_pinned, n_pinned, Overflow::none);
+      if (!partial || n_pinned == n_layer) continue;
+      add(n_pinned, n_pinned + 1, Overflow::none);
+      add_parts(n_pinned, n_pinned + 1);
     }
   }
   return all;

@@ -17,12 +17,12 @@
 namespace pshard {
 
 enum class Strategy : uint8_t {
-  layerpin_layerstream,   // GPUONLY_LAYERPIN_LAYERSTREAM: pin whole layers, stream the others
-  attnpin_ffnstream,      // GPUONLY_ATTNPIN_FFNSTREAM: attention resident everywhere, FFN of the others streamed
-  ffncpu_attnstream,      // DYNAMIC_FFNCPU_ATTNSTREAM: FFN of the others on the CPU, their attention streamed
-  static_attnprio,        // STATIC_ATTNPRIO_ALLMODELS: attention first, then whole layers; the rest on the CPU
-  static_fitparams,       // STATIC_FITPARAMS_DENSEPRIO_MOEONLY: stock fit's rule, filled front to back
-  stock,                  // any placement that stock llama.cpp's -ngl and -ot express with layers kept from the back
+  layerpin_layerstream,  // GPUONLY_LAYERPIN_LAYERSTREAM: pin whole layers, stream the others
+  attnpin_ffnstream,     // GPUONLY_ATTNPIN_FFNSTREAM: attention resident everywhere, FFN of the others streamed
+  ffncpu_attnstream,     // DYNAMIC_FFNCPU_ATTNSTREAM: FFN of the others on the CPU, their attention streamed
+  static_attnprio,       // STATIC_ATTNPRIO_ALLMODELS: attention first, then whole layers; the rest on the CPU
+  static_fitparams,      // STATIC_FITPARAMS_DENSEPRIO_MOEONLY: stock fit's rule, filled front to back
+  stock,                 // any placement that stock llama.cpp's -ngl and -ot express with layers kept from the back
 };
 inline constexpr std::array kPullRequestStrategies{Strategy::layerpin_layerstream, Strategy::attnpin_ffnstream, Strategy::ffncpu_attnstream,
                                                    Strategy::static_attnprio, Strategy::static_fitparams};
@@ -74,8 +74,7 @@ struct Runs {
 
 [[nodiscard]] bool uses_op_offload(Strategy strategy);
 
-// Every combination of knobs that the strategy allows, in a fixed order. Linear in layers, except static strategies, which choose two
-// counts: quadratic, a few thousand for 80 layers.
+// Every combination of knobs that the strategy allows, in a fixed order; their number is linear in layers.
 [[nodiscard]] std::vector<Knobs> all_knobs(Strategy strategy, const Model& model);
 
 // `has_gpu` false leaves op-offload out.

@@ -6,7 +6,7 @@ import collections.abc
 import enum
 import typing
 import typing_extensions
-__all__: list[str] = ['Basis', 'CacheCells', 'ComputeBuffers', 'ComputeBytes', 'ContextParameters', 'DataType', 'DeviceBytes', 'Gating', 'GpuDevice', 'GpuQuery', 'GraphTraits', 'Group', 'Hyperparameters', 'Lane', 'Layer', 'LayerParameters', 'LayerPlacement', 'LinkCurve', 'Machine', 'MemoryReport', 'Mixer', 'Model', 'OpKind', 'Pass', 'PassTime', 'Placement', 'Processor', 'RateSeries', 'SwitchCost', 'Tensor', 'TensorException', 'Where', 'built_with_cuda', 'cache_bytes', 'cache_cells', 'distinct_expert_share', 'embedding_bytes', 'embedding_operations', 'gpu_head_bytes', 'gpu_tensor_bytes', 'gpu_weight_bytes', 'group_of', 'head_operations', 'host_head_bytes', 'host_weight_bytes', 'kv_bytes_per_cell', 'layer_of', 'layer_operations', 'local_name', 'memory', 'price_pass', 'query_gpus', 'reserved_pass', 'skip_strings', 'state_bytes', 'switch_cost']
+__all__: list[str] = ['Basis', 'Budget', 'CacheCells', 'Candidate', 'ComputeBuffers', 'ComputeBytes', 'ContextParameters', 'DataType', 'DeviceBytes', 'Found', 'Gating', 'GpuDevice', 'GpuQuery', 'GraphTraits', 'Group', 'Hyperparameters', 'Knobs', 'Lane', 'Layer', 'LayerParameters', 'LayerPlacement', 'LinkCurve', 'Machine', 'MemoryReport', 'Mixer', 'Model', 'OpKind', 'Pass', 'PassTime', 'Placement', 'Processor', 'RateSeries', 'RuntimePlan', 'StockFit', 'StockPlan', 'SwitchCost', 'Tensor', 'TensorException', 'TierPlan', 'Where', 'Workload', 'WorkloadTime', 'all_knobs', 'built_with_cuda', 'cache_bytes', 'cache_cells', 'distinct_expert_share', 'embedding_bytes', 'embedding_operations', 'gpu_head_bytes', 'gpu_tensor_bytes', 'gpu_weight_bytes', 'group_of', 'head_operations', 'host_head_bytes', 'host_weight_bytes', 'kv_bytes_per_cell', 'layer_of', 'layer_operations', 'local_name', 'make_placement', 'memory', 'plan_runtime', 'plan_stock', 'plan_tier', 'price_pass', 'price_workload', 'query_gpus', 'reserved_pass', 'search', 'skip_strings', 'state_bytes', 'stock_fit', 'strategy_names', 'switch_cost', 'tier_ladder', 'tier_pass']
 class Group(enum.IntEnum):
     norms = 0
     attention = 1
@@ -125,9 +125,11 @@ class GraphTraits:
     gated_attention: bool
     gating: Gating
     late_row_selection: bool
+    layer_norm: bool
     norm_without_weight: bool
     normalised_expert_weights: bool
     parallel_block: bool
+    residual_first: bool
     scaled_embedding: bool
     scaled_expert_weights: bool
     scaled_logits: bool
@@ -295,7 +297,7 @@ class RateSeries:
     FLOP/s that a kernel reaches over its batch.
     """
     basis: Basis
-    def __init__(self, batch: collections.abc.Sequence[float] = [], flop_per_second: collections.abc.Sequence[float] = [], basis: Basis = Basis.estimated, spread: float = 0.0) -> None:
+    def __init__(self, batch: collections.abc.Sequence[float] = [], flop_per_second: collections.abc.Sequence[float] = [], basis: Basis = ..., spread: float = 0.0) -> None:
         ...
     def rate(self, batch: float) -> float:
         """
@@ -374,7 +376,7 @@ class LinkCurve:
     Bytes/s over the size of one copy, in one direction, from page-locked memory.
     """
     basis: Basis
-    def __init__(self, chunk_bytes: collections.abc.Sequence[float] = [], bytes_per_second: collections.abc.Sequence[float] = [], latency_seconds: float = 0.0, peak_bytes_per_second: float = 0.0, basis: Basis = Basis.estimated, spread: float = 0.0) -> None:
+    def __init__(self, chunk_bytes: collections.abc.Sequence[float] = [], bytes_per_second: collections.abc.Sequence[float] = [], latency_seconds: float = 0.0, peak_bytes_per_second: float = 0.0, basis: Basis = ..., spread: float = 0.0) -> None:
         ...
     def seconds(self, n_bytes: float, chunk: float) -> float:
         """
@@ -718,6 +720,211 @@ class SwitchCost:
     @property
     def up_bytes(self) -> int:
         ...
+class Workload:
+    def __init__(self, prompt_tokens: int, generate_tokens: int) -> None:
+        ...
+    @property
+    def generate_tokens(self) -> int:
+        ...
+    @generate_tokens.setter
+    def generate_tokens(self, arg0: int) -> None:
+        ...
+    @property
+    def prompt_tokens(self) -> int:
+        ...
+    @prompt_tokens.setter
+    def prompt_tokens(self, arg0: int) -> None:
+        ...
+class Budget:
+    def __init__(self, vram_bytes: int, ram_bytes: int) -> None:
+        ...
+    @property
+    def ram_bytes(self) -> int:
+        ...
+    @ram_bytes.setter
+    def ram_bytes(self, arg0: int) -> None:
+        ...
+    @property
+    def vram_bytes(self) -> int:
+        ...
+    @vram_bytes.setter
+    def vram_bytes(self, arg0: int) -> None:
+        ...
+class Knobs:
+    __hash__: typing.ClassVar[None] = None
+    def __eq__(self, other: object) -> bool:
+        ...
+    def __init__(self, n_pinned: int = 0, n_attn_pinned: int = 0, overflow: str = 'NONE', output_on_gpu: bool = False, pin_from_back: bool = False) -> None:
+        ...
+    @property
+    def n_attn_pinned(self) -> int:
+        ...
+    @property
+    def n_pinned(self) -> int:
+        ...
+    @property
+    def output_on_gpu(self) -> bool:
+        ...
+    @property
+    def overflow(self) -> str:
+        ...
+    @property
+    def pin_from_back(self) -> bool:
+        ...
+class Found:
+    @property
+    def knobs(self) -> Knobs:
+        ...
+    @property
+    def memory(self) -> MemoryReport:
+        ...
+    @property
+    def missing_ram_bytes(self) -> int:
+        ...
+    @property
+    def missing_vram_bytes(self) -> int:
+        ...
+    @property
+    def seconds(self) -> float:
+        ...
+    @property
+    def viable(self) -> bool:
+        ...
+class StockFit:
+    @property
+    def fits_whole(self) -> bool:
+        ...
+    @property
+    def memory(self) -> MemoryReport:
+        ...
+    @property
+    def n_gpu_layers(self) -> int:
+        ...
+    @property
+    def n_partial(self) -> int:
+        ...
+    @property
+    def n_probes(self) -> int:
+        ...
+    @property
+    def overflow(self) -> str:
+        ...
+    @property
+    def placement(self) -> Placement:
+        ...
+class Candidate:
+    @property
+    def knobs(self) -> Knobs:
+        ...
+    @property
+    def memory(self) -> MemoryReport:
+        ...
+    @property
+    def micro_batch(self) -> int:
+        ...
+    @property
+    def missing_ram_bytes(self) -> int:
+        ...
+    @property
+    def missing_vram_bytes(self) -> int:
+        ...
+    @property
+    def placement(self) -> Placement:
+        ...
+    @property
+    def strategy(self) -> str:
+        ...
+    @property
+    def time(self) -> PassTime:
+        ...
+    @property
+    def viable(self) -> bool:
+        ...
+class TierPlan:
+    @property
+    def batch_size(self) -> int:
+        ...
+    @property
+    def best(self) -> int:
+        ...
+    @property
+    def candidates(self) -> list[Candidate]:
+        ...
+    @property
+    def kv_fill_tokens(self) -> int:
+        ...
+    @property
+    def n_priced(self) -> int:
+        ...
+class WorkloadTime:
+    @property
+    def basis(self) -> Basis:
+        ...
+    @property
+    def decode(self) -> PassTime:
+        ...
+    @property
+    def generate_seconds(self) -> float:
+        ...
+    @property
+    def prompt_seconds(self) -> float:
+        ...
+    @property
+    def spread_seconds(self) -> float:
+        ...
+    @property
+    def total_seconds(self) -> float:
+        ...
+class StockPlan:
+    @property
+    def knobs(self) -> Knobs:
+        ...
+    @property
+    def memory(self) -> MemoryReport:
+        ...
+    @property
+    def missing_ram_bytes(self) -> int:
+        ...
+    @property
+    def missing_vram_bytes(self) -> int:
+        ...
+    @property
+    def n_ubatch(self) -> int:
+        ...
+    @property
+    def placement(self) -> Placement:
+        ...
+    @property
+    def time(self) -> WorkloadTime:
+        ...
+    @property
+    def viable(self) -> bool:
+        ...
+class RuntimePlan:
+    @property
+    def decode_tier(self) -> int:
+        ...
+    @property
+    def generate_seconds(self) -> float:
+        ...
+    @property
+    def prompt_seconds(self) -> float:
+        ...
+    @property
+    def prompt_tier(self) -> int:
+        ...
+    @property
+    def switch_bytes(self) -> int:
+        ...
+    @property
+    def switch_seconds(self) -> float:
+        ...
+    @property
+    def total_seconds(self) -> float:
+        ...
+    @property
+    def viable(self) -> bool:
+        ...
 class GpuDevice:
     """
     A GPU as its driver describes it; a field that the driver does not tell is 0.
@@ -762,6 +969,8 @@ class GpuQuery:
     @property
     def reason(self) -> str:
         ...
+def all_knobs(strategy: str, model: Model) -> list[Knobs]:
+    ...
 def cache_bytes(model: Model, layer: Layer, context: ContextParameters) -> int:
     ...
 def cache_cells(model: Model, context: ContextParameters) -> CacheCells:
@@ -794,11 +1003,21 @@ def layer_operations(model: Model, layer: int, pass_: Pass, is_last: bool = Fals
     ...
 def local_name(tensor_name: str) -> str:
     ...
+def make_placement(strategy: str, knobs: Knobs, model: Model) -> Placement:
+    ...
 def memory(model: Model, placement: Placement, context: ContextParameters, n_tokens: int) -> MemoryReport:
     """
     Bytes per device for one placement.
     """
+def plan_runtime(model: Model, machine: Machine, context: ContextParameters, workload: Workload, tiers: collections.abc.Sequence[TierPlan]) -> RuntimePlan:
+    ...
+def plan_stock(model: Model, machine: Machine, context: ContextParameters, workload: Workload, budget: Budget, micro_batches: collections.abc.Sequence[int]) -> StockPlan:
+    ...
+def plan_tier(model: Model, machine: Machine, context: ContextParameters, workload: Workload, budget: Budget, strategies: collections.abc.Sequence[str], batch_size: int, fit: StockFit, fit_context: ContextParameters, allow_stock_fit: bool = True) -> TierPlan:
+    ...
 def price_pass(model: Model, machine: Machine, pass_: Pass, placement: Placement) -> PassTime:
+    ...
+def price_workload(model: Model, machine: Machine, context: ContextParameters, workload: Workload, placement: Placement) -> WorkloadTime:
     ...
 def query_gpus() -> GpuQuery:
     """
@@ -806,12 +1025,22 @@ def query_gpus() -> GpuQuery:
     """
 def reserved_pass(model: Model, context: ContextParameters, n_tokens: int) -> Pass:
     ...
+def search(strategy: str, model: Model, machine: Machine, context: ContextParameters, workload: Workload, budget: Budget, batch_size: int, exhaustively: bool = False) -> Found:
+    ...
 def skip_strings(data: typing_extensions.Buffer, count: int) -> tuple[int, int]:
     """
     Step over whole GGUF strings at the start of data: (strings, bytes).
     """
 def state_bytes(layer: LayerParameters) -> int:
     ...
+def stock_fit(model: Model, context: ContextParameters, target_bytes: int, has_gpu: bool = True) -> StockFit:
+    ...
+def strategy_names() -> list[str]:
+    ...
 def switch_cost(model: Model, machine: Machine, from_: Placement, to: Placement, cache_bytes_per_layer: collections.abc.Sequence[int]) -> SwitchCost:
+    ...
+def tier_ladder(context: ContextParameters, n_draft: int = 0, tier_max: int = 0) -> list[int]:
+    ...
+def tier_pass(model: Model, context: ContextParameters, workload: Workload, n_tokens: int) -> Pass:
     ...
 built_with_cuda: bool

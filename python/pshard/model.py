@@ -323,4 +323,4 @@ def read_model(path_or_name: str | PathLike[str]) -> Model:
         return model_from_header(read_header(path))
     from pshard import catalogue
 
-    return model_from_header(catalogue.header(path_or_name), name=path_or_name)
+    return model_from_header(catalogue.header(path_or_name), name=":".join(catalogue.resolve(path_or_name)))

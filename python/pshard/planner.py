@@ -23,6 +23,8 @@ MIB = 1 << 20
 DEFAULT_N_CTX = 8192
 DEFAULT_N_BATCH = 2048
 DEFAULT_N_UBATCH = 512
+DEFAULT_PROMPT_TOKENS = 2048
+DEFAULT_GENERATE_TOKENS = 256
 DEFAULT_FIT_TARGET_BYTES = 1024 * MIB
 # Micro-batches that stock llama.cpp is tried with, where none is asked for.
 MICRO_BATCHES = (512, 1024, 2048, 4096)
@@ -108,8 +110,8 @@ def plan(
     type_k: str = "f16",
     type_v: str = "f16",
     n_threads: int | None = None,
-    prompt_tokens: int = 2048,
-    generate_tokens: int = 256,
+    prompt_tokens: int | None = None,
+    generate_tokens: int | None = None,
     n_draft: int = 0,
     strategy: str | None = None,
     tier_max: int | None = None,
@@ -136,8 +138,9 @@ def plan(
         ggml types of the KV cache.
     n_threads : int, optional
         CPU threads; the physical cores by default.
-    prompt_tokens, generate_tokens : int
-        The workload that placements are compared for: one prompt, then that many tokens.
+    prompt_tokens, generate_tokens : int, optional
+        The workload that placements are compared for: one prompt, then that many tokens. 2048 and 256 by default, or
+        what the context holds; an encoder generates none.
     n_draft : int
         Tokens that a draft proposes; adds a tier of `n_draft` + 1 tokens.
     strategy : str, optional
@@ -186,9 +189,6 @@ def plan(
     # Beside a GPU, host weights lie in a host buffer and are multiplied by the plain kernels.
     core_machine = copy(machine.core(settings.n_threads, "plain" if has_gpu else "interleaved"))
     core_machine.has_gpu = has_gpu
-    if not machine.has_gpu:
-        # The search bounds the time of placements on a GPU too, before their bytes rule them out: that takes some link.
-        core_machine.up = core_machine.down = _core.LinkCurve([1.0], [1.0], peak_bytes_per_second=1.0)
 
     def context(n_ubatch: int) -> _core.ContextParameters:
         parameters = _core.ContextParameters()
@@ -246,8 +246,8 @@ def _settings(
     type_k: str,
     type_v: str,
     n_threads: int | None,
-    prompt_tokens: int,
-    generate_tokens: int,
+    prompt_tokens: int | None,
+    generate_tokens: int | None,
     n_draft: int,
     strategy: str | None,
     tier_max: int | None,
@@ -258,6 +258,11 @@ def _settings(
     if n_ctx is None:
         n_ctx = min(DEFAULT_N_CTX, n_ctx_train) if n_ctx_train > 0 else DEFAULT_N_CTX
     _check_at_least(1, n_ctx=n_ctx, n_seq_max=n_seq_max, n_batch=n_batch)
+    if generate_tokens is None:
+        generates = model.hyperparameters.traits.causal
+        generate_tokens = min(DEFAULT_GENERATE_TOKENS, n_ctx // n_seq_max // 2) if generates else 0
+    if prompt_tokens is None:
+        prompt_tokens = max(0, min(DEFAULT_PROMPT_TOKENS, n_ctx // n_seq_max - generate_tokens))
     _check_at_least(0, prompt_tokens=prompt_tokens, generate_tokens=generate_tokens, n_draft=n_draft)
     for name, value in (("n_ubatch", n_ubatch), ("n_threads", n_threads), ("tier_max", tier_max)):
         if value is not None:
@@ -395,6 +400,7 @@ def _infeasible(
     if settings.type_k == "f16":
         remedies.append("a quantised KV cache (-ctk q8_0 -ctv q8_0)")
     if vram:
+        remedies.append("--vram 0 (the CPU alone)")
         remedies.append(f"--vram {math.ceil((settings.budget_bytes + vram) / GIB * 10) / 10:g}G")
     if ram:
         remedies.append(f"--ram {math.ceil((machine.ram_bytes + ram) / GIB)}G")

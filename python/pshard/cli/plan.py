@@ -110,12 +110,12 @@ def parse_vram(context: click.Context, parameter: click.Parameter, text: str | N
     help="Largest token tier.  [default: the larger of -b and 16384, at most -c]",
 )  # fmt: skip
 @click.option(
-    "--prompt", "prompt_tokens", type=click.IntRange(0), default=2048, show_default=True, metavar="N",
-    help="Workload: tokens of the prompt.",
+    "--prompt", "prompt_tokens", type=click.IntRange(0), metavar="N",
+    help="Workload: tokens of the prompt; 2048, or what the context holds.",
 )  # fmt: skip
 @click.option(
-    "--generate", "generate_tokens", type=click.IntRange(0), default=256, show_default=True, metavar="N",
-    help="Workload: tokens generated.",
+    "--generate", "generate_tokens", type=click.IntRange(0), metavar="N",
+    help="Workload: tokens generated; 256, or half the context if that is less.",
 )  # fmt: skip
 @click.option(
     "--draft", "n_draft", type=click.IntRange(0), default=0, metavar="N",
