@@ -142,13 +142,12 @@ std::vector<Knobs> all_knobs(Strategy strategy, const Model& model) {
     }
   }
   if (whole_layers_alone) {
-    // (0, 0) and (n_layer, n_layer) belong to the families above, where these exist.
-    const int32_t first = attention_first ? 1 : 0;
+    // What lies at the ends belongs to the families above, where these exist.
     const int32_t last = attention_first ? n_layer - 1 : n_layer;
-    for (int32_t n_pinned = first; n_pinned <= last; ++n_pinned) {
-      add(n_pinned, n_pinned, Overflow::none);
-      if (!partial || n_pinned == n_layer) continue;
-      add(n_pinned, n_pinned + 1, Overflow::none);
+    for (int32_t n_pinned = 0; n_pinned <= last; ++n_pinned) {
+      if (n_pinned > 0 || !attention_first) add(n_pinned, n_pinned, Overflow::none);
+      if (!partial || n_pinned + 1 >= n_layer) continue;
+      if (n_pinned > 0) add(n_pinned, n_pinned + 1, Overflow::none);
       add_parts(n_pinned, n_pinned + 1);
     }
   }

@@ -118,7 +118,7 @@ def _candidate(plan: Plan, tier: _core.TierPlan, candidate: _core.Candidate, fas
         "seconds_low": max(time.seconds - time.spread_seconds, 0.0),
         "seconds_high": time.seconds + time.spread_seconds,
         "basis": time.basis.name,
-        "tokens_per_second": tier.batch_size / time.seconds,
+        "tokens_per_second": tier.batch_size / time.seconds if viable else None,
         "vram_bytes": memory.gpu.total(),
         "weights_bytes": memory.gpu.weights_bytes,
         "kv_bytes": memory.gpu.cache_bytes,

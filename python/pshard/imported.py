@@ -12,6 +12,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from pshard.errors import MachineError, SettingError
 from pshard.machine import Machine
 from pshard.profile import (
@@ -52,8 +54,11 @@ if TYPE_CHECKING:
 GIGA = 1e9
 MIB = 1 << 20
 
+# K-quants that it does not measure, and the types with as many bits by which its predictor prices them.
+SAME_BITS = {"Q3_K": ("Q2_K", "Q4_0"), "Q4_K": ("Q4_0",), "Q5_K": ("Q5_0",), "Q6_K": ("Q5_0", "Q8_0")}
 # Between two runs of that profiler, and between a shape of a model and the shapes that it measures.
 SPREAD = 0.15
+SPREAD_SAME_BITS = 0.4
 # Rows that read little show what a copy takes from the CPU besides the memory that both read.
 LITTLE_READING = 0.1
 # 256 MiB is the one size that it copies.
@@ -306,6 +311,9 @@ def _processor(
             )
         )
         series += _series(mine, op_seconds, n_threads)
+        borrowed = sorted({entry.type for entry in series if entry.spread == SPREAD_SAME_BITS})
+        if borrowed:
+            notes.append(f"{name}: {', '.join(borrowed)} were not measured; types of as many bits per weight stand in.")
     if not memories:
         counts = sorted({row.n_threads for row in rows})
         msg = f"{name}: bandwidths for threads {sorted(memory, key=str)}, rows for {counts}; profile again"
@@ -344,7 +352,7 @@ def _series(rows: Sequence[Row], op_seconds: float, n_threads: int | None) -> li
         elif row.operation == "MUL_MAT_ID" and row.n * row.k * row.batch * row.n_tokens * row.ctx_len > 0:
             products["mul_mat_id", kind][_rows_per_expert(row)].append((_flop(row), _flop(row) / rate))
     rates = {key: {m: _rate(found, op_seconds) for m, found in points.items()} for key, points in products.items()}
-    return [
+    series = [
         Series(
             operation=operation,
             type=kind,
@@ -356,6 +364,35 @@ def _series(rows: Sequence[Row], op_seconds: float, n_threads: int | None) -> li
         )
         for (operation, kind), points in (rates | attention).items()
     ]
+    return series + _same_bits(series)
+
+
+def _same_bits(series: Sequence[Series]) -> list[Series]:
+    """K-quants without rows: from types of as many bits, as the pull request's predictor does, not from Q2_K alone."""
+    found = {(entry.operation, entry.type): entry for entry in series}
+    borrowed = []
+    for operation in ("mul_mat", "mul_mat_id"):
+        for kind, others in SAME_BITS.items():
+            relatives = [found[operation, other] for other in others if (operation, other) in found]
+            if (operation, kind) in found or len(relatives) < len(others):
+                continue
+            low, high = relatives[0], relatives[-1]
+            bits = [bits_per_weight(entry.type) for entry in (low, high)]
+            t = (bits_per_weight(kind) - bits[0]) / (bits[1] - bits[0]) if low is not high else 0.0
+            upper = Rates(high.batch, high.flop_per_second, high.spread)
+            rates = tuple(
+                rate ** (1.0 - t) * upper.at(m) ** t for m, rate in zip(low.batch, low.flop_per_second, strict=True)
+            )
+            borrowed.append(
+                msgspec.structs.replace(
+                    low,
+                    type=kind,
+                    flop_per_second=rates,
+                    spread=SPREAD_SAME_BITS,
+                    origin=f"not measured; {' and '.join(others)} by bits per weight",
+                )
+            )
+    return borrowed
 
 
 # --- headers to the link

@@ -319,7 +319,7 @@ def _warnings(model: Model, machine: Machine, settings: Settings) -> list[str]:
     return warnings
 
 
-def _check_at_least(minimum: int, **arguments: int) -> None:
+def _check_at_least(minimum: int, **arguments: object) -> None:
     for name, value in arguments.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
             message = f"{name}={value!r} must be a whole number of at least {minimum}."

@@ -26,7 +26,10 @@ std::string shape(Strategy strategy, const Knobs& knobs, bool with_experts = fal
   const Model model = cases::model(4, with_experts);
   const Placement placement = make_placement(strategy, knobs, model);
   std::string text;
-  for (size_t i = 0; i < 4; ++i) text += (i > 0 ? " " : "") + letters(placement.layer(i), with_experts);
+  for (size_t i = 0; i < 4; ++i) {
+    if (i > 0) text += ' ';
+    text += letters(placement.layer(i), with_experts);
+  }
   return text;
 }
 
@@ -108,13 +111,15 @@ size_t count(Strategy strategy, bool with_experts = false) { return all_knobs(st
 TEST(AllKnobs, HoldsEveryCombinationOnce) {
   // 0..3 whole layers with 4 levels of overflow, and 4 without; each with the head on either side and either end first.
   EXPECT_EQ(count(Strategy::layerpin_layerstream), (4u * 4u + 1u) * 4u);
-  EXPECT_EQ(count(Strategy::static_attnprio), 15u * 4u);  // 15 pairs n_pinned <= n_attn <= 4
-  // Stock from the back only; the 10 pairs n_pinned < n_attn also with two levels of overflow.
-  EXPECT_EQ(count(Strategy::stock), (15u + 10u * 2u) * 2u);
+  EXPECT_EQ(count(Strategy::static_attnprio), (4u + 5u) * 4u);  // 0..3 layers' attention; all attention and 0..4 whole layers
+  // Stock from the back only: the same 9, 4 of them with a layer to split at two levels; besides, whole layers alone (3), each with a
+  // layer's attention as remainder (2), that layer also split (3, two levels).
+  EXPECT_EQ(count(Strategy::stock), (9u + 4u * 2u + 3u + 2u + 3u * 2u) * 2u);
   EXPECT_EQ(count(Strategy::static_fitparams), 5u * 2u);  // dense: whole layers from the front
   // Experts: no whole layer before all attention: 5 + 4 pairs, 4 of them with all attention and a layer to split.
   EXPECT_EQ(count(Strategy::static_fitparams, true), (9u + 4u * 2u) * 2u);
-  for (const Strategy strategy : kPullRequestStrategies) {
+  for (const Strategy strategy : {Strategy::layerpin_layerstream, Strategy::attnpin_ffnstream, Strategy::ffncpu_attnstream,
+                                  Strategy::static_attnprio, Strategy::static_fitparams, Strategy::stock}) {
     std::set<std::tuple<int, int, int, bool, bool>> seen;
     for (const Knobs& k : all_knobs(strategy, cases::model(4, true))) {
       EXPECT_TRUE(seen.insert({k.n_pinned, k.n_attn_pinned, static_cast<int>(k.overflow), k.output_on_gpu, k.pin_from_back}).second);

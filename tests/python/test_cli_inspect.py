@@ -46,7 +46,7 @@ def test_kv_of_the_whole_model_follows_the_types(capsys: pytest.CaptureFixture[s
 def test_text_names_kinds_of_layers_once(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", "gpt-oss-20b"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("gpt-oss-20b: gpt-oss, 20.91 B parameters, 11.")
+    assert lines[0].startswith("gpt-oss-20b:MXFP4: gpt-oss, 20.91 B parameters, 11.")
     table = [line.split() for line in lines if " attention " in line and "experts_up" in line]
     # every second layer has a window of 128 tokens; 8 heads of 64, K and V, two bytes each
     assert [row[0] for row in table] == ["12", "12"]

@@ -119,8 +119,8 @@ def n_priced(model: Model, vram_share: float, batch: int) -> tuple[int, int]:
 def test_prices_a_small_part_of_the_placements(name: str, batch: int) -> None:
     model = cut_model(name, 32)
     priced, n_all = n_priced(model, 0.5, batch)
-    assert n_all > 2500
-    assert priced < n_all / 8
+    assert n_all > 1500
+    assert priced < n_all / 5
 
 
 def test_refuses_an_unknown_strategy() -> None:
