@@ -19,3 +19,9 @@ SUFFIX = ".tensor_overrides.pshard_registry"
 def registry_path(model_path: str | PathLike[str]) -> Path:
     """Path of the registry that the runtime looks for, beside the (first part of the) model's file."""
     return Path(f"{model_path}{SUFFIX}")
+
+
+def find_registry(path: str | PathLike[str]) -> Path:
+    """Path of the registry that is meant: the file itself, or of a model the one beside it."""
+    path = Path(path)
+    return registry_path(path) if path.suffix == ".gguf" else path

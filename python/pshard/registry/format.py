@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 HEADER = "# Generated file. Edit at your own risk."
 # The reader's buffer holds this much of a line, newline included; the rest it takes for another line.
@@ -272,18 +273,19 @@ class _Parser:
         self.tier: Tier | None = None
         self.lines: list[str] = self.preamble  # raw lines of the block that is open
         self.n_faults_before = 0
+        self.is_cut = False
         self.number = 0
 
     def parse(self, text: str) -> Registry:
         lines = text.split("\n")
-        if lines[-1] == "":
+        is_cut = lines[-1] != ""
+        if not is_cut:
             lines.pop()
-        else:
-            self.number = len(lines)
-            self.fault("no_last_newline", "the last line has no newline; it may have been cut.")
         for self.number, line in enumerate(lines, 1):
             for chunk_number, chunk in enumerate(self.chunks(line)):
                 self.read(chunk, line if chunk_number == 0 else None)
+        if is_cut:
+            self.fault("no_last_newline", "the last line has no newline; it may have been cut.")
         self.close_section()
         self.number = 1
         if not self.sections and text:
@@ -320,9 +322,10 @@ class _Parser:
         else:
             if raw is not None:
                 self.lines.append(raw)
-            self.read_content(seen)
+                self.is_cut = len(raw) + 1 > LINE_BYTES
+            self.read_content(seen, is_rest=raw is None)
 
-    def read_content(self, seen: str) -> None:
+    def read_content(self, seen: str, *, is_rest: bool) -> None:
         if not seen.strip():
             return
         if seen.startswith("#"):
@@ -343,7 +346,7 @@ class _Parser:
             self.read_strategy(seen)
         elif seen.startswith("ot=") and self.tier is not None:
             self.read_overrides(seen[3:])
-        else:
+        elif not is_rest:
             # Lines of a later version begin with a word; anything else was never a planner's.
             is_later = bool(re.match(r"[a-z_]+[ =]", seen)) and not seen.startswith(("strategy=", "ot=", "pshard_"))
             kind = "later_line" if is_later else "unknown_line"
@@ -409,7 +412,8 @@ class _Parser:
     def read_overrides(self, text: str) -> None:
         assert self.tier is not None
         overrides, rejected = parse_overrides(text)
-        for item in rejected:
+        # The last item of a line that the reader's buffer cuts is a part: what is wrong has been said.
+        for item in rejected[: -1 if self.is_cut else None]:
             self.fault("override_broken", f"override {shorten(item)} is not PATTERN=BUFFER:NUMBER.")
         if self.tier.overrides:
             self.fault("overrides_twice", "a second ot= line in one tier.")
@@ -442,7 +446,9 @@ class _Parser:
     def close_tier(self) -> None:
         if self.tier is not None:
             if self.tier.viable and not self.tier.overrides:
-                self.fault("no_overrides", f"tier bs={self.tier.batch_size} has no ot= line; the runtime loads nothing.")
+                self.fault(
+                    "no_overrides", f"tier bs={self.tier.batch_size} has no ot= line; the runtime loads nothing."
+                )
             if self.tier.strategy is None and self.tier.overrides:
                 self.fault("no_strategy", f"tier bs={self.tier.batch_size} has no strategy line, so it is not viable.")
             self.tiers.append(self.tier)
@@ -471,6 +477,6 @@ class _Parser:
         if len(self.lines) > 1 and self.lines[-1] == "":
             self.lines.pop()
 
-    def replace_variant(self, **changes: object) -> None:
+    def replace_variant(self, **changes: Any) -> None:
         assert self.variant is not None
         self.variant = replace(self.variant, **changes)

@@ -1,7 +1,7 @@
-"""Placements as ``ot=`` items, and back: the one generator of registry lines, and the reader's rules on them.
+r"""Placements as ``ot=`` items, and back: the one generator of registry lines, and the reader's rules on them.
 
 What the runtime does with the items of a tier: a tensor runs where the first item says whose pattern is found in its
-name; the KV or state of a layer goes where the *last* item says that names the layer as ``blk\\.N\\.``. So every layer
+name; the KV or state of a layer goes where the *last* item says that names the layer as ``blk\.N\.``. So every layer
 has an item of its own, behind those of its parts.
 """
 
@@ -78,11 +78,9 @@ def line_bytes(overrides: Sequence[Override]) -> int:
 
 
 def _items(model: Model, placement: _core.Placement, *, terse: bool, buffer: str) -> Iterable[Override]:
-    from pshard import _core
-
     yield Override("^output", int(placement.head), buffer)
-    others = sorted({t.name.split(".")[0] for t in model.core.head if not t.name.startswith(("output", "token_embd"))})
-    for stem in others:
+    others = {t.name for t in model.core.head if not t.name.startswith("output")} - {"token_embd.weight"}
+    for stem in sorted({name.split(".")[0] for name in others}):
         yield Override(f"^{stem}", int(placement.head), buffer)
     yield Override("^token_embd", CPU, buffer)
     exceptions = {exception.name: int(exception.where) for exception in placement.exceptions}
@@ -106,7 +104,6 @@ def _items(model: Model, placement: _core.Placement, *, terse: bool, buffer: str
     for index in range(model.n_layer, model.n_layer + model.n_layer_nextn):
         # Counted by the runtime and never loaded.
         yield Override(rf"blk\.{index}\." if terse else rf"blk\.{index}\..*", CPU, buffer)
-    del _core
 
 
 @lru_cache(maxsize=1)
@@ -118,7 +115,7 @@ def _layer_groups() -> tuple[_core.Group, ...]:
 
 @lru_cache(maxsize=1024)
 def _pattern(names: tuple[str, ...], moved: frozenset[str], terse: bool) -> str:
-    """Pattern for just these of a layer's tensors, after ``blk\\.N\\.``."""
+    r"""Return a pattern for just these of a layer's tensors, after ``blk\.N\.``."""
     known = (*_TERSE, FFN) if terse else (FFN, *(OVERFLOW[name] for name in ("ATTN", "UP", "GATE")))
     for pattern in known:
         if {name for name in names if re.match(pattern, name)} == moved:
@@ -157,7 +154,7 @@ def regenerate(tier: Tier, n_layer: int, n_layer_nextn: int = 0) -> tuple[Overri
 
 
 def _regenerated_layer(tier: Tier, order: int, index: int) -> tuple[tuple[str, int] | None, int]:
-    """What lies elsewhere than the rest of the layer that comes `order`-th, and where the rest lies."""
+    """Return what lies elsewhere than the rest of the layer that comes `order`-th, and where the rest lies."""
     lane = LANE_B if index % 2 else LANE_A
     if order < tier.n_pinned:
         return None, PINNED
@@ -187,7 +184,7 @@ def compile_pattern(pattern: str) -> re.Pattern[str] | str:
 
 
 def places(overrides: Sequence[Override], names: Iterable[str]) -> Places:
-    """Where the runtime puts tensors of these names and the KV of each layer. Patterns that fail match nothing."""
+    """Return where the runtime puts these tensors and the KV of each layer. Patterns that fail match nothing."""
     everywhere: list[tuple[int, re.Pattern[str], int]] = []
     of_layer: dict[str, list[tuple[int, re.Pattern[str], int]]] = {}
     layers: dict[int, int] = {}
@@ -199,7 +196,7 @@ def places(overrides: Sequence[Override], names: Iterable[str]) -> Places:
             continue
         own = _LAYER.match(item.pattern)
         # Most items name one layer first thing, so that no name of another layer can match.
-        is_own = own is not None and "|" not in re.sub(r"\([^()]*\)", "", item.pattern.replace(FFN, ""))
+        is_own = own is not None and not _offers_alternatives(item.pattern)
         target = of_layer.setdefault(own[1], []) if own is not None and is_own else everywhere
         target.append((order, pattern, item.backend))
     tensors = {}
@@ -213,6 +210,17 @@ def places(overrides: Sequence[Override], names: Iterable[str]) -> Places:
     return Places(tensors, layers)
 
 
+@lru_cache(maxsize=8192)
+def _offers_alternatives(pattern: str) -> bool:
+    """Whether the whole pattern is a choice, outside of any group."""
+    depth = 0
+    for character in pattern:
+        depth += {"(": 1, ")": -1}.get(character, 0)
+        if character == "|" and depth == 0:
+            return True
+    return False
+
+
 def tensor_names(model: Model) -> tuple[str, ...]:
     """Names of the tensors that a registry must place: those of computed layers, head and token embedding."""
     names = [t.name for layer in model.layers for tensors in layer.groups.values() for t in tensors]
@@ -223,7 +231,7 @@ def tensor_names(model: Model) -> tuple[str, ...]:
 
 
 def placement_places(model: Model, placement: _core.Placement) -> Places:
-    """Where a placement itself says that tensors and KV go, by the same names."""
+    """Return where a placement itself says that tensors and KV go, by the same names."""
     exceptions = {exception.name: int(exception.where) for exception in placement.exceptions}
     by_pattern = [{group.name: int(pattern[group]) for group in _layer_groups()} for pattern in placement.patterns]
     tensors, layers = {}, {}
@@ -236,6 +244,13 @@ def placement_places(model: Model, placement: _core.Placement) -> Places:
     for name in tensor_names(model)[len(tensors) :]:
         tensors[name] = CPU if name == "token_embd.weight" else int(placement.head)
     return Places(tensors, layers)
+
+
+def is_at(meant: Places, found: Places) -> bool:
+    """Whether every tensor and every layer's KV that is meant lies where it is meant to."""
+    return all(found.tensors.get(name) == backend for name, backend in meant.tensors.items()) and all(
+        found.layers.get(index) == backend for index, backend in meant.layers.items()
+    )
 
 
 def placement_of(model: Model, found: Places, *, op_offload: bool) -> _core.Placement:
