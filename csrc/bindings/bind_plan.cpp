@@ -64,7 +64,10 @@ void bind_inputs(py::module_& m) {
       .def_readonly("output_on_gpu", &Knobs::output_on_gpu)
       .def_readonly("pin_from_back", &Knobs::pin_from_back)
       .def(
-          "__eq__", [](const Knobs& a, const Knobs& b) { return a == b; }, "other"_a, py::is_operator());
+          "__eq__", [](const Knobs& a, const Knobs& b) { return a == b; }, "other"_a, py::is_operator())
+      .def("__hash__", [](const Knobs& k) {
+        return py::hash(py::make_tuple(k.n_pinned, k.n_attn_pinned, static_cast<int>(k.overflow), k.output_on_gpu, k.pin_from_back));
+      });
 }
 
 void bind_results(py::module_& m) {

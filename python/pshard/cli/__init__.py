@@ -20,6 +20,9 @@ COMMANDS = {
     "machines": "pshard.cli.machines:command",
     "inspect": "pshard.cli.inspect:command",
     "skeleton": "pshard.cli.skeleton:command",
+    "show": "pshard.cli.show:command",
+    "check": "pshard.cli.check:command",
+    "tier": "pshard.cli.tier:command",
 }
 
 
