@@ -60,7 +60,8 @@ void bind_placement(py::module_& m) {
       .def_readwrite("patterns", &Placement::patterns)
       .def_readwrite("layer_pattern", &Placement::layer_pattern)
       .def_readwrite("head", &Placement::head)
-      .def_readwrite("op_offload", &Placement::op_offload);
+      .def_readwrite("op_offload", &Placement::op_offload)
+      .def_readwrite("head_op_offload", &Placement::head_op_offload);
 }
 
 void bind_pass(py::module_& m) {
@@ -147,6 +148,7 @@ void bind_memory(py::module_& m) {
       .def_readwrite("kv_unified", &ContextParameters::kv_unified)
       .def_readwrite("swa_full", &ContextParameters::swa_full)
       .def_readwrite("offload_kqv", &ContextParameters::offload_kqv)
+      .def_readwrite("casts_mask", &ContextParameters::casts_mask)
       .def_readwrite("type_k", &ContextParameters::type_k)
       .def_readwrite("type_v", &ContextParameters::type_v);
   py::class_<CacheCells>(m, "CacheCells")

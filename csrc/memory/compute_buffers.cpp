@@ -1,6 +1,7 @@
 #include "memory/compute_buffers.hpp"
 
 #include <algorithm>
+#include <utility>
 
 #include "model/block_builder.hpp"
 
@@ -50,6 +51,7 @@ ComputeBuffers::ComputeBuffers(const Model& model, const ContextParameters& cont
   blocks_[n_classes + 1] = embedding_block(model, pass);
   blocks_[n_classes + 2] = head_block(model, pass);
   path_.resize(layers.size() + 2);
+  if (context.casts_mask && context.flash_attn) cast_inputs_ = input_bit(GraphInput::mask) | input_bit(GraphInput::mask_window);
 
   // Before the pass the host holds the graph inputs, and room for embeddings that may be given instead of tokens.
   ReplayState start;
@@ -105,7 +107,8 @@ void ComputeBuffers::lay_path(const Placement& placement) {
   lay(path_.front(), blocks_.size() - 2, placement_pattern_[placement.layer_pattern.front()]);
   for (size_t i = 0; i < layer_block_.size(); ++i) lay(path_[i + 1], layer_block_[i], placement_pattern_[placement.layer_pattern[i]]);
   const LayerPlacement no_layer = LayerPlacement::uniform(Where::cpu);
-  lay(path_.back(), blocks_.size() - 1, pattern_index({.layer = no_layer, .outside = placement.head, .op_offload = placement.op_offload}));
+  lay(path_.back(), blocks_.size() - 1,
+      pattern_index({.layer = no_layer, .outside = placement.head, .op_offload = placement.op_offload && placement.head_op_offload}));
 
   Neighbours neighbours;
   for (size_t i = 0; i < path_.size(); ++i) {
@@ -126,11 +129,18 @@ void ComputeBuffers::lay_path(const Placement& placement) {
 void ComputeBuffers::look_ahead() {
   InputBits ahead = 0;
   InputBits later_gpu = 0;
+  StreamedBytes behind;
   for (size_t i = path_.size(); i-- > 0;) {
     const ScheduledBlock& block = path_[i].cell->scheduled;
-    path_[i].outlook = {.ahead = ahead, .last_gpu = block.gpu_inputs & ~later_gpu, .last_host = 0};
+    const bool continues = i > 0 && block.continues_split && !path_[i - 1].cell->scheduled.ends_streamed;
+    path_[i].outlook = {.continues = continues, .ahead = ahead, .streamed = {}, .last_gpu = block.gpu_inputs & ~later_gpu, .last_host = 0};
     later_gpu |= block.gpu_inputs;
-    ahead = block.continues_split ? block.first_split_gpu_inputs | (block.one_split ? ahead : 0) : 0;
+    ahead = continues ? block.first_split_gpu_inputs | (block.one_split ? ahead : 0) : 0;
+    if (continues && block.one_split) continue;  // the split that ends here was opened by a block before
+    path_[i].outlook.streamed = std::exchange(behind, {});
+    const size_t next = continues ? 1 : 0;  // of this block's splits, seen from the block before
+    if (next >= block.streamed.size()) continue;
+    for (const StreamedCopy& copy : block.streamed[next]) behind.push_back(copy.n_bytes);
   }
   InputBits copied = 0;
   for (Step& step : path_) {
@@ -159,7 +169,7 @@ const ComputeBuffers::Transition& ComputeBuffers::advance(size_t state, const St
   if (states_[state].transitions.size() <= variant) states_[state].transitions.resize(variant + 1);
   if (!states_[state].transitions[variant].known) {
     ReplayState next = states_[state].state;
-    const ReplayPeaks peaks = replay(step.cell->scheduled, step.outlook, input_bytes_, next);
+    const ReplayPeaks peaks = replay(step.cell->scheduled, step.outlook, input_bytes_, cast_inputs_, next);
     const size_t next_index = state_index(next);  // may move states_
     states_[state].transitions[variant] = {.known = true, .next = next_index, .peaks = peaks};
     ++n_replays_;
@@ -172,16 +182,18 @@ ComputeBytes ComputeBuffers::operator()(const Placement& placement) {
   look_ahead();
   ComputeBytes result;
   size_t state = 0;
-  int64_t last_split_bytes = 0;
   int64_t last_stream_bytes = 0;
   for (const Step& step : path_) {
     const ScheduledBlock& block = step.cell->scheduled;
     const Transition& transition = advance(state, step);
-    result.gpu_bytes = std::max({result.gpu_bytes, transition.peaks.gpu_bytes, last_split_bytes + block.first_stream_bytes});
-    result.gpu_stream_bytes = std::max({result.gpu_stream_bytes, block.stream_bytes, last_stream_bytes + block.first_stream_bytes});
+    result.gpu_bytes = std::max(result.gpu_bytes, transition.peaks.gpu_bytes);
+    for (const std::vector<StreamedCopy>& split : block.streamed) {
+      int64_t bytes = 0;
+      for (const StreamedCopy& copy : split) bytes += copy.n_bytes;
+      result.gpu_stream_bytes = std::max(result.gpu_stream_bytes, last_stream_bytes + bytes);
+      last_stream_bytes = bytes;
+    }
     result.host_bytes = std::max(result.host_bytes, transition.peaks.host_bytes);
-    last_split_bytes = transition.peaks.gpu_last_split_bytes;
-    last_stream_bytes = block.last_stream_bytes;
     state = transition.next;
   }
   result.host_bytes = std::max(result.host_bytes, states_.front().state.host.extent());

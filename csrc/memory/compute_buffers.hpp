@@ -79,6 +79,7 @@ class ComputeBuffers {
   std::vector<int64_t> slot_bytes_;  // of a block's cache, where it is streamed
   std::vector<size_t> layer_block_;  // by layer
   InputBytes input_bytes_{};
+  InputBits cast_inputs_ = 0;
   std::vector<Pattern> patterns_;
   std::vector<State> states_;  // the first is the state before the pass
   size_t n_variants_ = 0;

@@ -20,6 +20,8 @@ struct ContextParameters {
   bool kv_unified = false;
   bool swa_full = false;
   bool offload_kqv = true;
+  // The pshard runtime's llama.cpp copies masks as f32 and casts them on the GPU; later versions make them f16 on the host.
+  bool casts_mask = false;
   DataType type_k{1, 1, 2};
   DataType type_v{1, 1, 2};
 };

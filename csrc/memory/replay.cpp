@@ -1,12 +1,15 @@
 #include "memory/replay.hpp"
 
 #include <algorithm>
+#include <utility>
 
 #include "memory/memory.hpp"
 
 namespace pshard {
 
 namespace {
+
+constexpr int64_t kCastRatio = 2;  // f32 to f16
 
 Device other(Device device) { return device == Device::gpu ? Device::host : Device::gpu; }
 
@@ -19,20 +22,28 @@ void for_each_input(const Operation& operation, Visit visit) {
 
 const Value& value_of(const Block& block, int32_t value) { return block.values[static_cast<size_t>(value)]; }
 
-// Bytes that arrive for the operations [first, end) through a lane.
-int64_t streamed_bytes(const ScheduledBlock& scheduled, size_t first, size_t end) {
-  int64_t total = 0;
-  bool slot = false;
+// What a lane brings for the operations [first, end), in the order of their first readers: operands as ggml has them.
+std::vector<StreamedCopy> streamed_copies(const ScheduledBlock& scheduled, size_t first, size_t end) {
+  std::vector<StreamedCopy> copies;
+  int64_t value_bytes = 0;
+  size_t last_reader = end;
+  for (size_t i = first; i < end; ++i) {
+    const Operation& operation = scheduled.block->operations[i];
+    if (!is_streamed(scheduled.operations[i].lane) || operation.cache_bytes == 0) continue;
+    value_bytes = std::max(value_bytes, operation.cache_value_bytes);
+    last_reader = i;
+  }
+  int caches = 0;
   for (size_t i = first; i < end; ++i) {
     const Operation& operation = scheduled.block->operations[i];
     if (!is_streamed(scheduled.operations[i].lane)) continue;
-    if (operation.weight != nullptr) total += gpu_tensor_bytes(*operation.weight);
-    if (operation.cache_bytes > 0 && !slot) {
-      slot = true;
-      total += scheduled.slot_bytes;
+    if (operation.cache_bytes > 0 && caches < 2) {
+      const int64_t n_bytes = caches++ == 0 ? scheduled.slot_bytes - value_bytes : value_bytes;
+      if (n_bytes > 0) copies.push_back({last_reader, n_bytes});
     }
+    if (operation.weight != nullptr) copies.push_back({i, gpu_tensor_bytes(*operation.weight)});
   }
-  return total;
+  return copies;
 }
 
 size_t end_of_split(const ScheduledBlock& scheduled, size_t first) {
@@ -56,11 +67,13 @@ struct Instance {
 
 class Replay {
  public:
-  Replay(const ScheduledBlock& scheduled, const ReplayOutlook& outlook, const InputBytes& input_bytes, ReplayState& state)
+  Replay(const ScheduledBlock& scheduled, const ReplayOutlook& outlook, const InputBytes& input_bytes, InputBits cast_inputs,
+         ReplayState& state)
       : scheduled_(scheduled),
         block_(*scheduled.block),
         outlook_(outlook),
         input_bytes_(input_bytes),
+        cast_inputs_(cast_inputs),
         state_(state),
         homes_(scheduled.homes),
         instances_(2 * block_.values.size()) {
@@ -73,9 +86,10 @@ class Replay {
 
   ReplayPeaks run() {
     const size_t n = block_.operations.size();
-    for (size_t first = 0; first < n;) {
+    size_t index = 0;
+    for (size_t first = 0; first < n; ++index) {
       const size_t end = end_of_split(scheduled_, first);
-      run_split(first, end, end < n ? end_of_split(scheduled_, end) : end);
+      run_split(first, end, index);
       first = end;
     }
     const int32_t residual = block_.residual_out;
@@ -170,7 +184,27 @@ class Replay {
     int64_t& offset = input_offset(value.input, Device::gpu);
     if (offset != kNowhere) return;
     release(index, Device::host);
-    offset = allocate(Device::gpu, value.n_bytes);
+    offset = allocate_input(value.input, value.n_bytes);
+  }
+
+  int64_t allocate_input(GraphInput input, int64_t n_bytes) {
+    const InputBits bit = input_bit(input);
+    if ((cast_inputs_ & bit) == 0) return allocate(Device::gpu, n_bytes);
+    state_.uncast |= bit;
+    return allocate(Device::gpu, kCastRatio * n_bytes);
+  }
+
+  // The first reader of an f32 mask casts it, once for all layers.
+  void cast_inputs_of(const Operation& operation) {
+    for_each_input(operation, [&](int32_t index) {
+      const Value& value = value_of(block_, index);
+      if (!value.is_input || (state_.uncast & input_bit(value.input)) == 0) return;
+      int64_t& offset = input_offset(value.input, Device::gpu);
+      const int64_t cast = allocate(Device::gpu, value.n_bytes);
+      state_.gpu.free(offset, kCastRatio * value.n_bytes);
+      offset = cast;
+      state_.uncast &= ~input_bit(value.input);
+    });
   }
 
   // What a split needs from the other device is there from its start, in the order in which it is read.
@@ -211,7 +245,7 @@ class Replay {
         state_.host.free(original, input_bytes_[i]);
         original = kNowhere;
       }
-      offset = allocate(Device::gpu, input_bytes_[i]);
+      offset = allocate_input(static_cast<GraphInput>(i), input_bytes_[i]);
     }
   }
 
@@ -245,20 +279,41 @@ class Replay {
     copies_.push_back({.operation = operation, .device = device, .offset = allocate(device, n_bytes), .n_bytes = n_bytes});
   }
 
-  void run_split(size_t first, size_t end, size_t next_end) {
-    // The next split's weights arrive while this one runs.
-    const int64_t streamed = streamed_bytes(scheduled_, first, end) + streamed_bytes(scheduled_, end, next_end);
+  // The next split's weights and KV arrive while this one runs.
+  void run_split(size_t first, size_t end, size_t index) {
     split_peak_ = state_.gpu.extent();
+    const bool opens = first > 0 || !outlook_.continues;
+    if (opens) own_ = std::exchange(state_.streamed, {});
     open_split(first, end);
-    for (size_t i = first; i < end; ++i) run_operation(i);
-    peaks_.gpu_last_split_bytes = split_peak_ + streamed;
-    peaks_.gpu_bytes = std::max(peaks_.gpu_bytes, split_peak_ + streamed);
+    if (opens) receive_for_split(index + 1);
+    for (size_t i = first; i < end; ++i) {
+      run_operation(i);
+      if (opens) release_streamed(index, i);
+    }
+    peaks_.gpu_bytes = std::max(peaks_.gpu_bytes, split_peak_);
+  }
+
+  void receive_for_split(size_t split) {
+    const auto receive = [&](int64_t n_bytes) { state_.streamed.push_back(allocate(Device::gpu, n_bytes)); };
+    if (split == scheduled_.streamed.size()) {
+      for (const int64_t n_bytes : outlook_.streamed) receive(n_bytes);
+    } else {
+      for (const StreamedCopy& copy : scheduled_.streamed[split]) receive(copy.n_bytes);
+    }
+  }
+
+  void release_streamed(size_t split, size_t operation) {
+    const std::vector<StreamedCopy>& copies = scheduled_.streamed[split];
+    for (size_t c = 0; c < copies.size(); ++c) {
+      if (copies[c].last_reader == operation) state_.gpu.free(own_[c], copies[c].n_bytes);
+    }
   }
 
   void run_operation(size_t i) {
     const Operation& operation = block_.operations[i];
     if (operation.is_view) return end_fused(i);
     const Device device = scheduled_.operations[i].device;
+    if (device == Device::gpu && state_.uncast != 0) cast_inputs_of(operation);
     if (operation.output != kNoValue && !reuse(operation, device)) add(operation.output, device);
     for_each_input(operation, [&](int32_t value) { release(holder(value, device), device); });
     if (copies_rope_factors(scheduled_, i)) release_rope_factors(*operation.weight);
@@ -304,9 +359,11 @@ class Replay {
   const Block& block_;
   const ReplayOutlook& outlook_;
   const InputBytes& input_bytes_;
+  InputBits cast_inputs_;
   ReplayState& state_;
   std::vector<Device> homes_;
   std::vector<Instance> instances_;
+  std::vector<int64_t> own_;  // offsets of what was streamed for the split that runs
   std::vector<Copy> copies_;  // of weights and caches, for one operation each
   int32_t rope_factor_readers_ = 0;
   int64_t split_peak_ = 0;
@@ -345,21 +402,19 @@ ScheduledBlock schedule_block(const Block& block, const BlockPlacement& placemen
       if (first_split && device == Device::gpu) result.first_split_gpu_inputs |= input_bit(v.input);
     });
   }
+  result.ends_streamed = n > 0 && is_streamed(result.operations.back().lane);
   result.continues_split = n > 0 && !result.operations.front().starts_split;
   for (size_t first = 0; first < n;) {
     const size_t end = end_of_split(result, first);
-    const int64_t streamed = streamed_bytes(result, first, end);
-    if (first == 0) result.first_stream_bytes = streamed;
-    result.last_stream_bytes = streamed;
-    const int64_t next = end < n ? streamed_bytes(result, end, end_of_split(result, end)) : 0;
-    result.stream_bytes = std::max(result.stream_bytes, streamed + next);
+    result.streamed.push_back(streamed_copies(result, first, end));
     first = end;
   }
   return result;
 }
 
-ReplayPeaks replay(const ScheduledBlock& scheduled, const ReplayOutlook& outlook, const InputBytes& input_bytes, ReplayState& state) {
-  return Replay(scheduled, outlook, input_bytes, state).run();
+ReplayPeaks replay(const ScheduledBlock& scheduled, const ReplayOutlook& outlook, const InputBytes& input_bytes, InputBits cast_inputs,
+                   ReplayState& state) {
+  return Replay(scheduled, outlook, input_bytes, cast_inputs, state).run();
 }
 
 }  // namespace pshard

@@ -26,6 +26,8 @@ struct ReplayState {
   Device residual_device = Device::host;
   int64_t residual_offset = kNowhere;
   int64_t residual_bytes = 0;
+  InputBits uncast = 0;                                // masks on the GPU that are still f32
+  std::vector<int64_t> streamed{};                     // offsets of what arrives for the next split, in the order of its StreamedCopies
   std::array<int64_t, kGraphInputCount> gpu_inputs{};  // offsets of the copies and of the originals; kNowhere where there is none
   std::array<int64_t, kGraphInputCount> host_inputs{};
 
@@ -36,6 +38,13 @@ struct ReplayState {
   bool operator==(const ReplayState&) const = default;
 };
 
+// What a lane brings for a split: a weight, or the cache of its layer (K and V apart). It is there from the start of the split before.
+struct StreamedCopy {
+  size_t last_reader = 0;  // operation
+  int64_t n_bytes = 0;
+};
+using StreamedBytes = std::vector<int64_t>;  // of the copies of one split
+
 // A block under a placement and its neighbours, with what follows from that alone.
 struct ScheduledBlock {
   const Block* block = nullptr;
@@ -44,13 +53,12 @@ struct ScheduledBlock {
   std::vector<int32_t> bases;    // by value: what a view looks into, else the value itself
   InputBits gpu_inputs = 0;      // graph inputs that the GPU reads
   InputBits host_inputs = 0;     // and the host
-  bool continues_split = false;  // the first operation goes on with the split of the block before
+  bool continues_split = false;  // the first operation goes on with the split of the block before, unless that ends in a lane
   bool one_split = false;        // no split starts inside
+  bool ends_streamed = false;    // its last operation runs in a lane: the next block starts a split
   InputBits first_split_gpu_inputs = 0;
-  int64_t slot_bytes = 0;          // of its cache, where that is streamed
-  int64_t stream_bytes = 0;        // most that is streamed at once
-  int64_t first_stream_bytes = 0;  // for its first split
-  int64_t last_stream_bytes = 0;   // for its last split
+  int64_t slot_bytes = 0;                           // of its cache, where that is streamed
+  std::vector<std::vector<StreamedCopy>> streamed;  // by split
 };
 // `slot_bytes`: what the layer's KV or state takes in a slot.
 [[nodiscard]] ScheduledBlock schedule_block(const Block& block, const BlockPlacement& placement, const Neighbours& neighbours,
@@ -58,20 +66,21 @@ struct ScheduledBlock {
 
 // What later blocks mean for this one.
 struct ReplayOutlook {
+  bool continues = false;   // the first operation goes on with the split of the block before
   InputBits ahead = 0;      // inputs that later blocks read in the split in which this block ends: copied when it starts
+  StreamedBytes streamed;   // for the split behind the one in which this block ends: they arrive when that one starts
   InputBits last_gpu = 0;   // inputs that the GPU reads here for the last time
   InputBits last_host = 0;  // inputs that the host reads (or that are copied from it) here for the last time
   bool operator==(const ReplayOutlook&) const = default;
 };
 
 struct ReplayPeaks {
-  int64_t gpu_bytes = 0;             // streamed weights and KV included
-  int64_t gpu_last_split_bytes = 0;  // within the last split: a streamed block behind adds its first weights to it
+  int64_t gpu_bytes = 0;  // streamed weights and KV included
   int64_t host_bytes = 0;
 };
 
 // Changes `state` from before the block to behind it. O(operations x holes), allocates.
 [[nodiscard]] ReplayPeaks replay(const ScheduledBlock& scheduled, const ReplayOutlook& outlook, const InputBytes& input_bytes,
-                                 ReplayState& state);
+                                 InputBits cast_inputs, ReplayState& state);
 
 }  // namespace pshard

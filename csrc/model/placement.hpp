@@ -47,6 +47,8 @@ struct Placement {
   Where head = Where::cpu;
   // llama.cpp's op-offload: from kOffloadMinTokens tokens on, an operation with `cpu` weights copies them to the GPU and runs there.
   bool op_offload = false;
+  // The pshard runtime computes the head where it lies, also under op-offload.
+  bool head_op_offload = true;
   // Counted where weights are counted; prices and graphs follow the group.
   std::vector<TensorException> exceptions;
 

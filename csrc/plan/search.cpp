@@ -64,6 +64,7 @@ class Search {
     n_layer_ = static_cast<int32_t>(model.layers().size());
     knobs_ = all_knobs(strategy, model);
     placement_.op_offload = budget.vram_bytes > 0 && uses_op_offload(strategy);
+    placement_.head_op_offload = offloads_head(strategy);
     intern_patterns();
     sum_layers(context);
     interned_.resize(terms.size());
@@ -187,7 +188,7 @@ class Search {
       sums.gpu_weights = std::min(all_pinned.gpu_bytes, none_pinned.gpu_bytes);
       sums.host_weights = std::min(all_pinned.host_bytes, none_pinned.host_bytes);
       for (size_t t = 0; t < terms_.size(); ++t) sums.bound[t] = terms_[t].cost->ends_bound(head, placement_.op_offload);
-      head_floor_[on_gpu ? 1 : 0] = compute_.gpu_floor_of_head(head, placement_.op_offload);
+      head_floor_[on_gpu ? 1 : 0] = compute_.gpu_floor_of_head(head, placement_.op_offload && placement_.head_op_offload);
     }
   }
 

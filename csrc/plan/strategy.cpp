@@ -54,6 +54,8 @@ std::string_view to_string(Overflow overflow) {
 
 bool uses_op_offload(Strategy strategy) { return is_static(strategy); }
 
+bool offloads_head(Strategy strategy) { return strategy == Strategy::stock; }
+
 LayerPlacement pattern_of(Strategy strategy, Rule rule, bool odd_layer) {
   const Where lane = odd_layer ? Where::stream_b : Where::stream_a;
   const Where elsewhere = is_static(strategy) ? Where::cpu : lane;  // where the rest of a boundary layer goes
@@ -159,6 +161,7 @@ Placement make_placement(Strategy strategy, const Knobs& knobs, const Model& mod
   Placement placement;
   placement.head = knobs.output_on_gpu ? Where::pinned : Where::cpu;
   placement.op_offload = has_gpu && uses_op_offload(strategy);
+  placement.head_op_offload = offloads_head(strategy);
   placement.layer_pattern.resize(static_cast<size_t>(n_layer));
   const auto number_of = [&](const LayerPlacement& pattern) {
     const auto known = std::find(placement.patterns.begin(), placement.patterns.end(), pattern);

@@ -73,6 +73,8 @@ struct Runs {
 }
 
 [[nodiscard]] bool uses_op_offload(Strategy strategy);
+// Only stock llama.cpp's op-offload takes the head with it.
+[[nodiscard]] bool offloads_head(Strategy strategy);
 
 // Every combination of knobs that the strategy allows, in a fixed order; their number is linear in layers.
 [[nodiscard]] std::vector<Knobs> all_knobs(Strategy strategy, const Model& model);

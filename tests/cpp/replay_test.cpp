@@ -38,7 +38,7 @@ ReplayState residual_on(Device device, int64_t n_bytes) {
 ReplayPeaks run(const Block& b, Neighbours neighbours, ReplayState& state,
                 const LayerPlacement& layer = LayerPlacement::uniform(Where::pinned), bool op_offload = false) {
   const ScheduledBlock scheduled = schedule_block(b, {.layer = layer, .outside = Where::cpu, .op_offload = op_offload}, neighbours, 0);
-  return replay(scheduled, {}, InputBytes{}, state);
+  return replay(scheduled, {}, InputBytes{}, 0, state);
 }
 
 constexpr Neighbours kGpu{Device::gpu, Device::gpu};
@@ -104,13 +104,34 @@ TEST(Replay, StreamedWeightsAreThereOneSplitAhead) {
   LayerPlacement layer = LayerPlacement::uniform(Where::stream_a);
   layer[Group::ffn_up] = Where::stream_b;
   const ScheduledBlock scheduled = schedule_block(b, {.layer = layer, .outside = Where::cpu, .op_offload = false}, kGpu, 0);
-  EXPECT_EQ(scheduled.first_stream_bytes, 8192);
-  EXPECT_EQ(scheduled.last_stream_bytes, 16384);
-  EXPECT_EQ(scheduled.stream_bytes, 8192 + 16384);
+  ASSERT_EQ(scheduled.streamed.size(), 2U);
+  EXPECT_EQ(scheduled.streamed[0].front().n_bytes, 8192);
+  EXPECT_EQ(scheduled.streamed[1].front().n_bytes, 16384);
+  EXPECT_TRUE(scheduled.ends_streamed);
   ReplayState state = residual_on(Device::gpu, 256);
-  const ReplayPeaks peaks = replay(scheduled, {}, InputBytes{}, state);
-  EXPECT_EQ(peaks.gpu_bytes, 8192 + 16384 + 256 + 256);
-  EXPECT_EQ(peaks.gpu_last_split_bytes, 16384 + 256 + 256 + 512);
+  state.streamed = {state.gpu.allocate(8192)};  // by the block before
+  ReplayOutlook outlook;
+  outlook.streamed = {4096};  // for the block behind: into the hole that the first left
+  const ReplayPeaks peaks = replay(scheduled, outlook, InputBytes{}, 0, state);
+  EXPECT_EQ(peaks.gpu_bytes, 256 + 8192 + 16384 + 256);
+  ASSERT_EQ(state.streamed.size(), 1U);
+  EXPECT_EQ(state.streamed.front(), 256);
+}
+
+// An f32 mask and its cast are there together once; then the cast stays.
+TEST(Replay, MasksAreCastByTheirFirstReader) {
+  constexpr int64_t mask_bytes = 4096;
+  std::vector<Operation> operations{operation({0, 1}, 2), operation({2, 1}, 3)};
+  Block b = block({256, mask_bytes, 256, 256}, operations, 3);
+  b.values[1].is_input = true;
+  b.values[1].input = GraphInput::mask;
+  const ScheduledBlock scheduled = schedule_block(b, {.layer = LayerPlacement::uniform(Where::pinned)}, kGpu, 0);
+  for (const bool casts : {false, true}) {
+    ReplayState state = residual_on(Device::gpu, 256);
+    const ReplayPeaks peaks = replay(scheduled, {}, InputBytes{}, casts ? input_bit(GraphInput::mask) : 0, state);
+    EXPECT_EQ(peaks.gpu_bytes, 256 + (casts ? 3 : 1) * mask_bytes + (casts ? 0 : 256));
+    EXPECT_EQ(state.uncast, 0U);
+  }
 }
 
 }  // namespace
