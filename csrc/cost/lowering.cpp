@@ -162,6 +162,11 @@ LoweredBlock lower(const PricedBlock& priced, const Model& model, const Machine&
 
 namespace {
 
+// One event wait where work goes on in another stream of the GPU.
+double lane_change_seconds(const Machine& machine, Where from, Where to) {
+  return from != to && from != Where::cpu && to != Where::cpu ? machine.gpu.op_seconds : 0.0;
+}
+
 // Which operations run on the same device whatever the neighbouring blocks are. Undecided operations follow a GPU neighbour, so what is on
 // the GPU between two host blocks stays there; on the host they are certain only between decided operations of the block.
 std::vector<bool> certain_devices(const std::vector<ScheduledOperation>& between_host_blocks) {
@@ -188,6 +193,7 @@ PassBound bound(const PricedBlock& priced, const Model& model, const Machine& ma
   std::vector<uint8_t> known_on(block.values.size(), 0);  // devices that certainly hold a value; 0: not known
   const auto at = [](int32_t value) { return static_cast<size_t>(value); };
   const ScheduledOperation* before = nullptr;
+  const ScheduledOperation* decided_before = nullptr;
   double host_bytes = 0.0;
   for (size_t i = 0; i < block.operations.size(); ++i) {
     const Operation& operation = block.operations[i];
@@ -207,6 +213,10 @@ PassBound bound(const PricedBlock& priced, const Model& model, const Machine& ma
       result.serial_seconds += on_gpu ? machine.handoff_to_gpu_seconds : machine.handoff_to_cpu_seconds;
     }
     before = &scheduled[i];
+    if (scheduled[i].decided) {
+      if (decided_before != nullptr) result.serial_seconds += lane_change_seconds(machine, decided_before->lane, scheduled[i].lane);
+      decided_before = &scheduled[i];
+    }
     for (const int32_t input : operation.inputs) {
       if (input == kNoValue || known_on[at(input)] == 0 || (known_on[at(input)] & mask_of(device)) != 0) continue;
       const auto n_bytes = static_cast<double>(block.values[at(input)].n_bytes);
@@ -215,6 +225,11 @@ PassBound bound(const PricedBlock& priced, const Model& model, const Machine& ma
     }
     if (operation.output != kNoValue) known_on[at(operation.output)] = mask_of(device);
     const Where home = placement.of(operation.group);
+    Segment cache;
+    move_cache(machine, operation, scheduled[i], home, cache);
+    result.serial_seconds += cache.write_back_seconds;
+    result.up_seconds += cache.prefetch_seconds;
+    host_bytes += cache.prefetch_bytes;
     if (!on_gpu) {
       host_bytes += priced.weight_bytes[i];
     } else if (operation.weight != nullptr && operation.kind != OpKind::get_rows && (scheduled[i].copies_weight || is_streamed(home))) {
@@ -232,12 +247,26 @@ PassBound bound(const PricedBlock& priced, const Model& model, const Machine& ma
   return result;
 }
 
-PassBound bound_between(const PricedBlock& block, const Machine& machine, const BlockEnds& before, const BlockEnds& after) {
+LaneEnds lane_ends(const PricedBlock& block, const BlockPlacement& placement) {
+  LaneEnds ends;
+  bool found = false;
+  for (const ScheduledOperation& operation : schedule(block.block, placement, {})) {
+    if (!operation.decided) continue;
+    if (!found) ends.first = operation.lane;
+    ends.last = operation.lane;
+    found = true;
+  }
+  return ends;
+}
+
+PassBound bound_between(const PricedBlock& block, const Machine& machine, const LaneEnds& before, const LaneEnds& after) {
   PassBound result;
-  if (before.last == after.first || block.block.residual_in == kNoValue) return result;
+  result.serial_seconds = lane_change_seconds(machine, before.last, after.first);
+  const bool to_gpu = after.first != Where::cpu;
+  if ((before.last != Where::cpu) == to_gpu || block.block.residual_in == kNoValue) return result;
   const auto n_bytes = static_cast<double>(block.block.values[static_cast<size_t>(block.block.residual_in)].n_bytes);
-  result.serial_seconds = after.first == Device::gpu ? machine.handoff_to_gpu_seconds + machine.up.seconds(n_bytes, n_bytes)
-                                                     : machine.handoff_to_cpu_seconds + machine.down.seconds(n_bytes, n_bytes);
+  result.serial_seconds = to_gpu ? machine.handoff_to_gpu_seconds + machine.up.seconds(n_bytes, n_bytes)
+                                 : machine.handoff_to_cpu_seconds + machine.down.seconds(n_bytes, n_bytes);
   return result;
 }
 

@@ -52,6 +52,7 @@ PassCost::Placed PassCost::place(const PricedBlock& block, const BlockPlacement&
   Placed placed;
   placed.placement = placement;
   placed.ends = block_ends(block.block, placement, Device::host);
+  placed.lanes = lane_ends(block, placement);
   placed.least = bound(block, model_, machine_, placement);
   placed.host_bytes = static_cast<double>(host_home_bytes(block, placement));
   return placed;
@@ -131,17 +132,25 @@ PassTime PassCost::price(const Placement& placement) {
 PassBound PassCost::layer_bound(size_t layer, uint8_t pattern, bool op_offload) { return placed_layer(layer, pattern, op_offload).least; }
 
 PassBound PassCost::bound_behind(size_t layer, uint8_t previous_pattern, uint8_t pattern, bool op_offload) {
-  if (layer == 0) return {};
-  const BlockEnds before = placed_layer(layer - 1, previous_pattern, op_offload).ends;
-  const BlockEnds after = placed_layer(layer, pattern, op_offload).ends;
+  // The embedding lies before the first layer, on the host.
+  const LaneEnds before = layer == 0 ? LaneEnds{} : placed_layer(layer - 1, previous_pattern, op_offload).lanes;
+  const LaneEnds after = placed_layer(layer, pattern, op_offload).lanes;
   return bound_between(blocks_[static_cast<size_t>(layer_variant_[layer])], machine_, before, after);
 }
 
 PassBound PassCost::ends_bound(Where where, bool op_offload) const {
-  const bool offload = op_offload && machine_.has_gpu;
-  PassBound least =
-      bound(head_block_, model_, machine_, {.layer = LayerPlacement::uniform(where), .outside = where, .op_offload = offload});
+  const BlockPlacement placement{.layer = LayerPlacement::uniform(where), .outside = where, .op_offload = op_offload && machine_.has_gpu};
+  PassBound least = bound(head_block_, model_, machine_, placement);
   least += embedding_.least;
+  const bool logits_on_gpu = lane_ends(head_block_, placement).last != Where::cpu;
+  if (logits_on_gpu) least.serial_seconds += machine_.down.seconds(output_bytes_, output_bytes_);
+  return least;
+}
+
+PassBound PassCost::gpu_use_bound() const {
+  PassBound least;
+  least.serial_seconds = input_seconds_;
+  least.up_seconds = input_seconds_;
   return least;
 }
 

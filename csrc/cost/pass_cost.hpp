@@ -45,6 +45,8 @@ class PassCost {
   [[nodiscard]] PassBound layer_bound(size_t layer, uint8_t pattern, bool op_offload);
   [[nodiscard]] PassBound bound_behind(size_t layer, uint8_t previous_pattern, uint8_t pattern, bool op_offload);
   [[nodiscard]] PassBound ends_bound(Where head, bool op_offload) const;
+  // Graph inputs go up for every placement that uses the GPU at all.
+  [[nodiscard]] PassBound gpu_use_bound() const;
 
   // Placements priced since construction: the search's cost, exact on any machine.
   [[nodiscard]] int64_t n_priced() const { return n_priced_; }
@@ -54,6 +56,7 @@ class PassCost {
   struct Placed {
     BlockPlacement placement;
     BlockEnds ends;
+    LaneEnds lanes;
     PassBound least;
     double host_bytes = 0.0;
     std::array<std::optional<LoweredBlock>, 8> by_neighbourhood;  // device before, device after, device of the residual

@@ -1,7 +1,6 @@
 #include "memory/compute_buffers.hpp"
 
 #include <algorithm>
-#include <utility>
 
 #include "model/block_builder.hpp"
 
@@ -26,6 +25,17 @@ int64_t block_floor(const Block& block, const BlockPlacement& placement) {
     floor = std::max(floor, copied + block.values[static_cast<size_t>(operation.output)].n_bytes);
   }
   return floor;
+}
+
+// Of what differs most between states; equality decides.
+size_t hash_of(const ReplayState& state) {
+  size_t hash = 0;
+  const auto mix = [&](int64_t value) { hash = (hash ^ static_cast<size_t>(value)) * 0x9e3779b97f4a7c15ULL; };
+  mix(state.gpu.extent());
+  mix(state.host.extent());
+  mix(state.residual_offset);
+  for (const int64_t offset : state.streamed) mix(offset);
+  return hash;
 }
 
 }  // namespace
@@ -80,9 +90,12 @@ size_t ComputeBuffers::pattern_index(const BlockPlacement& placement) {
 }
 
 size_t ComputeBuffers::state_index(const ReplayState& state) {
-  for (size_t i = 0; i < states_.size(); ++i) {
-    if (states_[i].state == state) return i;
+  const size_t hash = hash_of(state);
+  const auto [first, last] = states_by_hash_.equal_range(hash);
+  for (auto known = first; known != last; ++known) {
+    if (states_[known->second].state == state) return known->second;
   }
+  states_by_hash_.emplace(hash, states_.size());
   states_.push_back({.state = state, .transitions = {}});
   return states_.size() - 1;
 }
@@ -129,18 +142,18 @@ void ComputeBuffers::lay_path(const Placement& placement) {
 void ComputeBuffers::look_ahead() {
   InputBits ahead = 0;
   InputBits later_gpu = 0;
-  StreamedBytes behind;
+  const StreamedCopies* behind = nullptr;
   for (size_t i = path_.size(); i-- > 0;) {
     const ScheduledBlock& block = path_[i].cell->scheduled;
     const bool continues = i > 0 && block.continues_split && !path_[i - 1].cell->scheduled.ends_streamed;
-    path_[i].outlook = {.continues = continues, .ahead = ahead, .streamed = {}, .last_gpu = block.gpu_inputs & ~later_gpu, .last_host = 0};
+    path_[i].outlook = {
+        .continues = continues, .ahead = ahead, .streamed = nullptr, .last_gpu = block.gpu_inputs & ~later_gpu, .last_host = 0};
     later_gpu |= block.gpu_inputs;
     ahead = continues ? block.first_split_gpu_inputs | (block.one_split ? ahead : 0) : 0;
     if (continues && block.one_split) continue;  // the split that ends here was opened by a block before
-    path_[i].outlook.streamed = std::exchange(behind, {});
+    path_[i].outlook.streamed = behind;
     const size_t next = continues ? 1 : 0;  // of this block's splits, seen from the block before
-    if (next >= block.streamed.size()) continue;
-    for (const StreamedCopy& copy : block.streamed[next]) behind.push_back(copy.n_bytes);
+    behind = next < block.streamed.size() && !block.streamed[next].empty() ? &block.streamed[next] : nullptr;
   }
   InputBits copied = 0;
   for (Step& step : path_) {
@@ -166,15 +179,14 @@ size_t ComputeBuffers::variant_index(Cell& cell, const ReplayOutlook& outlook) {
 
 const ComputeBuffers::Transition& ComputeBuffers::advance(size_t state, const Step& step) {
   const size_t variant = variant_index(*step.cell, step.outlook);
-  if (states_[state].transitions.size() <= variant) states_[state].transitions.resize(variant + 1);
-  if (!states_[state].transitions[variant].known) {
-    ReplayState next = states_[state].state;
-    const ReplayPeaks peaks = replay(step.cell->scheduled, step.outlook, input_bytes_, cast_inputs_, next);
-    const size_t next_index = state_index(next);  // may move states_
-    states_[state].transitions[variant] = {.known = true, .next = next_index, .peaks = peaks};
-    ++n_replays_;
+  for (const Transition& transition : states_[state].transitions) {
+    if (transition.variant == variant) return transition;
   }
-  return states_[state].transitions[variant];
+  ReplayState next = states_[state].state;
+  const ReplayPeaks peaks = replay(step.cell->scheduled, step.outlook, input_bytes_, cast_inputs_, next);
+  const size_t next_index = state_index(next);  // may move states_
+  ++n_replays_;
+  return states_[state].transitions.emplace_back(Transition{.variant = variant, .next = next_index, .peaks = peaks});
 }
 
 ComputeBytes ComputeBuffers::operator()(const Placement& placement) {
@@ -187,7 +199,7 @@ ComputeBytes ComputeBuffers::operator()(const Placement& placement) {
     const ScheduledBlock& block = step.cell->scheduled;
     const Transition& transition = advance(state, step);
     result.gpu_bytes = std::max(result.gpu_bytes, transition.peaks.gpu_bytes);
-    for (const std::vector<StreamedCopy>& split : block.streamed) {
+    for (const StreamedCopies& split : block.streamed) {
       int64_t bytes = 0;
       for (const StreamedCopy& copy : split) bytes += copy.n_bytes;
       result.gpu_stream_bytes = std::max(result.gpu_stream_bytes, last_stream_bytes + bytes);

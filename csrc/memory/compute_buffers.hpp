@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <unordered_map>
 #include <vector>
 
 #include "memory/memory.hpp"
@@ -50,13 +51,13 @@ class ComputeBuffers {
     std::vector<Cell> cells;      // by block and neighbours
   };
   struct Transition {
-    bool known = false;
+    size_t variant = 0;
     size_t next = 0;
     ReplayPeaks peaks;
   };
   struct State {
     ReplayState state;
-    std::vector<Transition> transitions;  // by variant
+    std::vector<Transition> transitions;  // those seen, few
   };
   // One block of a pass.
   struct Step {
@@ -82,6 +83,7 @@ class ComputeBuffers {
   InputBits cast_inputs_ = 0;
   std::vector<Pattern> patterns_;
   std::vector<State> states_;  // the first is the state before the pass
+  std::unordered_multimap<size_t, size_t> states_by_hash_;
   size_t n_variants_ = 0;
   int64_t n_replays_ = 0;
   std::vector<Step> path_;                 // scratch: the blocks of a pass

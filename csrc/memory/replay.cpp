@@ -294,12 +294,9 @@ class Replay {
   }
 
   void receive_for_split(size_t split) {
-    const auto receive = [&](int64_t n_bytes) { state_.streamed.push_back(allocate(Device::gpu, n_bytes)); };
-    if (split == scheduled_.streamed.size()) {
-      for (const int64_t n_bytes : outlook_.streamed) receive(n_bytes);
-    } else {
-      for (const StreamedCopy& copy : scheduled_.streamed[split]) receive(copy.n_bytes);
-    }
+    const StreamedCopies* copies = split < scheduled_.streamed.size() ? &scheduled_.streamed[split] : outlook_.streamed;
+    if (copies == nullptr) return;
+    for (const StreamedCopy& copy : *copies) state_.streamed.push_back(allocate(Device::gpu, copy.n_bytes));
   }
 
   void release_streamed(size_t split, size_t operation) {

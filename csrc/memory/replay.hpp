@@ -43,7 +43,7 @@ struct StreamedCopy {
   size_t last_reader = 0;  // operation
   int64_t n_bytes = 0;
 };
-using StreamedBytes = std::vector<int64_t>;  // of the copies of one split
+using StreamedCopies = std::vector<StreamedCopy>;  // of one split
 
 // A block under a placement and its neighbours, with what follows from that alone.
 struct ScheduledBlock {
@@ -57,8 +57,8 @@ struct ScheduledBlock {
   bool one_split = false;        // no split starts inside
   bool ends_streamed = false;    // its last operation runs in a lane: the next block starts a split
   InputBits first_split_gpu_inputs = 0;
-  int64_t slot_bytes = 0;                           // of its cache, where that is streamed
-  std::vector<std::vector<StreamedCopy>> streamed;  // by split
+  int64_t slot_bytes = 0;                // of its cache, where that is streamed
+  std::vector<StreamedCopies> streamed;  // by split
 };
 // `slot_bytes`: what the layer's KV or state takes in a slot.
 [[nodiscard]] ScheduledBlock schedule_block(const Block& block, const BlockPlacement& placement, const Neighbours& neighbours,
@@ -66,11 +66,11 @@ struct ScheduledBlock {
 
 // What later blocks mean for this one.
 struct ReplayOutlook {
-  bool continues = false;   // the first operation goes on with the split of the block before
-  InputBits ahead = 0;      // inputs that later blocks read in the split in which this block ends: copied when it starts
-  StreamedBytes streamed;   // for the split behind the one in which this block ends: they arrive when that one starts
-  InputBits last_gpu = 0;   // inputs that the GPU reads here for the last time
-  InputBits last_host = 0;  // inputs that the host reads (or that are copied from it) here for the last time
+  bool continues = false;                    // the first operation goes on with the split of the block before
+  InputBits ahead = 0;                       // inputs that later blocks read in the split in which this block ends: copied when it starts
+  const StreamedCopies* streamed = nullptr;  // for the split behind the one in which this block ends: they arrive when that one starts
+  InputBits last_gpu = 0;                    // inputs that the GPU reads here for the last time
+  InputBits last_host = 0;                   // inputs that the host reads (or that are copied from it) here for the last time
   bool operator==(const ReplayOutlook&) const = default;
 };
 

@@ -146,8 +146,9 @@ class Search {
           layers.back().bound[t] =
               terms_[t].cost->layer_bound(static_cast<size_t>(number), pattern_ids_[t][pattern], placement_.op_offload);
         }
-        entry.push_back(entry_sums(number, rule));
-        layers.back() += entry.back();
+        const Sums added = entry_sums(number, rule);
+        layers.back() += added;
+        entry.push_back(number == 0 ? Sums{} : added);  // what lies before the first layer does not depend on the run
       }
       rule_floor_[index] = floor;
       for (const bool back : {false, true}) {
@@ -165,8 +166,7 @@ class Search {
   // What a layer adds behind one under the same rule: counted with the layer, and taken back for the first layer of a run.
   Sums entry_sums(int32_t layer, Rule rule) {
     Sums sums;
-    if (layer == 0) return sums;
-    const size_t before = pattern_index(rule, layer - 1);
+    const size_t before = pattern_index(rule, std::max(layer - 1, 0));
     const size_t pattern = pattern_index(rule, layer);
     for (size_t t = 0; t < terms_.size(); ++t) {
       sums.bound[t] = terms_[t].cost->bound_behind(static_cast<size_t>(layer), pattern_ids_[t][before], pattern_ids_[t][pattern],
@@ -214,12 +214,21 @@ class Search {
     return memory;
   }
 
+  [[nodiscard]] bool uses_gpu(const Knobs& knobs) const {
+    const bool streams = !uses_op_offload(strategy_);
+    return streams || knobs.output_on_gpu || knobs.n_pinned > 0 || knobs.n_attn_pinned > 0;
+  }
+
   void rank_by_bound() {
     for (size_t index = 0; index < knobs_.size(); ++index) {
       const Sums sums = sums_of(knobs_[index]);
       if (excess_of(memory_at_least(knobs_[index], sums), budget_).total() > 0) continue;
       double bound = 0.0;
-      for (size_t t = 0; t < terms_.size(); ++t) bound += terms_[t].weight * sums.bound[t].seconds();
+      for (size_t t = 0; t < terms_.size(); ++t) {
+        PassBound least = sums.bound[t];
+        if (uses_gpu(knobs_[index])) least += terms_[t].cost->gpu_use_bound();
+        bound += terms_[t].weight * least.seconds();
+      }
       queue_.emplace_back(bound * kRounding, index);
     }
     std::make_heap(queue_.begin(), queue_.end(), std::greater<>());

@@ -111,11 +111,12 @@ TEST(Replay, StreamedWeightsAreThereOneSplitAhead) {
   ReplayState state = residual_on(Device::gpu, 256);
   state.streamed = {state.gpu.allocate(8192)};  // by the block before
   ReplayOutlook outlook;
-  outlook.streamed = {4096};  // for the block behind: into the hole that the first left
+  const StreamedCopies behind{{.last_reader = 0, .n_bytes = 4096}};
+  outlook.streamed = &behind;  // for the block behind, when the second split starts: the residual and the first weight are gone
   const ReplayPeaks peaks = replay(scheduled, outlook, InputBytes{}, 0, state);
   EXPECT_EQ(peaks.gpu_bytes, 256 + 8192 + 16384 + 256);
   ASSERT_EQ(state.streamed.size(), 1U);
-  EXPECT_EQ(state.streamed.front(), 256);
+  EXPECT_EQ(state.streamed.front(), 0);
 }
 
 // An f32 mask and its cast are there together once; then the cast stays.
