@@ -36,6 +36,8 @@ void bind_cost(py::module_& m) {
   m.def(
       "price_pass",
       [](const pshard::Model& model, const pshard::Machine& machine, const pshard::Pass& pass, const pshard::Placement& placement) {
+        check(pass);
+        check(placement, model.layers().size());
         return pshard::PassCost(model, machine, pass).price(placement);
       },
       "model"_a, "machine"_a, "pass_"_a, "placement"_a, py::call_guard<py::gil_scoped_release>());

@@ -129,7 +129,13 @@ void bind_reports(py::module_& m) {
       .def_readonly("host_bytes", &ComputeBytes::host_bytes);
   py::class_<ComputeBuffers>(m, "ComputeBuffers")
       .def(py::init<const Model&, const ContextParameters&, int64_t>(), "model"_a, "context"_a, "n_tokens"_a, py::keep_alive<1, 2>())
-      .def("__call__", &ComputeBuffers::operator(), "placement"_a)
+      .def(
+          "__call__",
+          [](ComputeBuffers& buffers, const Placement& placement) {
+            check(placement, buffers.n_layer());
+            return buffers(placement);
+          },
+          "placement"_a)
       .def_property_readonly("n_replays", &ComputeBuffers::n_replays);
 }
 
@@ -147,7 +153,6 @@ void bind_memory(py::module_& m) {
       .def_readwrite("flash_attn", &ContextParameters::flash_attn)
       .def_readwrite("kv_unified", &ContextParameters::kv_unified)
       .def_readwrite("swa_full", &ContextParameters::swa_full)
-      .def_readwrite("offload_kqv", &ContextParameters::offload_kqv)
       .def_readwrite("casts_mask", &ContextParameters::casts_mask)
       .def_readwrite("type_k", &ContextParameters::type_k)
       .def_readwrite("type_v", &ContextParameters::type_v);
@@ -167,15 +172,24 @@ void bind_memory(py::module_& m) {
   m.def("embedding_bytes", &pshard::embedding_bytes, "model"_a);
   m.def("memory", &pshard::memory, "model"_a, "placement"_a, "context"_a, "n_tokens"_a, "Bytes per device for one placement.");
   m.def(
-      "embedding_operations", [](const Model& model, const Pass& pass) { return describe(pshard::embedding_block(model, pass)); },
+      "embedding_operations",
+      [](const Model& model, const Pass& pass) {
+        check(pass);
+        return describe(pshard::embedding_block(model, pass));
+      },
       "model"_a, "pass_"_a);
   m.def(
       "layer_operations",
       [](const Model& model, size_t layer, const Pass& pass, bool is_last) {
+        check(pass);
         return describe(pshard::layer_block(model, model.layers().at(layer), pass, is_last));
       },
       "model"_a, "layer"_a, "pass_"_a, "is_last"_a = false);
   m.def(
-      "head_operations", [](const Model& model, const Pass& pass) { return describe(pshard::head_block(model, pass)); }, "model"_a,
-      "pass_"_a);
+      "head_operations",
+      [](const Model& model, const Pass& pass) {
+        check(pass);
+        return describe(pshard::head_block(model, pass));
+      },
+      "model"_a, "pass_"_a);
 }

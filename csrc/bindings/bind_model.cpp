@@ -67,8 +67,7 @@ void bind_tensors(py::module_& m) {
       .def_readonly("name", &Tensor::name)
       .def_readonly("type", &Tensor::type)
       .def_readonly("shape", &Tensor::shape)
-      .def_readonly("n_bytes", &Tensor::n_bytes)
-      .def("n_elements", &Tensor::n_elements);
+      .def_readonly("n_bytes", &Tensor::n_bytes);
   m.def("layer_of", &pshard::layer_of, "tensor_name"_a);
   m.def("local_name", &pshard::local_name, "tensor_name"_a);
   m.def("group_of", &pshard::group_of, "tensor_name"_a);

@@ -17,6 +17,7 @@ using pshard::Machine;
 using pshard::Model;
 using pshard::Overflow;
 using pshard::PassCost;
+using pshard::Placement;
 using pshard::RuntimePlan;
 using pshard::StockFit;
 using pshard::StockPlan;
@@ -34,14 +35,25 @@ Strategy strategy_named(const std::string& name) {
   return *strategy;
 }
 
+Overflow overflow_named(const std::string& name) {
+  for (const Overflow value : {Overflow::none, Overflow::attn, Overflow::up, Overflow::gate}) {
+    if (to_string(value) == name) return value;
+  }
+  throw std::invalid_argument("unknown overflow '" + name + "'; one of NONE, ATTN, UP and GATE");
+}
+
 void bind_inputs(py::module_& m) {
   py::class_<Workload>(m, "Workload")
       .def(py::init([](int64_t prompt_tokens, int64_t generate_tokens) {
+             if (prompt_tokens < 0 || generate_tokens < 0) {
+               throw std::invalid_argument("a workload of " + std::to_string(prompt_tokens) + " prompt and " +
+                                           std::to_string(generate_tokens) + " generated tokens; neither may be negative");
+             }
              return Workload{prompt_tokens, generate_tokens};
            }),
            "prompt_tokens"_a, "generate_tokens"_a)
-      .def_readwrite("prompt_tokens", &Workload::prompt_tokens)
-      .def_readwrite("generate_tokens", &Workload::generate_tokens);
+      .def_readonly("prompt_tokens", &Workload::prompt_tokens)
+      .def_readonly("generate_tokens", &Workload::generate_tokens);
   py::class_<Budget>(m, "Budget")
       .def(py::init([](int64_t vram_bytes, int64_t ram_bytes) {
              return Budget{vram_bytes, ram_bytes};
@@ -51,11 +63,7 @@ void bind_inputs(py::module_& m) {
       .def_readwrite("ram_bytes", &Budget::ram_bytes);
   py::class_<Knobs>(m, "Knobs")
       .def(py::init([](int32_t n_pinned, int32_t n_attn_pinned, const std::string& overflow, bool output_on_gpu, bool pin_from_back) {
-             Knobs knobs{n_pinned, n_attn_pinned, Overflow::none, output_on_gpu, pin_from_back};
-             for (const Overflow value : {Overflow::none, Overflow::attn, Overflow::up, Overflow::gate}) {
-               if (to_string(value) == overflow) knobs.overflow = value;
-             }
-             return knobs;
+             return Knobs{n_pinned, n_attn_pinned, overflow_named(overflow), output_on_gpu, pin_from_back};
            }),
            "n_pinned"_a = 0, "n_attn_pinned"_a = 0, "overflow"_a = "NONE", "output_on_gpu"_a = false, "pin_from_back"_a = false)
       .def_readonly("n_pinned", &Knobs::n_pinned)
@@ -170,12 +178,43 @@ void bind_plan(py::module_& m) {
          const std::vector<std::string>& strategies, int64_t batch_size, const StockFit& fit, const ContextParameters& fit_context,
          bool allow_stock_fit) {
         std::vector<Strategy> parsed;
+        check(fit.placement, model.layers().size());
         for (const std::string& name : strategies) parsed.push_back(strategy_named(name));
         return pshard::plan_tier(model, machine, context, workload, budget, parsed, batch_size, fit, fit_context, allow_stock_fit);
       },
       "model"_a, "machine"_a, "context"_a, "workload"_a, "budget"_a, "strategies"_a, "batch_size"_a, "fit"_a, "fit_context"_a,
       "allow_stock_fit"_a = true, no_gil);
-  m.def("plan_stock", &pshard::plan_stock, "model"_a, "machine"_a, "context"_a, "workload"_a, "budget"_a, "micro_batches"_a, no_gil);
-  m.def("plan_runtime", &pshard::plan_runtime, "model"_a, "machine"_a, "context"_a, "workload"_a, "tiers"_a, no_gil);
-  m.def("price_workload", &pshard::price_workload, "model"_a, "machine"_a, "context"_a, "workload"_a, "placement"_a, no_gil);
+  m.def(
+      "plan_stock",
+      [](const Model& model, const Machine& machine, const ContextParameters& context, const Workload& workload, const Budget& budget,
+         const std::vector<int64_t>& micro_batches) {
+        for (const int64_t n_ubatch : micro_batches) {
+          ContextParameters with_micro_batch = context;
+          with_micro_batch.n_ubatch = n_ubatch;
+          check(with_micro_batch);
+        }
+        return pshard::plan_stock(model, machine, context, workload, budget, micro_batches);
+      },
+      "model"_a, "machine"_a, "context"_a, "workload"_a, "budget"_a, "micro_batches"_a, no_gil);
+  m.def(
+      "plan_runtime",
+      [](const Model& model, const Machine& machine, const ContextParameters& context, const Workload& workload,
+         const std::vector<TierPlan>& tiers) {
+        for (const TierPlan& tier : tiers) {
+          for (const Candidate& candidate : tier.candidates) {
+            if (candidate.viable) check(candidate.placement, model.layers().size());
+          }
+        }
+        return pshard::plan_runtime(model, machine, context, workload, tiers);
+      },
+      "model"_a, "machine"_a, "context"_a, "workload"_a, "tiers"_a, no_gil);
+  m.def(
+      "price_workload",
+      [](const Model& model, const Machine& machine, const ContextParameters& context, const Workload& workload,
+         const Placement& placement) {
+        check(context);
+        check(placement, model.layers().size());
+        return pshard::price_workload(model, machine, context, workload, placement);
+      },
+      "model"_a, "machine"_a, "context"_a, "workload"_a, "placement"_a, no_gil);
 }

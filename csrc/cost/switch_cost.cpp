@@ -7,9 +7,11 @@ namespace pshard {
 SwitchCost switch_cost(const Model& model, const Machine& machine, const Placement& from, const Placement& to,
                        const std::vector<int64_t>& cache_bytes_per_layer) {
   const auto& layers = model.layers();
-  if (from.layer_pattern.size() != layers.size() || to.layer_pattern.size() != layers.size() ||
-      cache_bytes_per_layer.size() != layers.size()) {
-    throw std::invalid_argument("a switch needs both placements and the cache bytes of every layer of the model");
+  check(from, layers.size());
+  check(to, layers.size());
+  if (cache_bytes_per_layer.size() != layers.size()) {
+    throw std::invalid_argument("a switch needs the cache bytes of each of the model's " + std::to_string(layers.size()) +
+                                " layers, not of " + std::to_string(cache_bytes_per_layer.size()));
   }
   SwitchCost cost;
   const auto becomes_resident = [](Where before, Where after) { return before != Where::pinned && after == Where::pinned; };
@@ -26,7 +28,7 @@ SwitchCost switch_cost(const Model& model, const Machine& machine, const Placeme
   if (becomes_resident(from.head, to.head)) {
     for (const Tensor& tensor : model.head()) cost.up_bytes += tensor.n_bytes;
   }
-  const double largest_chunk = machine.has_gpu ? machine.up.chunk_bytes.back() : 1.0;
+  const double largest_chunk = machine.up.chunk_bytes.empty() ? 1.0 : machine.up.chunk_bytes.back();
   cost.seconds = machine.up.seconds(static_cast<double>(cost.up_bytes), largest_chunk) +
                  machine.down.seconds(static_cast<double>(cost.down_bytes), largest_chunk);
   return cost;

@@ -66,6 +66,11 @@ void check_link(const std::string& field, const LinkCurve& curve) {
   check_curve(field, curve.chunk_bytes, curve.bytes_per_second);
   check_not_negative(field + ".latency_seconds", curve.latency_seconds);
   check_positive(field + ".peak_bytes_per_second", curve.peak_bytes_per_second);
+  const double fastest = *std::max_element(curve.bytes_per_second.begin(), curve.bytes_per_second.end());
+  if (fastest > curve.peak_bytes_per_second) {
+    refuse(field,
+           "reaches " + std::to_string(fastest) + " bytes/s, above peak_bytes_per_second = " + std::to_string(curve.peak_bytes_per_second));
+  }
   check_not_negative(field + ".spread", curve.spread);
 }
 
@@ -81,7 +86,8 @@ double LinkCurve::seconds(double n_bytes, double chunk) const {
   if (n_bytes <= 0.0 || chunk_bytes.empty()) return 0.0;
   chunk = std::clamp(chunk, 1.0, n_bytes);
   const double copies = std::ceil(n_bytes / chunk);
-  return copies * latency_seconds + n_bytes / interpolate_log(chunk_bytes, bytes_per_second, chunk);
+  const double rate = std::min(interpolate_log(chunk_bytes, bytes_per_second, chunk), peak_bytes_per_second);
+  return copies * latency_seconds + n_bytes / rate;
 }
 
 void check(const Machine& machine) {

@@ -49,7 +49,7 @@ struct LinkCurve {
   Basis basis = Basis::estimated;
   double spread = 0.0;
 
-  // Seconds for `n_bytes` in chunks of `chunk` bytes, each with its set-up. 0 bytes cost nothing, nor does a
+  // Seconds for `n_bytes` in chunks of `chunk` bytes, each with its set-up, at no more than the peak. 0 bytes cost nothing, nor does a
   // machine without a GPU, which has no curve and copies nothing.
   [[nodiscard]] double seconds(double n_bytes, double chunk) const;
 };
@@ -73,9 +73,9 @@ struct Machine {
   double copy_rate_under_cpu = 1.0;        // fraction of the link's rate that remains while the CPU computes
 };
 
-// Throws std::invalid_argument, naming the field, unless every rate that a price divides by is positive and finite, curves are non-empty
-// and ascend, and fractions lie in (0, 1]. The GPU and its link are looked at only where there is one. Called once where a machine enters
-// the core, so that nothing that prices has to look again.
+// Throws std::invalid_argument, naming the field, unless every rate that a price divides by is positive and finite, curves are non-empty,
+// ascend and stay within their link's peak, and fractions lie in (0, 1]. The GPU and its link are looked at only where there is one. Called
+// once where a machine enters the core, so that nothing that prices has to look again.
 void check(const Machine& machine);
 
 }  // namespace pshard

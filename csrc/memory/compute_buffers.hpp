@@ -31,6 +31,7 @@ class ComputeBuffers {
   [[nodiscard]] int64_t gpu_floor(size_t layer, const LayerPlacement& placement, bool op_offload) const;
   [[nodiscard]] int64_t gpu_floor_of_head(Where head, bool op_offload) const;
 
+  [[nodiscard]] size_t n_layer() const { return layer_block_.size(); }
   // Blocks replayed so far.
   [[nodiscard]] int64_t n_replays() const { return n_replays_; }
 

@@ -55,11 +55,15 @@ void move_exception(const Model& model, const Placement& placement, const Tensor
 
 }  // namespace
 
-CacheCells cache_cells(const Model& model, const ContextParameters& context) {
+void check(const ContextParameters& context) {
   require_positive(context.n_ctx, "n_ctx");
   require_positive(context.n_batch, "n_batch");
   require_positive(context.n_ubatch, "n_ubatch");
   require_positive(context.n_seq_max, "n_seq_max");
+}
+
+CacheCells cache_cells(const Model& model, const ContextParameters& context) {
+  check(context);
   CacheCells cells;
   const int64_t n_ctx = pad(context.n_ctx, kCellPadding);
   cells.n_streams = context.kv_unified ? 1 : context.n_seq_max;
@@ -152,10 +156,7 @@ WeightBytes outside_weight_bytes(const Model& model, const Placement& placement)
 
 MemoryReport memory(const Model& model, const Placement& placement, const ContextParameters& context, int64_t n_tokens) {
   const std::vector<Layer>& layers = model.layers();
-  if (placement.layer_pattern.size() != layers.size()) {
-    throw std::invalid_argument("the placement has " + std::to_string(placement.layer_pattern.size()) + " layers, the model " +
-                                std::to_string(layers.size()));
-  }
+  check(placement, layers.size());
   MemoryReport report;
   const WeightBytes outside = outside_weight_bytes(model, placement);
   report.gpu.weights_bytes = outside.gpu_bytes;

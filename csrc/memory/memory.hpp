@@ -19,12 +19,14 @@ struct ContextParameters {
   bool flash_attn = true;
   bool kv_unified = false;
   bool swa_full = false;
-  bool offload_kqv = true;
   // The pshard runtime's llama.cpp copies masks as f32 and casts them on the GPU; later versions make them f16 on the host.
   bool casts_mask = false;
   DataType type_k{1, 1, 2};
   DataType type_v{1, 1, 2};
 };
+
+// Throws std::invalid_argument for a context, batch or sequence count that is not positive. Whatever counts cells calls it.
+void check(const ContextParameters& context);
 
 struct CacheCells {
   int64_t n_streams = 1;
@@ -32,7 +34,6 @@ struct CacheCells {
   int64_t window = 0;  // cells per stream of sliding-window layers
 };
 // Contexts are padded to 256 cells per stream; a window layer keeps its window and one micro-batch, padded alike, where that is less.
-// Throws std::invalid_argument for a context, batch or sequence count that is not positive.
 [[nodiscard]] CacheCells cache_cells(const Model& model, const ContextParameters& context);
 
 // KV and recurrent state of one layer. A transposed V cache (no flash attention) has the widest layer's rows in all of them.
@@ -76,8 +77,8 @@ struct MemoryReport {
   DeviceBytes host;
 };
 
-// One placement, everything; `n_tokens` sizes the graph, `context` the cache. Throws std::invalid_argument where the placement has
-// another number of layers than the model.
+// One placement, everything; `n_tokens` sizes the graph, `context` the cache. Throws std::invalid_argument where the placement
+// does not match the model.
 [[nodiscard]] MemoryReport memory(const Model& model, const Placement& placement, const ContextParameters& context, int64_t n_tokens);
 
 }  // namespace pshard

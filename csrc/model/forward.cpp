@@ -2,6 +2,9 @@
 // forward_ffn.cpp and forward_mixers.cpp hold its parts.
 #include "model/forward.hpp"
 
+#include <limits>
+#include <stdexcept>
+
 #include "model/block_builder.hpp"
 
 namespace pshard {
@@ -10,6 +13,13 @@ namespace {
 
 // `scale` of a whole row block; in place.
 int32_t scaled(BlockBuilder& b, Group group, int32_t input) { return b.elementwise(group, {input}, b.bytes_of(input)); }
+
+void check_count(const char* field, int64_t value, int64_t least) {
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
+  if (value >= least && value <= kMost) return;
+  throw std::invalid_argument("pass: " + std::string(field) + " is " + std::to_string(value) + "; it must be within " +
+                              std::to_string(least) + " and " + std::to_string(kMost));
+}
 
 // Attention and FFN side by side on the layer's input; llama.cpp computes the FFN first, then the attention's output projection.
 int32_t parallel_layer(BlockBuilder& b, int32_t residual, bool drop_rows, int64_t row_bytes) {
@@ -68,6 +78,15 @@ int32_t sequential_layer(BlockBuilder& b, int32_t residual, bool drop_rows, int6
 }
 
 }  // namespace
+
+void check(const Pass& pass) {
+  check_count("n_tokens", pass.n_tokens, 1);
+  check_count("n_outputs", pass.n_outputs, 1);
+  check_count("n_seqs", pass.n_seqs, 1);
+  check_count("n_streams", pass.n_streams, 1);
+  check_count("n_kv", pass.n_kv, 0);
+  check_count("n_kv_window", pass.n_kv_window, 0);
+}
 
 Block embedding_block(const Model& model, const Pass& pass) {
   BlockBuilder b(model, pass, model.embedding());

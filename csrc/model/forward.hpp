@@ -23,6 +23,9 @@ struct Pass {
   DataType type_k{1, 1, 2};
   DataType type_v{1, 1, 2};
 };
+// Throws std::invalid_argument, naming the field, unless tokens, outputs, sequences and streams are at least 1 and cells at least 0, and
+// all below 2^31, as llama.cpp counts them.
+void check(const Pass& pass);
 
 enum class OpKind : uint8_t {
   mul_mat,       // weight x activation

@@ -55,6 +55,10 @@ struct Placement {
   [[nodiscard]] const LayerPlacement& layer(size_t index) const { return patterns[layer_pattern[index]]; }
 };
 
+// Throws std::invalid_argument unless every one of the model's `n_layer` layers has a pattern, and no more. Called where a placement
+// enters the core, so that nothing that prices has to look again. O(layers).
+void check(const Placement& placement, size_t n_layer);
+
 // GGML_OP_OFFLOAD_MIN_BATCH's default.
 inline constexpr int64_t kOffloadMinTokens = 32;
 

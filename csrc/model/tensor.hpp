@@ -50,8 +50,6 @@ struct Tensor {
   DataType type;
   std::array<int64_t, 4> shape{1, 1, 1, 1};  // as in the file: shape[0] is the contiguous, contracted dimension
   int64_t n_bytes = 0;
-
-  [[nodiscard]] int64_t n_elements() const { return shape[0] * shape[1] * shape[2] * shape[3]; }
 };
 
 // Layer number of "blk.N.…", or -1 for a tensor outside the layers.

@@ -142,42 +142,67 @@ StockPlan plan_stock(const Model& model, const Machine& machine, const ContextPa
   return best;
 }
 
-RuntimePlan plan_runtime(const Model& model, const Machine& machine, const ContextParameters& context, const Workload& workload,
-                         const std::vector<TierPlan>& tiers) {
-  RuntimePlan best;
-  const auto smallest = std::find_if(tiers.begin(), tiers.end(), [](const TierPlan& tier) { return tier.best >= 0; });
-  if (smallest == tiers.end()) return best;
-  const auto largest = std::find_if(tiers.rbegin(), tiers.rend(), [](const TierPlan& tier) { return tier.best >= 0; });
-  const Candidate& decode = smallest->candidates[static_cast<size_t>(smallest->best)];
+namespace {
 
-  // Of each layer's cache, the prompt's share moves in a switch; recurrent state moves whole.
-  std::vector<int64_t> cache;
+bool viable(const TierPlan& tier) { return tier.best >= 0; }
+
+const Candidate& chosen(const TierPlan& tier) { return tier.candidates[static_cast<size_t>(tier.best)]; }
+
+// Tiers that the runtime may run the prompt in: from kFirstPromptTier tokens on, it weighs the viable prompt tiers up to the smallest that
+// covers the prompt; below, it takes the smallest that covers it. The largest viable tier where none does.
+std::vector<size_t> prompt_tiers(const std::vector<TierPlan>& tiers, int64_t prompt_tokens) {
+  std::vector<size_t> possible;
+  size_t largest = 0;
+  for (size_t i = 0; i < tiers.size(); ++i) {
+    if (!viable(tiers[i])) continue;
+    const bool covers = tiers[i].batch_size >= prompt_tokens;
+    const bool weighed = prompt_tokens > kLargestDecodeBatch && tiers[i].batch_size > kLargestDecodeBatch;
+    if (covers || weighed) possible.push_back(i);
+    if (covers) return possible;
+    largest = i;
+  }
+  if (possible.empty()) possible.push_back(largest);
+  return possible;
+}
+
+// Of each layer's cache, the prompt's share moves in a switch; recurrent state moves whole.
+std::vector<int64_t> filled_cache_bytes(const Model& model, const ContextParameters& context, int64_t prompt_tokens) {
+  std::vector<int64_t> bytes;
   const CacheCells cells = cache_cells(model, context);
   for (const Layer& layer : model.layers()) {
     const int64_t whole = cache_bytes(model, layer, context);
     const int64_t length = layer.parameters.window > 0 ? cells.window : cells.full;
     const bool recurrent = layer.parameters.scan_state + layer.parameters.conv_state > 0;
-    cache.push_back(recurrent || length == 0 ? whole : whole / length * std::min(length, workload.prompt_tokens));
+    bytes.push_back(recurrent || length == 0 ? whole : whole / length * std::min(length, prompt_tokens));
   }
-  // The runtime takes no tier larger than the smallest that covers the prompt.
-  bool covered = false;
-  for (auto tier = tiers.begin(); tier != tiers.end() && !covered; ++tier) {
-    const bool for_prompts = tier->batch_size > kLargestDecodeBatch || &*tier == &*largest;
-    if (tier->best < 0 || !for_prompts) continue;
-    covered = tier->batch_size >= workload.prompt_tokens;
-    const Candidate& prompt = tier->candidates[static_cast<size_t>(tier->best)];
-    ContextParameters sized = context;
-    // Stock fit keeps its own micro-batch in larger tiers.
-    sized.n_ubatch = std::min(tier->batch_size, prompt.micro_batch);
-    const WorkloadTime time = price_workload(model, machine, sized, workload, prompt.placement);
-    const SwitchCost change = switch_cost(model, machine, prompt.placement, decode.placement, cache);
+  return bytes;
+}
+
+}  // namespace
+
+RuntimePlan plan_runtime(const Model& model, const Machine& machine, const ContextParameters& context, const Workload& workload,
+                         const std::vector<TierPlan>& tiers) {
+  RuntimePlan best;
+  const auto smallest = std::find_if(tiers.begin(), tiers.end(), viable);
+  if (smallest == tiers.end()) return best;
+  const Candidate& decode = chosen(*smallest);
+  const std::vector<int64_t> cache = filled_cache_bytes(model, context, workload.prompt_tokens);
+  for (const size_t index : prompt_tiers(tiers, workload.prompt_tokens)) {
+    const Candidate& prompt = chosen(tiers[index]);
     RuntimePlan plan;
     plan.viable = true;
-    plan.prompt_tier = static_cast<int32_t>(tier - tiers.begin());
+    plan.prompt_tier = static_cast<int32_t>(index);
     plan.decode_tier = static_cast<int32_t>(smallest - tiers.begin());
-    plan.prompt_seconds = time.prompt_seconds;
-    plan.switch_seconds = change.seconds;
-    plan.switch_bytes = change.up_bytes + change.down_bytes;
+    if (workload.prompt_tokens > 0) {
+      ContextParameters sized = context;
+      sized.n_ubatch = prompt.micro_batch;  // stock fit keeps its own in larger tiers
+      plan.prompt_seconds = price_workload(model, machine, sized, workload, prompt.placement).prompt_seconds;
+    }
+    if (workload.prompt_tokens > 0 && workload.generate_tokens > 0 && plan.prompt_tier != plan.decode_tier) {
+      const SwitchCost change = switch_cost(model, machine, prompt.placement, decode.placement, cache);
+      plan.switch_seconds = change.seconds;
+      plan.switch_bytes = change.up_bytes + change.down_bytes;
+    }
     plan.generate_seconds = static_cast<double>(workload.generate_tokens) * decode.time.seconds;
     if (!best.viable || plan.total() < best.total()) best = plan;
   }

@@ -83,7 +83,8 @@ struct RuntimePlan {
   [[nodiscard]] double total() const { return prompt_seconds + switch_seconds + generate_seconds; }
 };
 
-// Prompt tiers are those above kLargestDecodeBatch; where none is viable, the prompt runs in the largest viable tier.
+// The tiers' own choices are what runs, by the runtime's rule for `n_tokens`; a switch is paid between a prompt and a decode tier that
+// differ.
 [[nodiscard]] RuntimePlan plan_runtime(const Model& model, const Machine& machine, const ContextParameters& context,
                                        const Workload& workload, const std::vector<TierPlan>& tiers);
 

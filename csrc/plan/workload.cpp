@@ -9,9 +9,13 @@ constexpr int64_t kCellStep = 256;
 
 int64_t round_up_cells(int64_t cells) { return (cells + kCellStep - 1) / kCellStep * kCellStep; }
 
-Pass timed_pass(const Model& model, const ContextParameters& context, int64_t n_tokens, int64_t fill) {
+// A pass as it runs: reserved_pass has the settings, but room for every sequence and all cells.
+Pass timed_pass(const Model& model, const ContextParameters& context, int64_t n_tokens, int64_t n_seqs, int64_t fill) {
   const CacheCells cells = cache_cells(model, context);
-  Pass pass = reserved_pass(model, context, n_tokens);  // settings and sequences; cells and outputs follow
+  Pass pass = reserved_pass(model, context, n_tokens);
+  pass.n_tokens = n_tokens;
+  pass.n_seqs = n_seqs;
+  pass.n_streams = std::min(pass.n_streams, n_seqs);
   pass.n_outputs = n_tokens <= kLargestDecodeBatch ? n_tokens : std::min(context.n_seq_max, n_tokens);
   const int64_t read = round_up_cells(std::max<int64_t>(fill, 1));
   pass.n_kv = std::min(read, cells.full);
@@ -44,7 +48,7 @@ int64_t mean_fill(const Model& model, const ContextParameters& context, const Wo
 }
 
 Pass tier_pass(const Model& model, const ContextParameters& context, const Workload& workload, int64_t n_tokens) {
-  return timed_pass(model, context, n_tokens, mean_fill(model, context, workload, n_tokens));
+  return timed_pass(model, context, n_tokens, std::min(context.n_seq_max, n_tokens), mean_fill(model, context, workload, n_tokens));
 }
 
 std::vector<WeightedPass> prompt_passes(const Model& model, const ContextParameters& context, const Workload& workload, int64_t n_ubatch) {
@@ -53,12 +57,12 @@ std::vector<WeightedPass> prompt_passes(const Model& model, const ContextParamet
   const int64_t rest = workload.prompt_tokens % n_ubatch;
   if (full > 0) {
     // The i-th micro-batch reads i * n_ubatch cells; the cost is linear in them, so the mean stands for all.
-    WeightedPass weighted{timed_pass(model, context, n_ubatch, (full + 1) * n_ubatch / 2), static_cast<double>(full)};
+    WeightedPass weighted{timed_pass(model, context, n_ubatch, 1, (full + 1) * n_ubatch / 2), static_cast<double>(full)};
     weighted.pass.n_outputs = 1;
     passes.push_back(weighted);
   }
   if (rest > 0) {
-    WeightedPass weighted{timed_pass(model, context, rest, workload.prompt_tokens), 1.0};
+    WeightedPass weighted{timed_pass(model, context, rest, 1, workload.prompt_tokens), 1.0};
     weighted.pass.n_outputs = 1;
     passes.push_back(weighted);
   }

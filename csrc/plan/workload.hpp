@@ -32,10 +32,11 @@ inline constexpr int64_t kLargestDecodeBatch = 511;
 // generated for a decode pass; half way through the prompt for a prompt pass.
 [[nodiscard]] int64_t mean_fill(const Model& model, const ContextParameters& context, const Workload& workload, int64_t n_tokens);
 
-// The pass that a tier of `n_tokens` runs, at that fill. llama.cpp reads cells in steps of 256.
+// The pass that a tier of `n_tokens` runs, over as many sequences as it has tokens for, at that fill. llama.cpp reads cells in steps of
+// 256.
 [[nodiscard]] Pass tier_pass(const Model& model, const ContextParameters& context, const Workload& workload, int64_t n_tokens);
 
-// The prompt in micro-batches of `n_ubatch`: the full ones at their mean fill, and the rest.
+// The prompt of one sequence in micro-batches of `n_ubatch`: the full ones at their mean fill, and the rest.
 [[nodiscard]] std::vector<WeightedPass> prompt_passes(const Model& model, const ContextParameters& context, const Workload& workload,
                                                       int64_t n_ubatch);
 

@@ -58,8 +58,6 @@ class DataType:
 class Tensor:
     def __init__(self, name: str, type: DataType, shape: typing.Annotated[collections.abc.Sequence[int], "FixedSize(4)"], n_bytes: int) -> None:
         ...
-    def n_elements(self) -> int:
-        ...
     @property
     def n_bytes(self) -> int:
         ...
@@ -517,6 +515,7 @@ class TensorException:
         ...
 class Placement:
     head: Where
+    head_op_offload: bool
     op_offload: bool
     def __init__(self) -> None:
         ...
@@ -590,9 +589,9 @@ class OpKind(enum.IntEnum):
     copy = 6
     scan = 7
 class ContextParameters:
+    casts_mask: bool
     flash_attn: bool
     kv_unified: bool
-    offload_kqv: bool
     swa_full: bool
     type_k: DataType
     type_v: DataType
@@ -726,14 +725,8 @@ class Workload:
     @property
     def generate_tokens(self) -> int:
         ...
-    @generate_tokens.setter
-    def generate_tokens(self, arg0: int) -> None:
-        ...
     @property
     def prompt_tokens(self) -> int:
-        ...
-    @prompt_tokens.setter
-    def prompt_tokens(self, arg0: int) -> None:
         ...
 class Budget:
     def __init__(self, vram_bytes: int, ram_bytes: int) -> None:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from pshard import _core
 
 _MAX_SIZE = 1 << 24  # of one dimension: products of two, times a block's bytes, stay far inside int64
+# Of what is looped over: llama.cpp's own LLAMA_MAX_LAYERS and LLAMA_MAX_EXPERTS, above which it loads no model.
+_MAX_LAYERS = 512
+_MAX_EXPERTS = 1024
 _GATING_IDS = {1: "softmax", 2: "sigmoid", 3: "softmax_of_selected"}
 _KEY_TENSORS = frozenset({"attn_k", "attn_qkv", "attn_kv_a_mqa"})
 
@@ -51,7 +54,7 @@ class _Keys:
         if value is None:
             if default is None:
                 raise self._fail(key, None, "present")
-            return default
+            value = default
         if isinstance(value, list):  # a per-layer list where one number is asked for: the largest
             return max((self._check(key, item, limit) for item in value), default=0)
         return self._check(key, value, limit)
@@ -155,8 +158,8 @@ def _hyperparameters(header: GgufHeader, name: str, keys: _Keys, architecture: A
     layers = _tensors_by_layer(header)
     h = _core.Hyperparameters()
     h.architecture = name
-    n_stored = keys.integer("block_count", default=max(layers, default=-1) + 1)
-    h.n_layer_nextn = keys.integer("nextn_predict_layers", default=0)
+    n_stored = keys.integer("block_count", default=max(layers, default=-1) + 1, limit=_MAX_LAYERS)
+    h.n_layer_nextn = keys.integer("nextn_predict_layers", default=0, limit=_MAX_LAYERS)
     h.n_layer = n_stored - h.n_layer_nextn
     if h.n_layer <= 0 or n_stored > len(header.tensors):
         message = (
@@ -167,11 +170,12 @@ def _hyperparameters(header: GgufHeader, name: str, keys: _Keys, architecture: A
     h.n_embd = keys.integer("embedding_length")
     h.n_vocab = _vocabulary_size(header, keys)
     h.n_ctx_train = keys.integer("context_length", default=0, limit=(1 << 32) - 1)
-    h.n_expert = keys.integer("expert_count", default=0)
-    h.n_expert_used = keys.integer("expert_used_count", default=0)
+    h.n_expert = keys.integer("expert_count", default=0, limit=_MAX_EXPERTS)
+    h.n_expert_used = keys.integer("expert_used_count", default=0, limit=_MAX_EXPERTS)
     if not min(h.n_expert, 1) <= h.n_expert_used <= h.n_expert:
         message = f"{header.path or 'model'}: {h.n_expert_used} experts used of {h.n_expert}. Convert the model again."
         raise ModelError(message)
+    _check_experts(header, h.n_expert, layers)
     h.kv_lora_rank = keys.integer("attention.kv_lora_rank", default=0)
     if h.kv_lora_rank:
         h.rope_dim = keys.integer("rope.dimension_count")
@@ -199,6 +203,21 @@ def _tensors_by_layer(header: GgufHeader) -> dict[int, dict[str, TensorInfo]]:
             if suffix == "weight" or stem not in layers[layer]:
                 layers[layer][stem] = tensor
     return layers
+
+
+def _check_experts(header: GgufHeader, n_expert: int, layers: dict[int, dict[str, TensorInfo]]) -> None:
+    """Hold the expert count against the stacked weights; time and slices of a weight are counted by it."""
+    for tensors in layers.values():
+        for stem, tensor in tensors.items():
+            if not (stem.endswith("_exps") and tensor.name.endswith(".weight")):
+                continue
+            stacked = tensor.shape[2] if len(tensor.shape) > 2 else 1
+            if stacked != n_expert:
+                message = (
+                    f"{header.path or 'model'}: tensor '{tensor.name}' holds {stacked} experts, but expert_count is "
+                    f"{n_expert}. Convert the model again."
+                )
+                raise ModelError(message)
 
 
 def _vocabulary_size(header: GgufHeader, keys: _Keys) -> int:
@@ -291,8 +310,10 @@ class _LayerDescriber:
         layer.mixer = self._mixer(index, tensors)
         if layer.mixer not in (_core.Mixer.attention, _core.Mixer.none):
             self._fill_state(index, layer)
-        if "attn_output" in tensors and not _KEY_TENSORS.isdisjoint(tensors):
+        attends = layer.mixer == _core.Mixer.attention or "attn_output" in tensors
+        if attends and not _KEY_TENSORS.isdisjoint(tensors):
             self._fill_attention(index, layer, tensors)
+        self._check_ffn(index, tensors)
         return layer
 
     def _mixer(self, index: int, tensors: dict[str, TensorInfo]) -> _core.Mixer:
@@ -311,7 +332,18 @@ class _LayerDescriber:
                 f"{self._where}: layer {index} has a recurrent mixer of unknown kind, so its state cannot be sized."
             )
             raise ModelError(message)
-        return _core.Mixer.attention if "attn_output" in tensors else _core.Mixer.none
+        attends = "attn_output" in tensors or not _KEY_TENSORS.isdisjoint(tensors)
+        return _core.Mixer.attention if attends else _core.Mixer.none
+
+    def _check_ffn(self, index: int, tensors: dict[str, TensorInfo]) -> None:
+        """Refuse an FFN without its end, since such a layer would be planned as if it had none."""
+        for kind in ("", "_exps", "_shexp"):
+            if f"ffn_up{kind}" in tensors and f"ffn_down{kind}" not in tensors:
+                message = (
+                    f"{self._where}: layer {index} has ffn_up{kind} but tensor 'blk.{index}.ffn_down{kind}.weight' is "
+                    "missing. The file is incomplete; give the GGUF of a whole model."
+                )
+                raise ModelError(message)
 
     def _fill_state(self, index: int, layer: _core.LayerParameters) -> None:
         from pshard import _core

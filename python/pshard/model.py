@@ -262,6 +262,25 @@ def _layers(header: GgufHeader, core: _core.Model) -> tuple[ModelLayer, ...]:
     )
 
 
+def _check_passes(where: object, core: _core.Model) -> None:
+    """Describe one token's pass through each part once, so that a missing tensor is found here and not in a plan."""
+    from pshard import _core
+
+    one_token = _core.Pass()
+    first_of_class = {layer.layer_class: index for index, layer in reversed(list(enumerate(core.layers)))}
+    part = "embedding"
+    try:
+        _core.embedding_operations(core, one_token)
+        for index in sorted(first_of_class.values()):
+            part = f"layer {index}"
+            _core.layer_operations(core, index, one_token)
+        part = "head"
+        _core.head_operations(core, one_token)
+    except ValueError as error:
+        message = f"{where}: {part}: {error}."
+        raise ModelError(message) from error
+
+
 def model_from_header(header: GgufHeader, name: str | None = None) -> Model:
     """Make a model of a header.
 
@@ -289,6 +308,7 @@ def model_from_header(header: GgufHeader, name: str | None = None) -> Model:
     except ValueError as error:
         message = f"{header.path or 'model'}: {error}. The file is incomplete; give the GGUF of a whole model."
         raise ModelError(message) from error
+    _check_passes(header.path or "model", core)
     if name is None:
         name = (
             header.path.stem
@@ -317,7 +337,12 @@ def read_model(path_or_name: str | PathLike[str]) -> Model:
         The file is missing or not a sound GGUF.
     ModelError
         The model cannot be planned, or the catalogue has no such name.
+    SettingError
+        The name is empty.
     """
+    if not str(path_or_name):
+        message = "the model's name is empty; give the path of a GGUF file, or a name that `pshard models` lists."
+        raise SettingError(message)
     path = Path(path_or_name)
     if not isinstance(path_or_name, str) or path.suffix == ".gguf" or len(path.parts) > 1 or path.exists():
         return model_from_header(read_header(path))

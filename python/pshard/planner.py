@@ -26,6 +26,12 @@ DEFAULT_N_UBATCH = 512
 DEFAULT_PROMPT_TOKENS = 2048
 DEFAULT_GENERATE_TOKENS = 256
 DEFAULT_FIT_TARGET_BYTES = 1024 * MIB
+# Types that llama.cpp keeps a cache in.
+CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
+# Beyond these, nothing is meant: llama.cpp counts tokens in 32 bits.
+MAX_TOKENS = (1 << 31) - 1
+MAX_THREADS = 4096
+MAX_BYTES = 1 << 50
 # Micro-batches that stock llama.cpp is tried with, where none is asked for.
 MICRO_BATCHES = (512, 1024, 2048, 4096)
 
@@ -103,7 +109,7 @@ def plan(
     *,
     n_ctx: int | None = None,
     vram_bytes: int | None = None,
-    n_batch: int = DEFAULT_N_BATCH,
+    n_batch: int | None = None,
     n_ubatch: int | None = None,
     n_seq_max: int = 1,
     flash_attn: bool = True,
@@ -128,9 +134,9 @@ def plan(
     vram_bytes : int, optional
         Budget for weights, KV and compute buffers on the GPU (the CUDA context is not in it). By default what is free
         less `fit_target_bytes`. 0 plans for the CPU alone.
-    n_batch, n_ubatch : int
-        llama.cpp's batch and micro-batch. The latter is stock fit's (512 where not given); where it is not given, the
-        stock placement may choose a larger one.
+    n_batch, n_ubatch : int, optional
+        llama.cpp's batch and micro-batch: 2048 and 512 by default. Stock fit takes them as they are; the stock line
+        may choose a larger micro-batch where none is given, within `n_batch` where that is given.
     n_seq_max : int
         Parallel sequences.
     flash_attn : bool
@@ -218,7 +224,8 @@ def plan(
     )  # fmt: skip
     stock = _core.plan_stock(model.core, core_machine, stock_context, workload, budget, settings.micro_batches)
     if not stock.viable and not any(tier.best >= 0 for tier in tiers):
-        raise _infeasible(settings, machine, tiers, stock)
+        on_cpu = _core.stock_fit(model.core, stock_context, 0, has_gpu=False).memory.host.total()
+        raise _infeasible(settings, machine, tiers, stock, on_cpu)
     return Plan(
         model=model,
         machine=machine,
@@ -239,7 +246,7 @@ def _settings(
     *,
     n_ctx: int | None,
     vram_bytes: int | None,
-    n_batch: int,
+    n_batch: int | None,
     n_ubatch: int | None,
     n_seq_max: int,
     flash_attn: bool,
@@ -257,16 +264,23 @@ def _settings(
     n_ctx_train = model.hyperparameters.n_ctx_train
     if n_ctx is None:
         n_ctx = min(DEFAULT_N_CTX, n_ctx_train) if n_ctx_train > 0 else DEFAULT_N_CTX
-    _check_at_least(1, n_ctx=n_ctx, n_seq_max=n_seq_max, n_batch=n_batch)
+    largest_batch = n_batch if n_batch is not None else n_ctx
+    n_batch = DEFAULT_N_BATCH if n_batch is None else n_batch
+    _check_range(1, MAX_TOKENS, n_ctx=n_ctx, n_seq_max=n_seq_max, n_batch=n_batch)
     if generate_tokens is None:
         generates = model.hyperparameters.traits.causal
         generate_tokens = min(DEFAULT_GENERATE_TOKENS, n_ctx // n_seq_max // 2) if generates else 0
     if prompt_tokens is None:
         prompt_tokens = max(0, min(DEFAULT_PROMPT_TOKENS, n_ctx // n_seq_max - generate_tokens))
-    _check_at_least(0, prompt_tokens=prompt_tokens, generate_tokens=generate_tokens, n_draft=n_draft)
-    for name, value in (("n_ubatch", n_ubatch), ("n_threads", n_threads), ("tier_max", tier_max)):
+    _check_range(0, MAX_TOKENS, prompt_tokens=prompt_tokens, generate_tokens=generate_tokens, n_draft=n_draft)
+    for name, value, maximum in (
+        ("n_ubatch", n_ubatch, MAX_TOKENS),
+        ("n_threads", n_threads, MAX_THREADS),
+        ("tier_max", tier_max, MAX_TOKENS),
+    ):
         if value is not None:
-            _check_at_least(1, **{name: value})
+            _check_range(1, maximum, **{name: value})
+    _check_flag("flash_attn", flash_attn)
     if n_seq_max > n_ctx:
         message = f"n_seq_max={n_seq_max} sequences do not fit n_ctx={n_ctx} tokens; each needs at least one."
         raise SettingError(message)
@@ -281,7 +295,8 @@ def _settings(
         raise SettingError(message)
     _check_strategy(strategy)
     fit_ubatch = min(n_ubatch or DEFAULT_N_UBATCH, n_batch)
-    larger = () if n_ubatch else tuple(size for size in MICRO_BATCHES if fit_ubatch < size <= n_ctx)
+    largest = min(n_ctx, largest_batch)
+    larger = () if n_ubatch else tuple(size for size in MICRO_BATCHES if fit_ubatch < size <= largest)
     settings = Settings(
         n_ctx=n_ctx,
         n_batch=n_batch,
@@ -289,8 +304,8 @@ def _settings(
         micro_batches=(fit_ubatch, *larger),
         n_seq_max=n_seq_max,
         flash_attn=flash_attn,
-        type_k=type_k.lower(),
-        type_v=type_v.lower(),
+        type_k=_cache_type("type_k", type_k),
+        type_v=_cache_type("type_v", type_v),
         n_threads=n_threads or machine.n_threads,
         prompt_tokens=prompt_tokens,
         generate_tokens=generate_tokens,
@@ -319,11 +334,24 @@ def _warnings(model: Model, machine: Machine, settings: Settings) -> list[str]:
     return warnings
 
 
-def _check_at_least(minimum: int, **arguments: object) -> None:
+def _check_range(minimum: int, maximum: int, **arguments: object) -> None:
     for name, value in arguments.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-            message = f"{name}={value!r} must be a whole number of at least {minimum}."
+        if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
+            message = f"{name}={value!r} must be a whole number from {minimum} to {maximum}."
             raise SettingError(message)
+
+
+def _check_flag(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        message = f"{name}={value!r} must be True or False."
+        raise SettingError(message)
+
+
+def _cache_type(name: str, value: object) -> str:
+    if not isinstance(value, str) or value.lower() not in CACHE_TYPES:
+        message = f"{name}={value!r} is none of the cache types of llama.cpp: {', '.join(CACHE_TYPES)}."
+        raise SettingError(message)
+    return value.lower()
 
 
 def _check_strategy(strategy: str | None) -> None:
@@ -336,12 +364,12 @@ def _check_strategy(strategy: str | None) -> None:
 
 def _budget_bytes(machine: Machine, vram_bytes: int | None, fit_target_bytes: int) -> int:
     if vram_bytes is not None:
-        _check_at_least(0, vram_bytes=vram_bytes)
+        _check_range(0, MAX_BYTES, vram_bytes=vram_bytes)
         if vram_bytes > 0 and not machine.has_gpu:
             message = f"vram_bytes={vram_bytes}, but {machine.name} has no GPU; name one (--gpu), or plan with 0."
             raise SettingError(message)
         return vram_bytes
-    _check_at_least(0, fit_target_bytes=fit_target_bytes)
+    _check_range(0, MAX_BYTES, fit_target_bytes=fit_target_bytes)
     free = machine.vram_bytes if machine.free_vram_bytes is None else machine.free_vram_bytes
     return max(0, free - fit_target_bytes) if machine.has_gpu else 0
 
@@ -349,8 +377,6 @@ def _budget_bytes(machine: Machine, vram_bytes: int | None, fit_target_bytes: in
 def _check_cache_types(model: Model, settings: Settings) -> None:
     from pshard.model import data_type
 
-    for name in ("type_k", "type_v"):
-        data_type(getattr(settings, name))
     if not settings.flash_attn and settings.type_v not in ("f16", "f32", "bf16"):
         message = f"type_v={settings.type_v!r} needs flash attention: llama.cpp keeps a quantised V cache only with it."
         raise SettingError(message)
@@ -382,8 +408,9 @@ def _whole_vram_bytes(
 
 
 def _infeasible(
-    settings: Settings, machine: Machine, tiers: tuple[_core.TierPlan, ...], stock: _core.StockPlan
+    settings: Settings, machine: Machine, tiers: tuple[_core.TierPlan, ...], stock: _core.StockPlan, cpu_bytes: int
 ) -> NoFeasiblePlanError:
+    """Say what is missing and what helps; `cpu_bytes` is what the CPU alone would need of RAM."""
     misses = [(c.missing_vram_bytes, c.missing_ram_bytes) for tier in tiers for c in tier.candidates]
     misses.append((stock.missing_vram_bytes, stock.missing_ram_bytes))
     vram, ram = min(misses, key=sum)
@@ -399,11 +426,12 @@ def _infeasible(
         remedies.append(f"a context shorter than {settings.n_ctx} tokens (-c)")
     if settings.type_k == "f16":
         remedies.append("a quantised KV cache (-ctk q8_0 -ctv q8_0)")
-    if vram:
+    if vram and cpu_bytes <= machine.ram_bytes:
         remedies.append("--vram 0 (the CPU alone)")
+    if 0 < vram <= machine.vram_bytes - settings.budget_bytes:
         remedies.append(f"--vram {math.ceil((settings.budget_bytes + vram) / GIB * 10) / 10:g}G")
     if ram:
-        remedies.append(f"--ram {math.ceil((machine.ram_bytes + ram) / GIB)}G")
+        remedies.append(f"--ram {math.ceil(max(machine.ram_bytes + ram, cpu_bytes) / GIB)}G")
     needs, helps = " and ".join(lacking), ", ".join(remedies)
     message = f"nothing fits: the smallest placement needs {needs}. What would help: {helps}."
     return NoFeasiblePlanError(message, vram + ram)

@@ -39,6 +39,12 @@ TEST(LinkCurve, AddsSetUpOfEveryCopy) {
   EXPECT_NEAR(curve.seconds(5e6, 2e6), 15e-6 + 5e6 / (10e9 * std::sqrt(2.0)), 1e-12);  // two whole copies and a half
 }
 
+TEST(LinkCurve, IsNeverFasterThanItsPeak) {
+  const LinkCurve curve{{1e6, 4e6}, {10e9, 20e9}, 5e-6, 16e9, Basis::reference, 0.0};
+  EXPECT_NEAR(curve.seconds(1e6, 1e6), 5e-6 + 100e-6, 1e-12);
+  EXPECT_NEAR(curve.seconds(4e6, 4e6), 5e-6 + 250e-6, 1e-12);
+}
+
 Machine machine() {
   Machine m;
   m.ram_bytes = 1;
@@ -77,6 +83,9 @@ TEST(Check, NamesTheField) {
   m = machine();
   m.up.bytes_per_second.pop_back();
   EXPECT_NE(refusal(m).find("up has 2 points and 1 rates"), std::string::npos) << refusal(m);
+  m = machine();
+  m.down.peak_bytes_per_second = 19e9;
+  EXPECT_NE(refusal(m).find("down reaches 20000000000.000000 bytes/s, above peak"), std::string::npos) << refusal(m);
   m = machine();
   m.copy_rate_under_cpu = 1.5;
   EXPECT_NE(refusal(m).find("copy_rate_under_cpu"), std::string::npos) << refusal(m);

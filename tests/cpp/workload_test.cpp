@@ -72,6 +72,23 @@ TEST(TierPass, GivesEverySequenceItsStream) {
   EXPECT_EQ(tier_pass(model, context(8192, 4), {1024, 0}, 512).n_outputs, 4);  // the last token of each
 }
 
+TEST(TierPass, HasNoMoreSequencesThanTokens) {
+  const Model model = cases::model(1);
+  const Pass one = tier_pass(model, context(8192, 4), {1024, 0}, 1);
+  EXPECT_EQ(one.n_tokens, 1);
+  EXPECT_EQ(one.n_seqs, 1);
+  EXPECT_EQ(one.n_streams, 1);
+  EXPECT_EQ(tier_pass(model, context(8192, 4), {1024, 0}, 5).n_tokens, 5);
+}
+
+TEST(PromptPasses, AreOfOneSequence) {
+  const Model model = cases::model(1);
+  for (const WeightedPass& weighted : prompt_passes(model, context(8192, 4), {1500, 0}, 1024)) {
+    EXPECT_EQ(weighted.pass.n_seqs, 1);
+    EXPECT_EQ(weighted.pass.n_streams, 1);
+  }
+}
+
 TEST(PromptPasses, AreFullOnesAndARest) {
   const Model model = cases::model(1);
   const std::vector<WeightedPass> passes = prompt_passes(model, context(8192), {2500, 0}, 1024);

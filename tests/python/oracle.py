@@ -43,7 +43,7 @@ class Row:
         context = _core.ContextParameters()
         for name in ("n_ctx", "n_batch", "n_ubatch", "n_seq_max"):
             setattr(context, name, getattr(self, name))
-        for name in ("kv_unified", "swa_full", "offload_kqv"):
+        for name in ("kv_unified", "swa_full"):
             setattr(context, name, bool(getattr(self, name)))
         context.flash_attn = self.fa != 0  # "auto" is on: every head size here is one that the device can do
         context.type_k = context.type_v = data_type(self.type_kv)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import click
 import pytest
@@ -48,6 +49,16 @@ def test_help_lists_every_command_with_a_sentence() -> None:
     assert [line.split()[0] for line in listed.splitlines() if line[2:3].isalpha()] == list(COMMANDS)
     for name in COMMANDS:
         assert group.get_command(click.Context(group), name).get_short_help_str()  # type: ignore[union-attr]
+
+
+def test_help_shows_the_examples_line_by_line() -> None:
+    lines = CliRunner().invoke(group, ["-h"], terminal_width=100).output.splitlines()
+    examples = [" ".join(line.split()) for line in lines if line.startswith("  pshard plan ")]
+    assert examples == [
+        "pshard plan llama-3.3-70b:Q4_K_M --vram 12G a published model, no download",
+        "pshard plan model.gguf a file, on this machine",
+    ]
+    assert not any("\\b" in line or "\b" in line for line in lines)
 
 
 def test_module_is_the_same_command() -> None:
@@ -195,6 +206,17 @@ def test_a_defect_is_called_one_and_debug_shows_where(capsys: pytest.CaptureFixt
     assert "raise error" in full
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a device that is always full")
+@pytest.mark.parametrize("arguments", [["models"], ["models", "--json"], ["--help"]], ids=" ".join)
+def test_a_full_disk_is_a_plain_failure(arguments: list[str]) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "pshard", *arguments], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60
+        )
+    assert done.returncode == 1
+    assert done.stderr == "pshard: No space left on device\n"
+
+
 def test_success_is_zero(capsys: pytest.CaptureFixture[str]) -> None:
     @click.command()
     @with_output
@@ -210,6 +232,8 @@ def test_interrupt_gives_130() -> None:
         "import sys, time, click\nfrom pshard.cli._errors import run\n"
         "@click.command()\ndef act():\n    print('ready', flush=True)\n    time.sleep(60)\nsys.exit(run(act, []))"
     )
+    # A background shell starts its children with SIGINT ignored, and Python leaves an ignored signal alone.
+    code = f"import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n{code}"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import oracle
@@ -60,7 +61,7 @@ def test_products_cost_two_flop_per_active_parameter_and_token(name: str) -> Non
         for tensor in matrices(layer).values():
             routed = tensor.name.endswith("_exps.weight")
             used, of = (parameters.n_expert_used, parameters.n_expert) if routed else (1, 1)
-            active += tensor.n_elements() * used // of
+            active += math.prod(tensor.shape) * used // of
         assert sum(o["flop"] for o in operations(model, index) if o["kind"] in PRODUCTS) == 2 * active * TOKENS
 
 

@@ -8,7 +8,7 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-from gguf_cases import RawGguf, text, write_llama
+from gguf_cases import F32, RawGguf, header_of, llama_keys, llama_tensors, text, write_llama
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -76,6 +76,38 @@ def test_mutated_header(sound: bytes, data: st.DataObject) -> None:
         else:
             assert model.n_layer > 0
             assert all(model.kv_bytes_per_cell(i) >= 0 and model.state_bytes(i) >= 0 for i in range(model.n_layer))
+
+
+COUNTS = ("block_count", "nextn_predict_layers", "expert_count", "expert_used_count", "attention.head_count")
+
+
+@CALM
+@given(
+    counts=st.dictionaries(st.sampled_from(COUNTS), st.one_of(st.integers(0, 16), st.integers(0, 2**32 - 1))),
+    missing=st.sets(st.integers(0, 20), max_size=2),
+    with_experts=st.booleans(),
+)
+def test_any_counts_and_gaps_make_a_bounded_model_or_are_refused(
+    counts: dict[str, int], missing: set[int], with_experts: bool
+) -> None:
+    tensors = llama_tensors(2)
+    keys = llama_keys(2, expert_count=8, expert_used_count=2) if with_experts else llama_keys(2)
+    if with_experts:
+        stacked = [("gate_inp", (256, 8)), *((f"{n}_exps", (256, 256, 8)) for n in ("gate", "up", "down"))]
+        tensors = [t for t in tensors if not t[0].endswith(("ffn_gate.weight", "ffn_up.weight", "ffn_down.weight"))]
+        tensors += [(f"blk.{i}.ffn_{name}.weight", shape, F32) for i in range(2) for name, shape in stacked]
+    header = header_of(
+        {"general.architecture": "llama"} | {f"llama.{key}": value for key, value in (keys | counts).items()},
+        [tensor for i, tensor in enumerate(tensors) if i not in missing],
+    )
+    try:
+        h = model_from_header(header).hyperparameters
+    except ModelError as error:
+        assert len(str(error)) > 20
+    else:
+        assert h.n_layer + h.n_layer_nextn == 2
+        assert h.n_expert_used <= h.n_expert <= 1024
+        assert h.n_expert == 8 or not with_experts
 
 
 @CALM

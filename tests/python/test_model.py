@@ -279,10 +279,15 @@ def mla(n_layer: int, keys: dict[str, Any], head_count_kv: int) -> Model:
         "attn_norm": ((256,), F32),
         "attn_q": ((256, 8 * 48), F16),
         "attn_kv_a_mqa": ((256, 80), F16),
+        "attn_kv_a_norm": ((64,), F32),
         "attn_output": ((256, 256), F16),
         "ffn_up": ((256, 512), F16),
         "ffn_down": ((512, 256), F16),
     }
+    if "attention.key_length_mla" in keys:
+        layer |= {"attn_k_b": ((32, 64, 8), F16), "attn_v_b": ((64, 32, 8), F16)}
+    else:
+        layer["attn_kv_b"] = ((64, 8 * (32 + 32)), F16)
     tensors: Tensors = [("token_embd.weight", (256, 100), F16), ("output_norm.weight", (256,), F32)]
     tensors += [(f"blk.{i}.{name}.weight", *what) for i in range(n_layer) for name, what in layer.items()]
     common = {"attention.head_count_kv": head_count_kv, "attention.kv_lora_rank": 64, "rope.dimension_count": 16}
@@ -317,8 +322,14 @@ def with_layers(*layers: dict[str, tuple[tuple[int, ...], int]]) -> Tensors:
 
 
 ATTENTION = {f"attn_{n}.weight": ((256, w), F16) for n, w in (("q", 256), ("k", 64), ("v", 64), ("output", 256))}
-MAMBA = {"ssm_in.weight": ((256, 1024), F16), "ssm_x.weight": ((512, 40), F16), "ssm_a": ((16, 512), F32)}
-MAMBA2 = {"ssm_in.weight": ((256, 1096), F16), "ssm_a": ((1, 8), F32), "ssm_dt.bias": ((8,), F32)}
+SCAN = {"ssm_a": ((16, 512), F32), "ssm_dt.bias": ((512,), F32), "ssm_out.weight": ((512, 256), F16)}
+MAMBA = SCAN | {
+    "ssm_in.weight": ((256, 1024), F16),
+    "ssm_conv1d.weight": ((4, 512), F32),
+    "ssm_x.weight": ((512, 40), F16),
+    "ssm_dt.weight": ((8, 512), F16),
+}
+MAMBA2 = SCAN | {"ssm_in.weight": ((256, 1096), F16), "ssm_conv1d.weight": ((4, 576), F32)}
 FFN = {"ffn_up.weight": ((256, 512), F16), "ffn_down.weight": ((512, 256), F16)}
 
 
@@ -339,7 +350,11 @@ def test_first_generation_mamba_convolves_the_inner_size_alone() -> None:
 
 
 def test_short_convolutions_keep_their_last_inputs() -> None:
-    conv = {"shortconv.conv.weight": ((3, 256), F32), "shortconv.in_proj.weight": ((256, 768), F16)}
+    conv = {
+        "shortconv.conv.weight": ((3, 256), F32),
+        "shortconv.in_proj.weight": ((256, 768), F16),
+        "shortconv.out_proj.weight": ((256, 256), F16),
+    }
     model = make("lfm2", llama_keys(2, **{"shortconv.l_cache": 3}), with_layers(conv | FFN, ATTENTION | FFN))
     assert model.layers[0].parameters.mixer == _core.Mixer.short_convolution
     assert (model.state_bytes(0), model.kv_bytes_per_cell(0)) == (4 * 2 * 256, 0)
@@ -411,7 +426,8 @@ def test_recurrent_mixer_of_unknown_kind_is_refused() -> None:
         ({"embedding_length": None}, "embedding_length is None; it must be present"),
         ({"block_count": 1}, r"tensor 'blk\.1\..*' lies outside the 1 layers"),
         ({"block_count": 3}, "layer 2 has no tensors"),
-        ({"block_count": 4_000_000}, "4000000 layers .* not a complete model"),
+        ({"block_count": 400}, "400 layers .* not a complete model"),
+        ({"block_count": 513}, r"block_count is 513; it must be a whole number from 0 to 512\. .* convert it again"),
         ({"nextn_predict_layers": 2}, "not a complete model"),
         ({"expert_count": 8, "expert_used_count": 9}, "9 experts used of 8"),
         ({"expert_count": 8}, "0 experts used of 8"),
@@ -424,6 +440,74 @@ def test_contradictory_metadata_is_refused(keys: dict[str, Any], reason: str) ->
     given = {key: value for key, value in llama_keys(2, **keys).items() if value is not None}
     with pytest.raises(ModelError, match=reason):
         make(architecture, given, llama_tensors(2))
+
+
+def expert_tensors(n_expert: int = 8) -> Tensors:
+    dense = [t for t in llama_tensors(2) if "ffn_" not in t[0] or "norm" in t[0]]
+    return dense + [
+        (f"blk.{i}.{name}.weight", shape, F32)
+        for i in range(2)
+        for name, shape in (
+            ("ffn_gate_inp", (256, n_expert)),
+            ("ffn_gate_exps", (256, 64, n_expert)),
+            ("ffn_up_exps", (256, 64, n_expert)),
+            ("ffn_down_exps", (64, 256, n_expert)),
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("count", "used", "reason"),
+    [
+        (1 << 24, 1 << 24, r"llama\.expert_count is 16777216; it must be a whole number from 0 to 1024\. .* convert"),
+        (8, 1 << 24, r"llama\.expert_used_count is 16777216; it must be a whole number from 0 to 1024"),
+        (1024, 1024, r"'blk\.0\.ffn_gate_exps\.weight' holds 8 experts, but expert_count is 1024\. Convert"),
+        (7, 2, "holds 8 experts, but expert_count is 7"),
+        (0, 0, "holds 8 experts, but expert_count is 0"),
+        (8, 9, "9 experts used of 8"),
+    ],
+)
+def test_expert_counts_are_held_against_the_experts(count: int, used: int, reason: str) -> None:
+    with pytest.raises(ModelError, match=reason):
+        make("llama", llama_keys(2, expert_count=count, expert_used_count=used), expert_tensors())
+
+
+def test_as_many_experts_as_llama_cpp_loads_are_planned() -> None:
+    keys = llama_keys(2, expert_count=1024, expert_used_count=1024)
+    assert make("llama", keys, expert_tensors(1024)).hyperparameters.n_expert_used == 1024
+
+
+def test_layers_that_no_key_counts_are_limited_too() -> None:
+    keys = llama_keys(2)
+    del keys["block_count"]
+    assert make("llama", keys, llama_tensors(512)).n_layer == 512
+    with pytest.raises(ModelError, match=r"llama\.block_count is 513; it must be a whole number from 0 to 512"):
+        make("llama", keys, llama_tensors(513))
+
+
+@pytest.mark.parametrize(
+    ("missing", "part"),
+    [
+        ("token_embd", "embedding: "),
+        ("blk.1.attn_q", "layer 1: "),
+        ("blk.0.attn_v", "layer 0: "),
+        ("blk.1.attn_output", "layer 1: "),
+        ("blk.1.ffn_up", "layer 1: "),
+        ("blk.0.ffn_down", "layer 0 "),
+    ],
+)
+def test_a_missing_tensor_is_named(missing: str, part: str) -> None:
+    tensors = [t for t in llama_tensors(2) if t[0] != f"{missing}.weight"]
+    name = missing.rpartition(".")[2]
+    with pytest.raises(ModelError, match=rf"{part}.*{name}\.weight' is missing.* file is .*complete"):
+        make("llama", llama_keys(2), tensors)
+
+
+@pytest.mark.parametrize("missing", ["ffn_gate_inp", "ffn_up_exps", "ffn_down_exps"])
+def test_a_missing_expert_tensor_is_named(missing: str) -> None:
+    tensors = [t for t in expert_tensors() if t[0] != f"blk.1.{missing}.weight"]
+    with pytest.raises(ModelError, match=f"layer 1.*{missing}.weight' is missing"):
+        make("llama", llama_keys(2, expert_count=8, expert_used_count=2), tensors)
 
 
 @pytest.mark.parametrize(
@@ -453,6 +537,11 @@ def test_a_path_is_a_path_and_a_missing_one_is_said(tmp_path: Path) -> None:
     for missing in (tmp_path / "no.gguf", "no.gguf", f"{tmp_path}/no"):
         with pytest.raises(GgufError, match="cannot be read"):
             read_model(missing)
+
+
+def test_an_empty_name_is_said() -> None:
+    with pytest.raises(SettingError, match=r"name is empty; give the path of a GGUF file, or a name that"):
+        read_model("")
 
 
 def test_tied_head_is_a_copy_of_the_embedding(tmp_path: Path) -> None:

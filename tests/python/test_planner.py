@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 import pytest
-from gguf_cases import oracle_header, oracle_models
+from gguf_cases import header_of, llama_keys, llama_tensors, oracle_header, oracle_models
 from msgspec.structs import replace
 from planning_cases import GIB
 
@@ -74,10 +74,32 @@ def test_refuses(arguments: dict[str, Any], said: str) -> None:
 
 
 def test_refuses_a_cache_type_that_does_not_divide_the_heads() -> None:
-    # Heads of 96: not a multiple of a quantised block of 256, a multiple of one of 32.
-    assert planned("phi3-mini-4k-q4km", n_ctx=2560, type_k="q8_0").settings.type_k == "q8_0"
-    with pytest.raises(SettingError, match="do not divide heads of 96"):
-        planned("phi3-mini-4k-q4km", n_ctx=2560, type_k="q4_k")
+    # 16 heads of 16 elements: half a block of q8_0.
+    keys = llama_keys(**{"attention.head_count": 16, "attention.head_count_kv": 4})
+    metadata = {f"llama.{key}": value for key, value in keys.items()} | {"general.architecture": "llama"}
+    narrow = model_from_header(header_of(metadata, llama_tensors()), "narrow heads")
+    assert plan(narrow, machine(), vram_bytes=GIB).tiers
+    with pytest.raises(SettingError, match="do not divide heads of 16"):
+        plan(narrow, machine(), vram_bytes=GIB, type_k="q8_0")
+
+
+@pytest.mark.parametrize("setting", [{"type_k": "q4_k"}, {"type_v": "i8"}, {"type_k": 8}])
+def test_refuses_a_type_that_llama_cpp_keeps_no_cache_in(setting: dict[str, Any]) -> None:
+    with pytest.raises(SettingError, match="none of the cache types"):
+        planned(**setting)
+
+
+@pytest.mark.parametrize(
+    "setting", ["n_ctx", "n_batch", "n_ubatch", "n_seq_max", "n_draft", "tier_max", "n_threads", "vram_bytes"]
+)
+def test_refuses_numbers_beyond_all_sense(setting: str) -> None:
+    with pytest.raises(SettingError, match=f"{setting}={1 << 62} must be a whole number from"):
+        planned(**{setting: 1 << 62})
+
+
+def test_a_batch_that_was_given_bounds_the_micro_batch() -> None:
+    assert planned(n_batch=64).settings.micro_batches == (64,)
+    assert planned().settings.micro_batches == (512, 1024, 2048, 4096)
 
 
 # --- budgets ----------------------------------------------------------------------------------------------------------

@@ -117,7 +117,14 @@ def test_tier_prices_the_change_to_decode(registry: Path, capsys: pytest.Capture
     assert document(capsys, "tier", str(registry), "--n-tokens", "1", *machine)["switch_bytes"] == 0
 
 
-def test_a_missing_registry_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in (["show"], ["tier", "--n-tokens", "1"]):
-        assert main([arguments[0], str(tmp_path / "none"), *arguments[1:]]) == 1
-        assert "cannot be read" in capsys.readouterr().err
+@pytest.mark.parametrize("arguments", [["show"], ["check", "qwen3-30b-a3b:Q4_K_M"], ["tier", "--n-tokens", "1"]])
+def test_what_is_no_registry_is_an_error(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    empty = tmp_path / "empty"
+    empty.touch()
+    for path, reason in ((tmp_path / "none", "cannot be read"), (tmp_path, "cannot be read"), (empty, "is empty")):
+        assert main([arguments[0], str(path), *arguments[1:]]) == 1
+        printed = capsys.readouterr()
+        assert not printed.out
+        assert f"{path}" in printed.err and reason in printed.err

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import gguf_cases
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pshard import _core
 from pshard.machine import load_machine
 from pshard.model import Model, model_from_header, read_model
 from pshard.planner import Plan, plan
@@ -215,13 +218,38 @@ def test_tiers_that_only_slow_prompts_down_are_left_out() -> None:
     assert worth_loading({}) == {}
 
 
-def test_where_stock_fit_wins_with_its_own_batches_the_registry_says_what_it_gives_up(folder: Path) -> None:
+def test_stock_fit_is_priced_as_the_runtime_takes_it(folder: Path) -> None:
+    """Stock llama.cpp copies a head on the CPU to the GPU for a batch; the runtime computes it where it lies."""
+    model = stored(folder, "llama3-8b-norf-q4km")
+    options = write._Options(planned(model, 4 * GIB), 4 * GIB)
+    nothing = _core.stock_fit(model.core, options.context, 0).placement
+    assert nothing.head == _core.Where.cpu
+    candidate = SimpleNamespace(
+        strategy="STOCK_FIT", knobs=_core.Knobs(), placement=nothing, micro_batch=512, viable=True
+    )
+    (option,) = options.of(SimpleNamespace(batch_size=512, candidates=[candidate]))  # type: ignore[arg-type]
+    same = _core.make_placement("STATIC_ATTNPRIO_ALLMODELS", _core.Knobs(), model.core)
+    assert option.vram_bytes == _core.memory(model.core, same, options.context, 512).gpu.total()
+    assert option.vram_bytes < _core.memory(model.core, nothing, options.context, 512).gpu.total()
+
+
+@pytest.mark.parametrize("name", ["gpt-oss-20b-mxfp4", "qwen3-30b-a3b-q4km", "glm45-air-q4km"])
+def test_where_stock_fit_wins_with_its_own_batches_the_registry_says_what_it_gives_up(folder: Path, name: str) -> None:
     """Scratch of large batches leaves no room to stream: the plan's best for those tiers is stock fit in small ones."""
-    result = planned(stored(folder, "gpt-oss-20b-mxfp4"), 1 * GIB, n_ctx=32768, n_seq_max=4)
-    best = {tier.batch_size: tier.candidates[tier.best].strategy for tier in result.tiers if tier.best >= 0}
-    assert best[4096] == "STOCK_FIT"
+    result = planned(stored(folder, name), 1 * GIB, n_ctx=32768, n_seq_max=4)
+    best = {tier.batch_size: tier.candidates[tier.best] for tier in result.tiers if tier.best >= 0}
+    in_small_ones = {n for n, b in best.items() if b.strategy == "STOCK_FIT" and b.micro_batch < n}
     variant, warnings = variant_of(result)
     assert variant is not None
-    left_out = [tier.batch_size for tier in variant.tiers if not tier.viable]
-    assert 4096 in left_out
-    assert any("twice as fast" in warning and "4096" in warning for warning in warnings)
+    left_out = {tier.batch_size for tier in variant.tiers if tier.batch_size in best and not tier.viable}
+    assert in_small_ones & left_out
+    assert any("twice as fast" in warning for warning in warnings)
+    # No tier of the plan is left out, or slower, without a word.
+    said = [found[1] for warning in warnings if (found := re.search(r"tier ([0-9, ]+) is left out", warning))]
+    assert {int(size) for sizes in said for size in sizes.split(",")} == left_out
+    slower = {
+        tier.batch_size
+        for tier in variant.tiers
+        if tier.viable and tier.batch_size / tier.tokens_per_second > 1.02 * best[tier.batch_size].time.seconds
+    }
+    assert slower <= {int(size) for warning in warnings for size in re.findall(r"bs=([0-9]+) by", warning)}

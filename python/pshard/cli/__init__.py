@@ -47,14 +47,14 @@ class LazyGroup(click.Group):
 @click.version_option(package_name="pshard", message="pshard %(version)s")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def group(debug: bool) -> None:
-    r"""Where every byte of a model should live, and how fast it will be.
+    """Where every byte of a model should live, and how fast it will be.
 
     \b
     pshard plan llama-3.3-70b:Q4_K_M --vram 12G     a published model, no download
     pshard plan model.gguf                          a file, on this machine
 
     Exit codes: 0 done, 1 known failure, 2 usage, 3 no feasible plan, 130 interrupted.
-    """
+    """  # noqa: D301 - click reads the backspace
 
 
 def main(args: Sequence[str] | None = None) -> int:

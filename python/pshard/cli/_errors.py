@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -40,18 +41,30 @@ def run(command: click.Command, args: Sequence[str] | None) -> int:
             traceback.print_exc()
         else:
             click.echo(f"pshard: {_sentence(error)}", err=True)
+        if isinstance(error, OSError):
+            _drop_unwritable_output()
         return error.exit_code if isinstance(error, PshardError) else 1
 
 
 def _sentence(error: Exception) -> str:
     if isinstance(error, PshardError):
         return str(error)
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror is not None:
+        return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
     return (
         f"unexpected {type(error).__name__}: {error}. This is a defect of pshard; "
         "please report it with the traceback that `pshard --debug ...` shows."
     )
+
+
+def _drop_unwritable_output() -> None:
+    """Discard what stdout cannot take: Python would try once more at its end, complain, and give 120."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
 
 
 def _debug(command: click.Command, arguments: list[str]) -> bool:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from pshard.cli._output import Output, with_output
+from pshard.planner import CACHE_TYPES
 
 if TYPE_CHECKING:
     from pshard.machine import Machine
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
 
 MIB = 1 << 20
 MEBIBYTES = {"": 1024, "g": 1024, "gib": 1024, "m": 1, "mib": 1}
-CACHE_TYPES = ["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
 
 CHOOSES_LAYERS = "pshard chooses what lies on the GPU, and prints the flags for it"
 # llama.cpp's options that would decide what a plan decides: names, takes a value, why not.
@@ -66,8 +67,8 @@ def parse_vram(context: click.Context, parameter: click.Parameter, text: str | N
     help="Context over all sequences; 0: the training length.  [default: 8192, or the training length if smaller]",
 )  # fmt: skip
 @click.option(
-    "-b", "--batch-size", "n_batch", type=click.IntRange(1), default=2048, show_default=True, metavar="N",
-    help="n_batch.",
+    "-b", "--batch-size", "n_batch", type=click.IntRange(1), metavar="N",
+    help="n_batch.  [default: 2048, or more where a larger micro-batch pays]",
 )  # fmt: skip
 @click.option(
     "-ub", "--ubatch-size", "n_ubatch", type=click.IntRange(1), metavar="N",
@@ -130,6 +131,11 @@ def parse_vram(context: click.Context, parameter: click.Parameter, text: str | N
     "--strategy", envvar="PSHARD_STRATEGY", show_envvar=True, metavar="NAME",
     help="Only this strategy, by its name in the pull request.",
 )  # fmt: skip
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), metavar="FILE",
+    help="Registry to write.  [default: beside the model; a catalogue model has none]",
+)  # fmt: skip
+@click.option("--no-registry", is_flag=True, help="Write no registry.")
 @refused
 @with_output
 def command(
@@ -149,23 +155,30 @@ def command(
     pcie: str | None,
     cpu: str | None,
     strategy: str | None,
+    output: Path | None,
+    no_registry: bool,
     **settings: Any,
 ) -> None:
     """Plan where every byte of MODEL lives, and say how fast it will be.
 
     MODEL is the path of a GGUF, or a name that `pshard models` lists. Without --machine and --gpu, this machine is
-    planned for. Exit code 3 means that nothing fits.
+    planned for. Exit code 3 means that nothing fits. The plan of a file is written to the registry beside it, which the
+    pshard runtime reads.
     """
     from pshard.cli._plan_tables import print_plan
     from pshard.machine import load_machine
     from pshard.model import read_model
     from pshard.planner import plan
+    from pshard.registry.write import write_plan
 
     if (model is None) == (model_option is None):
         message = "give one model: MODEL or -m MODEL." if model is None else "MODEL and -m both name a model; give one."
         raise click.UsageError(message)
     if vram_mib is not None and vram_bytes is not None:
         message = "--vram and -mva both give the budget; give one."
+        raise click.UsageError(message)
+    if no_registry and output is not None:
+        message = "-o names a registry, --no-registry forbids one; give one of them."
         raise click.UsageError(message)
     if vram_mib:
         vram_bytes = vram_mib * MIB
@@ -186,11 +199,18 @@ def command(
         out.warn("-fa auto is planned as on: what llama.cpp decides depends on its build.")
     if machine is None and gpu is None:
         _say_which_gpu(out, chosen)
-    for warning in result.warnings:
-        out.warn(warning)
     document = result.to_dict()
+    warnings = [*result.warnings]
+    if not no_registry:
+        written = write_plan(result, output)
+        warnings += written.warnings
+        document |= {"registry_path": None if written.path is None else str(written.path), "warnings": warnings}
+    for warning in warnings:
+        out.warn(warning)
     out.json(document)
     print_plan(out, document)
+    if document["registry_path"] is not None:
+        out.line(f"\nRegistry: {document['registry_path']}")
 
 
 def _trained_context(model: Model) -> int | None:

@@ -265,6 +265,7 @@ def placement_of(model: Model, found: Places, *, op_offload: bool) -> _core.Plac
 
     placement = _core.Placement()
     placement.op_offload = op_offload
+    placement.head_op_offload = False  # the pshard runtime computes the head where it lies
     patterns: list[_core.LayerPlacement] = []
     layer_pattern: list[int] = []
     exceptions: list[_core.TensorException] = []

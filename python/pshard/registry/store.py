@@ -41,7 +41,7 @@ def read_registry(path: str | PathLike[str]) -> Registry:
     Raises
     ------
     RegistryError
-        The file cannot be read, or is too large to be one.
+        The file cannot be read, is empty, or is too large to be one.
     """
     try:
         with Path(path).open("rb") as file:
@@ -49,6 +49,9 @@ def read_registry(path: str | PathLike[str]) -> Registry:
     except OSError as error:
         message = f"{path}: cannot be read ({error.strerror or error}); give the path of a registry."
         raise RegistryError(message) from error
+    if not data:
+        message = f"{path}: is empty: the runtime finds no plan; write one (`pshard plan`), or give another file."
+        raise RegistryError(message)
     if len(data) > MAX_FILE_BYTES:
         message = f"{path}: more than {MAX_FILE_BYTES >> 20} MiB; a registry has at most a few. Give another file."
         raise RegistryError(message)
@@ -114,7 +117,8 @@ def update(
         raise RegistryError(message)
     try:
         with FileLock(lock, timeout=LOCK_SECONDS):
-            old = read_registry(path) if path.exists() else Registry()
+            has_content = path.exists() and path.stat().st_size > 0
+            old = read_registry(path) if has_content else Registry()
             kept = _keep(path) if old.is_damaged else None
             _replace(path, render(merged(old, fingerprint, settings, variant)), check)
     except Timeout as error:

@@ -19,6 +19,7 @@ from pshard.registry.overrides import (
     is_at,
     line_bytes,
     overrides_of,
+    placement_of,
     placement_places,
     places,
     regenerate,
@@ -195,7 +196,10 @@ class _Options:
             if is_fit:
                 # Only where the runtime's batch is the micro-batch that it was priced at.
                 if candidate.micro_batch == tier.batch_size:
-                    option = self.option(candidate.strategy, candidate.knobs, candidate.placement, tier.batch_size)
+                    # Priced as the runtime takes it: unlike stock llama.cpp, it computes a head on the CPU there.
+                    meant = placement_places(self.plan.model, candidate.placement)
+                    placement = placement_of(self.plan.model, meant, op_offload=True)
+                    option = self.option(candidate.strategy, candidate.knobs, placement, tier.batch_size)
                     options += [option] if option else []
             elif candidate.memory.gpu.total() <= self.limit_bytes:
                 resident = resident_bits(self.plan.model, candidate.placement)
