@@ -105,7 +105,7 @@ def test_any_counts_and_gaps_make_a_bounded_model_or_are_refused(
     except ModelError as error:
         assert len(str(error)) > 20
     else:
-        assert h.n_layer + h.n_layer_nextn == 2
+        assert 0 < h.n_layer <= 2  # no layer is computed without its tensors; those behind may be left out of a file
         assert h.n_expert_used <= h.n_expert <= 1024
         assert h.n_expert == 8 or not with_experts
 
