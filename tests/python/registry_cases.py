@@ -36,7 +36,7 @@ def tier(index: int = 0, batch_size: int = 1, **fields: object) -> Tier:
         "overrides": overrides(),
         "viable": True,
     }
-    return Tier(index=index, batch_size=batch_size, **{**given, **fields})  # type: ignore[arg-type]
+    return Tier(index=index, batch_size=batch_size, **{**given, **fields})
 
 
 def variant(budget_mib: int = 200, cache_ubatch: int = 512, *tiers: Tier) -> Variant:

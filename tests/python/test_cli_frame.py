@@ -48,7 +48,7 @@ def test_help_lists_every_command_with_a_sentence() -> None:
     listed = text.partition("Commands:\n")[2]
     assert [line.split()[0] for line in listed.splitlines() if line[2:3].isalpha()] == list(COMMANDS)
     for name in COMMANDS:
-        assert group.get_command(click.Context(group), name).get_short_help_str()  # type: ignore[union-attr]
+        assert group.get_command(click.Context(group), name).get_short_help_str()
 
 
 def test_help_shows_the_examples_line_by_line() -> None:

@@ -281,7 +281,7 @@ def test_every_model_gets_plans_that_name_bottleneck_and_runner_up(name: str) ->
         result = planned(name, gib * GIB, **work)
         document = result.to_dict()
         assert result.stock.viable
-        for tier, described in zip(result.tiers, document["tiers"], strict=True):  # type: ignore[call-overload]
+        for tier, described in zip(result.tiers, document["tiers"], strict=True):
             if tier.best < 0:
                 continue
             n_viable += 1

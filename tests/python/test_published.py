@@ -99,7 +99,7 @@ def context_of(row: dict[str, Any]) -> _core.ContextParameters:
 
 @cache
 def plan_of(model: str, machine: str, **settings: int | str | None) -> pshard.Plan:
-    return pshard.plan(model_named(model), machine_named(machine), **settings)  # type: ignore[arg-type]
+    return pshard.plan(model_named(model), machine_named(machine), **settings)
 
 
 def predict(case: dict[str, Any], row: dict[str, Any]) -> Prediction:

@@ -85,7 +85,7 @@ def test_check_tells_by_its_exit_code(tmp_path: Path, capsys: pytest.CaptureFixt
     from pshard.registry.write import write_plan
 
     options = dict(zip([name.lstrip("-") for name in arguments[::2]], arguments[1::2], strict=True))
-    machine = load_machine(**options)  # type: ignore[arg-type]
+    machine = load_machine(**options)
     assert write_plan(plan(read_model(model), machine, vram_bytes=8 << 30)).path == registry
     assert document(capsys, "check", str(registry), str(model))["is_sound"]
     # the same plans are of no use for another model

@@ -17,7 +17,7 @@ from pshard.registry.reader import parse
 
 
 def kinds(*tiers: Tier, model: Model | None = None, **fields: int) -> set[str]:
-    variant = replace(cases.variant(200, tiers[-1].batch_size, *tiers), **fields)  # type: ignore[arg-type]
+    variant = replace(cases.variant(200, tiers[-1].batch_size, *tiers), **fields)
     section = Section(fingerprint=7, settings=cases.SETTINGS, variants=(variant,))
     return {fault.kind for fault in find_faults(Registry((section,)), model)}
 
@@ -97,7 +97,7 @@ def test_a_plan_of_the_planner_is_sound_for_its_model(model: Model) -> None:
     ],
 )
 def test_plans_are_checked_tensor_by_tensor(model: Model, old: bytes, new: bytes, kind: str) -> None:
-    assert kind in sample_faults(model, only=(old, new))  # type: ignore[arg-type]
+    assert kind in sample_faults(model, only=(old, new))
 
 
 def test_a_false_vram_is_found(model: Model) -> None:

@@ -48,7 +48,7 @@ def stored(folder: Path, name: str) -> Model:
 
 def planned(model: Model, vram_bytes: int, **settings: object) -> Plan:
     machine = load_machine(gpu="rtx-3060-12g", cpu="8c", ram="128G@51GB/s", pcie="4x16", vram_bytes=vram_bytes)
-    return plan(model, machine, vram_bytes=vram_bytes, **{"n_ctx": 8192, **settings})  # type: ignore[arg-type]
+    return plan(model, machine, vram_bytes=vram_bytes, **{"n_ctx": 8192, **settings})
 
 
 @pytest.mark.parametrize("budget", [2, 4, 9])
@@ -171,7 +171,7 @@ def test_a_placement_that_comes_back_different_does_not_replace(
 
 
 def option(seconds: float, resident: int) -> Option:
-    return Option("", None, None, seconds, 0, resident)  # type: ignore[arg-type]
+    return Option("", None, None, seconds, 0, resident)
 
 
 @given(
@@ -227,7 +227,7 @@ def test_stock_fit_is_priced_as_the_runtime_takes_it(folder: Path) -> None:
     candidate = SimpleNamespace(
         strategy="STOCK_FIT", knobs=_core.Knobs(), placement=nothing, micro_batch=512, viable=True
     )
-    (option,) = options.of(SimpleNamespace(batch_size=512, candidates=[candidate]))  # type: ignore[arg-type]
+    (option,) = options.of(SimpleNamespace(batch_size=512, candidates=[candidate]))
     same = _core.make_placement("STATIC_ATTNPRIO_ALLMODELS", _core.Knobs(), model.core)
     assert option.vram_bytes == _core.memory(model.core, same, options.context, 512).gpu.total()
     assert option.vram_bytes < _core.memory(model.core, nothing, options.context, 512).gpu.total()
