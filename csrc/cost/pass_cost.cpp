@@ -97,7 +97,7 @@ PassTime PassCost::price(const InternedPlacement& placement) {
   const size_t n_layer = placement.layer_pattern.size();
   path_.front() = &embedding_;
   for (size_t i = 0; i < n_layer; ++i) path_[i + 1] = &placed_layer(i, placement.layer_pattern[i], placement.op_offload);
-  path_.back() = &placed_head(placement.head, placement.op_offload);
+  path_.back() = &placed_head(placement.head, placement.op_offload && placement.head_op_offload);
 
   double host_bytes = 0.0;
   for (const Placed* placed : path_) host_bytes += placed->host_bytes;
@@ -126,7 +126,8 @@ PassTime PassCost::price(const Placement& placement) {
   std::vector<uint8_t> ids;
   ids.reserve(placement.layer_pattern.size());
   for (size_t i = 0; i < placement.layer_pattern.size(); ++i) ids.push_back(intern(placement.layer(i)));
-  return price(InternedPlacement{.layer_pattern = ids, .head = placement.head, .op_offload = placement.op_offload});
+  return price(InternedPlacement{
+      .layer_pattern = ids, .head = placement.head, .op_offload = placement.op_offload, .head_op_offload = placement.head_op_offload});
 }
 
 PassBound PassCost::layer_bound(size_t layer, uint8_t pattern, bool op_offload) { return placed_layer(layer, pattern, op_offload).least; }

@@ -25,6 +25,7 @@ struct InternedPlacement {
   std::span<const uint8_t> layer_pattern;  // ids from PassCost::intern, one per layer
   Where head = Where::cpu;
   bool op_offload = false;
+  bool head_op_offload = true;  // as in Placement: counts where op_offload is set
 };
 
 class PassCost {

@@ -176,6 +176,7 @@ class Search {
   }
 
   void sum_ends() {
+    const bool head_op_offload = placement_.op_offload && placement_.head_op_offload;
     for (const bool on_gpu : {false, true}) {
       Sums& sums = ends_[on_gpu ? 1 : 0];
       const Where head = on_gpu ? Where::pinned : Where::cpu;
@@ -187,8 +188,8 @@ class Search {
       const WeightBytes none_pinned = outside_weight_bytes(model_, placement_);
       sums.gpu_weights = std::min(all_pinned.gpu_bytes, none_pinned.gpu_bytes);
       sums.host_weights = std::min(all_pinned.host_bytes, none_pinned.host_bytes);
-      for (size_t t = 0; t < terms_.size(); ++t) sums.bound[t] = terms_[t].cost->ends_bound(head, placement_.op_offload);
-      head_floor_[on_gpu ? 1 : 0] = compute_.gpu_floor_of_head(head, placement_.op_offload && placement_.head_op_offload);
+      for (size_t t = 0; t < terms_.size(); ++t) sums.bound[t] = terms_[t].cost->ends_bound(head, head_op_offload);
+      head_floor_[on_gpu ? 1 : 0] = compute_.gpu_floor_of_head(head, head_op_offload);
     }
   }
 
@@ -267,7 +268,10 @@ class Search {
     if (excess_of(memory, budget_).total() > 0) return;
     double seconds = 0.0;
     for (size_t t = 0; t < terms_.size(); ++t) {
-      const InternedPlacement placement{.layer_pattern = interned_[t], .head = placement_.head, .op_offload = placement_.op_offload};
+      const InternedPlacement placement{.layer_pattern = interned_[t],
+                                        .head = placement_.head,
+                                        .op_offload = placement_.op_offload,
+                                        .head_op_offload = placement_.head_op_offload};
       seconds += terms_[t].weight * terms_[t].cost->price(placement).seconds;
     }
     const auto rank = [](double s, const Knobs& k, const MemoryReport& m, size_t i) {

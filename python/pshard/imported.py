@@ -78,6 +78,7 @@ def machine_from_text_profiles(
     vram_bytes: int | None = None,
     ram_bytes: int | None = None,
     n_cores: int | None = None,
+    budget_bytes: int | None = None,
 ) -> Machine:
     """Read the two files into a machine that plans can be made for.
 
@@ -86,9 +87,12 @@ def machine_from_text_profiles(
     cpu_path, gpu_path : str or path-like
         ``cpu_profile.txt`` and ``gpu_profile.txt``.
     vram_bytes, ram_bytes : int, optional
-        Capacities. By default the VRAM of the files' Machine line (schema 2), and the RAM of this machine.
+        Capacities. By default the VRAM of the files' Machine line (schema 2), else of the GPU that is here; and the RAM
+        of this machine.
     n_cores : int, optional
         Physical cores; by default the largest thread count measured.
+    budget_bytes : int, optional
+        VRAM that is planned for: taken as the GPU's where nothing tells that. 0: the CPU alone.
 
     Returns
     -------
@@ -100,15 +104,22 @@ def machine_from_text_profiles(
     MachineError
         A file that cannot be read or used.
     SettingError
-        `vram_bytes` is neither given nor in the files.
+        Nothing says how much VRAM there is.
     """
+    from pshard import _core
+
     cpu_file, gpu_file = read_cpu_profile(cpu_path), read_gpu_profile(gpu_path)
     notes = [*cpu_file.notes, *gpu_file.notes]
-    if vram_bytes is None:
-        if not cpu_file.machine.get("vram_mib", "").isdigit():
-            msg = f"{cpu_path}: nothing says how much VRAM the machine has; give vram_bytes"
-            raise SettingError(msg)
+    gpu_here = next(iter(_core.query_gpus().devices), None)
+    if vram_bytes is None and cpu_file.machine.get("vram_mib", "").isdigit():
         vram_bytes = int(cpu_file.machine["vram_mib"]) * MIB
+    if vram_bytes is None:
+        vram_bytes = gpu_here.total_bytes if gpu_here else budget_bytes
+        if vram_bytes is None:
+            msg = f"{cpu_path}: nothing says how much VRAM the machine has; give the VRAM to plan for (--vram 8G)"
+            raise SettingError(msg)
+        origin = f"taken from {gpu_here.name}, which is here" if gpu_here else "taken to be what is planned for"
+        notes.append(f"The profile files say nothing of VRAM; {origin}: {vram_bytes / 2**30:.1f} GiB.")
     if ram_bytes is None:
         import psutil
 
@@ -141,17 +152,17 @@ def machine_from_text_profiles(
             source="imported",
         ),
         cpu=cpu,
-        gpu=gpu,
-        link=link,
+        gpu=gpu if vram_bytes else None,
+        link=link if vram_bytes else None,
         host_bytes_per_second=_imported(dram),
         notes=(*notes, *cpu_notes, *gpu_notes, *link_notes),
     )
     for json_path, problem in problems(profile):
         msg = f"{cpu_path}, {gpu_path}: make no profile, {json_path}: {problem}"
         raise MachineError(msg)
-    return Machine(
-        profile.name, profile, (*profile.notes, f"Profiles of the planner pull request: {cpu_path}, {gpu_path}.")
-    )
+    source = f"Profiles of the planner pull request: {cpu_path}, {gpu_path}."
+    free_bytes = gpu_here.free_bytes if gpu_here else None
+    return Machine(profile.name, profile, (*profile.notes, source), free_vram_bytes=free_bytes)
 
 
 def write_text_profiles(
@@ -311,7 +322,7 @@ def _processor(
             )
         )
         series += _series(mine, op_seconds, n_threads)
-        borrowed = sorted({entry.type for entry in series if entry.spread == SPREAD_SAME_BITS})
+        borrowed = sorted({entry.type for entry in series if entry.source == "estimated"})
         if borrowed:
             notes.append(f"{name}: {', '.join(borrowed)} were not measured; types of as many bits per weight stand in.")
     if not memories:
@@ -388,6 +399,7 @@ def _same_bits(series: Sequence[Series]) -> list[Series]:
                     low,
                     type=kind,
                     flop_per_second=rates,
+                    source="estimated",
                     spread=SPREAD_SAME_BITS,
                     origin=f"not measured; {' and '.join(others)} by bits per weight",
                 )

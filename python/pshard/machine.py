@@ -155,8 +155,10 @@ def load_machine(
     Parameters
     ----------
     name_or_path : str or path-like, optional
-        A reference machine or GPU (`pshard machines`), or a profile file. Without it, and without `gpu`: this machine's
-        stored profile, else what can be detected here with the nearest reference figures.
+        A reference machine or GPU (`pshard machines`), or a profile file. Without it, and without `gpu`: the profile
+        files of the planner pull request (named by PSHARD_CPU_PROFILE and PSHARD_GPU_PROFILE, or in the working
+        directory), else this machine's stored profile, else what can be detected here with the nearest reference
+        figures.
     gpu : str, optional
         A reference GPU, like "rtx-3060-12g".
     ram : str, optional
@@ -196,13 +198,12 @@ def load_machine(
         sheet = find_gpu(gpu)
         base = join(sheet, default_host(sheet))
     else:
-        stored = stored_profile_path()
-        if not given and stored.exists():
-            profile = read_profile(stored)
-            if profile.gpu is not None or not vram_bytes:
-                return Machine(profile.name, profile, (*profile.notes, f"Profile of this machine: {stored}."))
+        measured, notes = (None, ()) if given else _measured_here(vram_bytes)
+        if measured is not None:
+            return measured
         detected = detect(vram_bytes, ram_given=ram is not None)
         base, free_vram_bytes = detected.reference, detected.free_vram_bytes
+        base = replace(base, notes=(*notes, *base.notes))
     in_default_host = base.gpu is not None and base.name == join(base.gpu, base.host).name
     base = _with_parts(base, ram=ram, pcie=pcie, cpu=cpu)
     if in_default_host and (assumed := _assumed(base, given)):
@@ -210,6 +211,30 @@ def load_machine(
     profile = build_profile(base, base.host.n_cores)
     note = "All speeds are reference figures, not measurements: published specifications times stated efficiencies."
     return Machine(base.name, profile, (*base.notes, note), base, free_vram_bytes)
+
+
+def _measured_here(vram_bytes: int | None) -> tuple[Machine | None, tuple[str, ...]]:
+    """Find measured figures of this machine: the planner pull request's files, else the stored profile. And what to say.
+
+    What lies in the working directory, or is named by a variable, was put there for this call.
+    """
+    from pshard.imported import machine_from_text_profiles
+    from pshard.text_profiles import CPU_FILE, GPU_FILE, find_text_profiles
+
+    cpu_path, gpu_path = find_text_profiles()
+    if cpu_path is not None and gpu_path is not None:
+        return machine_from_text_profiles(cpu_path, gpu_path, budget_bytes=vram_bytes), ()
+    notes: tuple[str, ...] = ()
+    if cpu_path or gpu_path:
+        missing = GPU_FILE if cpu_path else CPU_FILE
+        notes = (f"{cpu_path or gpu_path} is not used: {missing} is missing, and only both together tell speeds.",)
+    stored = stored_profile_path()
+    if stored.exists():
+        profile = read_profile(stored)
+        if profile.gpu is not None or not vram_bytes:
+            origin = f"Profile of this machine: {stored}."
+            return Machine(profile.name, profile, (*notes, *profile.notes, origin)), ()
+    return None, notes
 
 
 def _from_file(name: str, given: list[str]) -> Machine:

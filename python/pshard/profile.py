@@ -19,7 +19,7 @@ from pshard.profile_checks import problems
 
 SCHEMA_VERSION = 1
 
-Source = Literal["measured", "imported", "reference"]
+Source = Literal["measured", "imported", "reference", "estimated"]
 Layout = Literal["plain", "interleaved"]
 Operation = Literal["mul_mat", "mul_mat_id", "attention"]
 
@@ -37,8 +37,8 @@ class Entry(_Record, frozen=True, kw_only=True):
 
     Attributes
     ----------
-    source : {"measured", "imported", "reference"}
-        Where the figure comes from.
+    source : {"measured", "imported", "reference", "estimated"}
+        Where the figure comes from; estimated: from those of other types.
     spread : float
         Relative half-width of its range, at least 0 and below 1.
     origin : str

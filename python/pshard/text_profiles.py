@@ -104,7 +104,7 @@ class GpuFile:
     notes: tuple[str, ...] = ()
 
 
-def find_text_profiles(folder: str | os.PathLike[str] = ".") -> tuple[Path, Path] | None:
+def find_text_profiles(folder: str | os.PathLike[str] = ".") -> tuple[Path | None, Path | None]:
     """Find the two files as the pull request does.
 
     Parameters
@@ -114,23 +114,26 @@ def find_text_profiles(folder: str | os.PathLike[str] = ".") -> tuple[Path, Path
 
     Returns
     -------
-    tuple of Path or None
-        CPU and GPU file; None where either is missing: then nothing can be priced.
+    tuple of (Path or None)
+        CPU and GPU file, None for one that is missing. Only both together price anything.
 
     Raises
     ------
     MachineError
         A variable names a file that does not exist.
     """
-    paths = []
-    for variable, name in ((CPU_VARIABLE, CPU_FILE), (GPU_VARIABLE, GPU_FILE)):
+
+    def find(variable: str, name: str) -> Path | None:
         named = os.environ.get(variable)
         path = Path(named) if named else Path(folder) / name
-        if named and not path.is_file():
+        if path.is_file():
+            return path
+        if named:
             msg = f"{variable}={named}: no such file; correct the variable, or unset it"
             raise MachineError(msg)
-        paths.append(path)
-    return (paths[0], paths[1]) if all(path.is_file() for path in paths) else None
+        return None
+
+    return find(CPU_VARIABLE, CPU_FILE), find(GPU_VARIABLE, GPU_FILE)
 
 
 def read_cpu_profile(path: str | os.PathLike[str]) -> CpuFile:

@@ -71,6 +71,22 @@ TEST(PassCost, WeightsThatCannotBePageLockedCopyAtTheMixedRate) {
   EXPECT_NEAR(half.seconds - locked.seconds, locked.weights_up_bytes * 0.45e-9, 1e-9);
 }
 
+TEST(PassCost, HeadOnTheHostStaysThereWhereItIsNotOffloaded) {
+  // 64 rows of logits: stock llama.cpp copies the head to the GPU, the pshard runtime multiplies where it lies.
+  const Model model = cases::model(2);
+  const Machine machine = cases::machine();
+  Pass rows = pass(64);
+  rows.n_outputs = 64;
+  PassCost cost(model, machine, rows);
+  Placement p = uniform(2, Where::pinned, Where::cpu);
+  p.op_offload = true;
+  const PassTime offloaded = cost.price(p);
+  p.head_op_offload = false;
+  const PassTime kept = cost.price(p);
+  EXPECT_GE(offloaded.weights_up_bytes - kept.weights_up_bytes, 10e6);
+  EXPECT_GT(kept.busy_seconds[static_cast<size_t>(Lane::cpu)], offloaded.busy_seconds[static_cast<size_t>(Lane::cpu)]);
+}
+
 TEST(PassCost, InternsAPatternOnce) {
   const Model model = cases::model(1);
   const Machine machine = cases::machine();

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pshard import load_machine
+from pshard import _core, load_machine
 from pshard.errors import MachineError, SettingError
 from pshard.imported import machine_from_text_profiles, write_text_profiles
 from pshard.machine import Machine
-from pshard.profile import Profile, Series
+from pshard.profile import Profile, Series, write_profile
 from pshard.text_profiles import (
     CPU_FILE,
     CPU_VARIABLE,
@@ -91,7 +91,7 @@ def test_rates_are_those_of_the_rows(files: tuple[Path, Path]) -> None:
     assert products.flop_per_second[0] * 4.5 / 16 <= 812.4e9 * 1.01
     # Experts: 64 tokens x 8 of 128 are 4 rows each.
     assert 4.0 in series(profile, "mul_mat_id", "Q4_0", on_gpu=False).batch
-    assert all(entry.source == "imported" for entry in (*gpu.series, *profile.cpu.series))
+    assert {entry.source for entry in (*gpu.series, *profile.cpu.series)} == {"imported", "estimated"}
     assert gpu.memory[0].op_seconds == pytest.approx(2.5e-6, rel=0.2)
 
 
@@ -200,12 +200,61 @@ def test_files_are_found_by_variable_or_in_the_folder(
     monkeypatch.delenv(CPU_VARIABLE, raising=False)
     monkeypatch.delenv(GPU_VARIABLE, raising=False)
     assert find_text_profiles(files[0].parent) == files
-    assert find_text_profiles(tmp_path / "elsewhere") is None
+    assert find_text_profiles(tmp_path / "elsewhere") == (None, None)
     monkeypatch.setenv(GPU_VARIABLE, str(files[1].rename(tmp_path / "other.txt")))
     assert find_text_profiles(files[0].parent) == (files[0], tmp_path / "other.txt")
     monkeypatch.setenv(CPU_VARIABLE, str(tmp_path / "nowhere.txt"))
     with pytest.raises(MachineError, match="PSHARD_CPU_PROFILE"):
         find_text_profiles(files[0].parent)
+
+
+@pytest.fixture
+def here(files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The two files in the working directory, nothing else stored or named."""
+    monkeypatch.delenv(CPU_VARIABLE, raising=False)
+    monkeypatch.delenv(GPU_VARIABLE, raising=False)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.chdir(files[0].parent)
+    return files[0].parent
+
+
+def test_files_that_are_here_are_this_machine(here: Path) -> None:
+    found = load_machine(vram_bytes=6 * GIB)
+    assert found.profile.cpu.memory[0].source == "imported"
+    assert found.notes[-1] == f"Profiles of the planner pull request: {CPU_FILE}, {GPU_FILE}."
+    assert load_machine(gpu="rtx-3060-12g").reference is not None  # who names a machine gets it
+    assert load_machine(vram_bytes=6 * GIB, ram="32G").reference is not None
+
+
+@pytest.mark.skipif(bool(_core.query_gpus().devices), reason="a GPU tells its own VRAM")
+def test_vram_that_nothing_tells_is_what_is_planned_for(here: Path) -> None:
+    found = load_machine(vram_bytes=6 * GIB)
+    assert found.vram_bytes == 6 * GIB
+    assert any("taken to be what is planned for: 6.0 GiB" in note for note in found.notes)
+    assert not load_machine(vram_bytes=0).has_gpu
+    with pytest.raises(SettingError, match="how much VRAM"):
+        load_machine()
+
+
+def test_files_that_are_here_come_before_the_stored_profile(here: Path) -> None:
+    stored = load_machine(gpu="rtx-4070-12g").profile
+    path = write_profile(stored)
+    assert load_machine(vram_bytes=6 * GIB).name != stored.name
+    (here / GPU_FILE).unlink()
+    found = load_machine(vram_bytes=6 * GIB)
+    assert found.name == stored.name
+    assert f"{CPU_FILE} is not used: {GPU_FILE} is missing" in found.notes[0]
+    path.unlink()
+    assert f"{CPU_FILE} is not used: {GPU_FILE} is missing" in load_machine(vram_bytes=6 * GIB).notes[0]
+
+
+def test_types_that_were_not_measured_are_estimates(files: tuple[Path, Path]) -> None:
+    found = machine(files)
+    series = {(entry.operation, entry.type): entry for entry in found.profile.cpu.series}
+    assert series["mul_mat", "Q4_0"].source == "imported"
+    assert series["mul_mat", "Q4_K"].source == "estimated"
+    assert series["mul_mat", "Q4_K"].spread > series["mul_mat", "Q4_0"].spread
+    assert any("Q4_K" in note and "were not measured" in note for note in found.notes)
 
 
 def test_capacities_that_nothing_says_are_asked_for(files: tuple[Path, Path]) -> None:
