@@ -214,7 +214,7 @@ def load_machine(
 
 
 def _measured_here(vram_bytes: int | None) -> tuple[Machine | None, tuple[str, ...]]:
-    """Find measured figures of this machine: the planner pull request's files, else the stored profile. And what to say.
+    """Find measured figures of this machine, and notes: the planner pull request's files, else the stored profile.
 
     What lies in the working directory, or is named by a variable, was put there for this call.
     """

@@ -69,7 +69,9 @@ def test_run_time_dependencies_are_the_chosen_ones() -> None:
 
 
 def test_missing_compiled_part_is_explained(tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "python" / "pshard", tmp_path / "pshard", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    shutil.copytree(
+        ROOT / "python" / "pshard", tmp_path / "pshard", ignore=shutil.ignore_patterns("*.so", "__pycache__")
+    )
     done = subprocess.run(
         [sys.executable, "-S", "-c", "from pshard import _core"],  # not through an editable installation
         capture_output=True,
