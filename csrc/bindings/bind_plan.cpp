@@ -137,12 +137,13 @@ void bind_results(py::module_& m) {
       .def_property_readonly("total_seconds", &RuntimePlan::total);
 }
 
-Found search_one(const std::string& strategy, const Model& model, const Machine& machine, const ContextParameters& context,
+Found search_one(const std::string& strategy, const Model& model, const std::optional<Machine>& machine, const ContextParameters& context,
                  const Workload& workload, const Budget& budget, int64_t batch_size, bool exhaustively) {
-  PassCost cost(model, machine, tier_pass(model, context, workload, batch_size));
+  std::optional<PassCost> cost;
+  if (machine) cost.emplace(model, *machine, tier_pass(model, context, workload, batch_size));
   ComputeBuffers compute(model, context, batch_size);
-  const Term term{&cost, 1.0};
-  const std::span terms(&term, 1);
+  const Term term{cost ? &*cost : nullptr, 1.0};
+  const std::span terms(&term, cost ? 1 : 0);
   return exhaustively ? pshard::search_exhaustively(strategy_named(strategy), model, context, compute, terms, budget)
                       : pshard::search(strategy_named(strategy), model, context, compute, terms, budget);
 }
@@ -174,13 +175,14 @@ void bind_plan(py::module_& m) {
         "exhaustively"_a = false, no_gil);
   m.def(
       "plan_tier",
-      [](const Model& model, const Machine& machine, const ContextParameters& context, const Workload& workload, const Budget& budget,
-         const std::vector<std::string>& strategies, int64_t batch_size, const StockFit& fit, const ContextParameters& fit_context,
-         bool allow_stock_fit) {
+      [](const Model& model, const std::optional<Machine>& machine, const ContextParameters& context, const Workload& workload,
+         const Budget& budget, const std::vector<std::string>& strategies, int64_t batch_size, const StockFit& fit,
+         const ContextParameters& fit_context, bool allow_stock_fit) {
         std::vector<Strategy> parsed;
         check(fit.placement, model.layers().size());
         for (const std::string& name : strategies) parsed.push_back(strategy_named(name));
-        return pshard::plan_tier(model, machine, context, workload, budget, parsed, batch_size, fit, fit_context, allow_stock_fit);
+        return pshard::plan_tier(model, machine ? &*machine : nullptr, context, workload, budget, parsed, batch_size, fit, fit_context,
+                                 allow_stock_fit);
       },
       "model"_a, "machine"_a, "context"_a, "workload"_a, "budget"_a, "strategies"_a, "batch_size"_a, "fit"_a, "fit_context"_a,
       "allow_stock_fit"_a = true, no_gil);

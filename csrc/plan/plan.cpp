@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <optional>
+#include <span>
+#include <tuple>
 
 namespace pshard {
 namespace {
@@ -22,8 +25,7 @@ bool fits(const MemoryReport& memory, const Budget& budget) {
   return memory.gpu.total() <= budget.vram_bytes && memory.host.total() <= budget.ram_bytes;
 }
 
-Candidate stock_fit_candidate(const Model& model, const Machine& machine, const ContextParameters& context, const Workload& workload,
-                              const Budget& budget, int64_t batch_size, const StockFit& fit, PassCost& tier_cost) {
+Candidate stock_fit_candidate(const ContextParameters& context, const Budget& budget, int64_t batch_size, const StockFit& fit) {
   Candidate candidate;
   candidate.strategy = "STOCK_FIT";
   candidate.micro_batch = std::min(batch_size, context.n_ubatch);
@@ -37,53 +39,66 @@ Candidate stock_fit_candidate(const Model& model, const Machine& machine, const 
   candidate.knobs.overflow = fit.overflow;
   candidate.knobs.output_on_gpu = fit.n_gpu_layers > 0;
   candidate.knobs.pin_from_back = true;
-  if (batch_size <= context.n_ubatch) {
-    candidate.time = tier_cost.price(fit.placement);
-    return candidate;
-  }
+  return candidate;
+}
+
+// Stock fit in a tier: as many of its own micro-batches as make the tier's batch.
+PassTime stock_fit_time(const Model& model, const Machine& machine, const ContextParameters& context, const Workload& workload,
+                        int64_t batch_size, const StockFit& fit, PassCost& tier_cost) {
+  if (batch_size <= context.n_ubatch) return tier_cost.price(fit.placement);
   Pass pass = tier_pass(model, context, workload, context.n_ubatch);
   pass.n_kv = tier_cost.pass().n_kv;
   pass.n_kv_window = std::min(tier_cost.pass().n_kv_window, pass.n_kv_window);
-  candidate.time = PassCost(model, machine, pass).price(fit.placement);
-  scale(candidate.time, static_cast<double>(batch_size) / static_cast<double>(context.n_ubatch));
-  return candidate;
+  PassTime time = PassCost(model, machine, pass).price(fit.placement);
+  scale(time, static_cast<double>(batch_size) / static_cast<double>(context.n_ubatch));
+  return time;
+}
+
+// Smaller is better; without a machine, all seconds are 0.
+auto rank(const Candidate& candidate) {
+  const Knobs& knobs = candidate.knobs;
+  const bool by_bytes = candidate.time.seconds == 0.0;
+  return by_bytes ? std::tuple(0.0, -knobs.n_pinned, -knobs.n_attn_pinned, -static_cast<int>(knobs.overflow), candidate.memory.gpu.total())
+                  : std::tuple(candidate.time.seconds, 0, 0, 0, int64_t{0});
 }
 
 }  // namespace
 
-TierPlan plan_tier(const Model& model, const Machine& machine, const ContextParameters& context, const Workload& workload,
+TierPlan plan_tier(const Model& model, const Machine* machine, const ContextParameters& context, const Workload& workload,
                    const Budget& budget, const std::vector<Strategy>& strategies, int64_t batch_size, const StockFit& fit,
                    const ContextParameters& fit_context, bool allow_stock_fit) {
   TierPlan tier;
   tier.batch_size = batch_size;
   tier.kv_fill_tokens = mean_fill(model, context, workload, batch_size);
-  PassCost cost(model, machine, tier_pass(model, context, workload, batch_size));
+  std::optional<PassCost> cost;
+  if (machine != nullptr) cost.emplace(model, *machine, tier_pass(model, context, workload, batch_size));
   ComputeBuffers compute(model, context, batch_size);
-  const Term term{&cost, 1.0};
+  const Term term{cost ? &*cost : nullptr, 1.0};
+  const std::span<const Term> terms(&term, cost ? 1 : 0);
+  const bool has_gpu = machine != nullptr ? machine->has_gpu : budget.vram_bytes > 0;
   for (const Strategy strategy : strategies) {
-    const Found found = search(strategy, model, context, compute, std::span(&term, 1), budget);
+    const Found found = search(strategy, model, context, compute, terms, budget);
     Candidate candidate;
     candidate.strategy = to_string(strategy);
     candidate.micro_batch = batch_size;
     candidate.viable = found.viable;
     candidate.knobs = found.knobs;
     candidate.memory = found.memory;
-    candidate.placement = make_placement(strategy, found.knobs, model, machine.has_gpu);
+    candidate.placement = make_placement(strategy, found.knobs, model, has_gpu);
     candidate.missing_vram_bytes = found.missing_vram_bytes;
     candidate.missing_ram_bytes = found.missing_ram_bytes;
-    if (found.viable) candidate.time = cost.price(candidate.placement);
+    if (found.viable && cost) candidate.time = cost->price(candidate.placement);
     tier.candidates.push_back(std::move(candidate));
   }
-  tier.candidates.push_back(stock_fit_candidate(model, machine, fit_context, workload, budget, batch_size, fit, cost));
+  tier.candidates.push_back(stock_fit_candidate(fit_context, budget, batch_size, fit));
+  if (cost) tier.candidates.back().time = stock_fit_time(model, *machine, fit_context, workload, batch_size, fit, *cost);
   const size_t n_eligible = tier.candidates.size() - (allow_stock_fit ? 0 : 1);
   for (size_t i = 0; i < n_eligible; ++i) {
     const Candidate& candidate = tier.candidates[i];
     if (!candidate.viable) continue;
-    if (tier.best < 0 || candidate.time.seconds < tier.candidates[static_cast<size_t>(tier.best)].time.seconds) {
-      tier.best = static_cast<int32_t>(i);
-    }
+    if (tier.best < 0 || rank(candidate) < rank(tier.candidates[static_cast<size_t>(tier.best)])) tier.best = static_cast<int32_t>(i);
   }
-  tier.n_priced = cost.n_priced();
+  tier.n_priced = cost ? cost->n_priced() : 0;
   return tier;
 }
 

@@ -38,8 +38,9 @@ struct TierPlan {
 
 // `context.n_ubatch` is the largest tier: the cache is sized for it in every tier. `fit` is stock's own decision at stock's own micro-batch
 // (`fit_context`); larger tiers are priced as that many micro-batches. `allow_stock_fit` false leaves it out of the choice (a forced
-// strategy), not out of the candidates.
-[[nodiscard]] TierPlan plan_tier(const Model& model, const Machine& machine, const ContextParameters& context, const Workload& workload,
+// strategy), not out of the candidates. Without a machine nothing has a time and bytes alone decide: most whole layers, then most
+// attention, most of a boundary layer, least VRAM (the rule of the planner pull request where it has no profile).
+[[nodiscard]] TierPlan plan_tier(const Model& model, const Machine* machine, const ContextParameters& context, const Workload& workload,
                                  const Budget& budget, const std::vector<Strategy>& strategies, int64_t batch_size, const StockFit& fit,
                                  const ContextParameters& fit_context, bool allow_stock_fit);
 

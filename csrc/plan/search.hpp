@@ -38,7 +38,8 @@ struct Found {
   int64_t missing_ram_bytes = 0;
 };
 
-// `context` sizes the cache, `compute` the buffers at the graph's batch; `terms` (at most kMaxTerms) give the time. Deterministic; ties:
+// `context` sizes the cache, `compute` the buffers at the graph's batch; `terms` (at most kMaxTerms; none: only what fits counts) give the
+// time. Deterministic; ties:
 // more whole layers, more attention, more of the boundary layer, less VRAM, then the order of all_knobs.
 // A placement slower than `no_slower_than` is of no use to the caller: the search may end without a viable result where all are.
 inline constexpr size_t kMaxTerms = 3;

@@ -30,6 +30,28 @@ class Stretch(TypedDict):
 # A difference this small is a tie: it is within the noise of repeated runs.
 TIE = 0.01
 
+STOCK_FIGURES = (
+    "prompt_seconds",
+    "generate_seconds",
+    "seconds_low",
+    "seconds_high",
+    "basis",
+    "bottleneck",
+    "link_bytes_per_token",
+)
+RUNTIME_FIGURES = (
+    "prompt_seconds",
+    "switch_seconds",
+    "switch_bytes",
+    "generate_seconds",
+    "seconds_low",
+    "seconds_high",
+    "basis",
+    "bottleneck",
+    "link_bytes_per_token",
+    "speedup_over_stock_fit",
+)
+
 
 def describe(plan: Plan) -> Document:
     """Return the document of a plan; docs/plan.md describes it field by field."""
@@ -81,7 +103,7 @@ def describe(plan: Plan) -> Document:
 
 def _tier(plan: Plan, tier: _core.TierPlan) -> Document:
     best = tier.candidates[tier.best] if tier.best >= 0 else None
-    fastest = None if best is None else best.time.seconds
+    fastest = best.time.seconds if best is not None and plan.machine.has_speeds else None
     candidates = [_candidate(plan, tier, candidate, fastest) for candidate in tier.candidates]
     if best is not None:
         chosen = dict(candidates[tier.best])
@@ -106,7 +128,7 @@ def _candidate(plan: Plan, tier: _core.TierPlan, candidate: _core.Candidate, fas
     if candidate.strategy == "STOCK_FIT":  # its own counts are those of -ngl, prediction layers among them
         n_pinned = sum(stretch["count"] for stretch in layers if not stretch["streamed"] and not stretch["cpu"])
         n_attn_pinned = sum(stretch["count"] for stretch in layers if "cache" in stretch["pinned"])
-    figures: Document = {
+    placed: Document = {
         "n_pinned": n_pinned,
         "n_attn_pinned": n_attn_pinned,
         "overflow": knobs.overflow,
@@ -114,17 +136,19 @@ def _candidate(plan: Plan, tier: _core.TierPlan, candidate: _core.Candidate, fas
         "pin_from_back": knobs.pin_from_back,
         "layers": layers,
         "n_ubatch": candidate.micro_batch,
-        "seconds": time.seconds,
-        "seconds_low": max(time.seconds - time.spread_seconds, 0.0),
-        "seconds_high": time.seconds + time.spread_seconds,
-        "basis": time.basis.name,
-        "tokens_per_second": tier.batch_size / time.seconds if viable else None,
         "vram_bytes": memory.gpu.total(),
         "weights_bytes": memory.gpu.weights_bytes,
         "kv_bytes": memory.gpu.cache_bytes,
         "compute_bytes": memory.gpu.compute_bytes,
         "stream_bytes": memory.gpu.stream_bytes,
         "host_bytes": memory.host.total(),
+    }
+    timed: Document = {
+        "seconds": time.seconds,
+        "seconds_low": max(time.seconds - time.spread_seconds, 0.0),
+        "seconds_high": time.seconds + time.spread_seconds,
+        "basis": time.basis.name,
+        "tokens_per_second": tier.batch_size / time.seconds if time.seconds > 0 else None,
         "bottleneck": time.bottleneck.name,
         "busy_seconds": _by_lane(time.busy_seconds),
         "critical_seconds": _by_lane(time.critical_seconds),
@@ -136,11 +160,13 @@ def _candidate(plan: Plan, tier: _core.TierPlan, candidate: _core.Candidate, fas
         },
         "loss": None if fastest is None else time.seconds / fastest - 1.0,
     }
+    has_time = viable and plan.machine.has_speeds
     return {
         "batch_size": tier.batch_size,
         "viable": viable,
         "strategy": candidate.strategy,
-        **(figures if viable else dict.fromkeys(figures)),
+        **(placed if viable else dict.fromkeys(placed)),
+        **(timed if has_time else dict.fromkeys(timed)),
         "kv_fill_tokens": tier.kv_fill_tokens,
         "missing_bytes": None if viable else candidate.missing_vram_bytes + candidate.missing_ram_bytes,
     }
@@ -196,16 +222,16 @@ def _stock_fit(plan: Plan) -> Document:
 
 def _llama_cpp(plan: Plan) -> Document | None:
     """Choose what stock llama.cpp is launched with: our placement, unless ``--fit``'s own is as good."""
-    if not plan.stock.viable and not _fit_fits(plan):
+    stock, fit_fits = plan.stock, _fit_fits(plan)
+    if (stock is None or not stock.viable) and not fit_fits:
         return None
-    fit_wins = _fit_fits(plan) and (
-        not plan.stock.viable or plan.fit_time.total_seconds <= plan.stock.time.total_seconds * (1.0 + TIE)
+    fit_wins = stock is None or (
+        fit_fits and (not stock.viable or _total_seconds(plan.fit_time) <= stock.time.total_seconds * (1.0 + TIE))
     )
-    if fit_wins:
+    if stock is None or fit_wins:
         placement, memory, time, n_ubatch = plan.fit.placement, plan.fit.memory, plan.fit_time, plan.settings.n_ubatch
     else:
-        placement, memory, time = plan.stock.placement, plan.stock.memory, plan.stock.time
-        n_ubatch = plan.stock.n_ubatch
+        placement, memory, time, n_ubatch = stock.placement, stock.memory, stock.time, stock.n_ubatch
     return {
         "argv": [
             *_launch(plan),
@@ -221,36 +247,51 @@ def _llama_cpp(plan: Plan) -> Document | None:
         "output_on_gpu": placement.head.name == "pinned",
         "n_ubatch": n_ubatch,
         **_stock_figures(memory, time),
-        "speedup_over_stock_fit": plan.fit_time.total_seconds / time.total_seconds,
+        "speedup_over_stock_fit": None if time is None else _total_seconds(plan.fit_time) / time.total_seconds,
     }
 
 
 def _pshard_runtime(plan: Plan) -> Document | None:
     """Describe the workload on the pshard runtime, which changes placements between prompt and decode."""
-    runtime, settings = plan.runtime, plan.settings
-    if not runtime.viable or settings.budget_bytes < MIB:
+    settings = plan.settings
+    viable = [tier for tier in plan.tiers if tier.best >= 0]
+    if not viable or settings.budget_bytes < MIB:
         return None
-    prompt, decode = plan.tiers[runtime.prompt_tier], plan.tiers[runtime.decode_tier]
-    prompt_time, decode_time = prompt.candidates[prompt.best].time, decode.candidates[decode.best].time
-    before_decode = runtime.prompt_seconds + runtime.switch_seconds
-    # Prompt and switch are as uncertain as a pass of the prompt's tier, tokens as one of theirs.
-    spread = before_decode * _relative_spread(prompt_time) + runtime.generate_seconds * _relative_spread(decode_time)
+    runtime = plan.runtime
+    if runtime is not None:
+        prompt, decode = plan.tiers[runtime.prompt_tier], plan.tiers[runtime.decode_tier]
+    else:  # as the runtime takes them where no tier has a speed
+        decode = viable[0]
+        prompt = next((tier for tier in viable if tier.batch_size >= settings.prompt_tokens), viable[-1])
     return {
         "argv": [*_launch(plan), "-pshard", "-mva", str(settings.budget_bytes // MIB)],
         "engine": "llama.cpp with pull request #22692",
         "prompt_tier": prompt.batch_size,
         "decode_tier": decode.batch_size,
-        "prompt_seconds": runtime.prompt_seconds,
-        "switch_seconds": runtime.switch_seconds,
-        "switch_bytes": runtime.switch_bytes,
-        "generate_seconds": runtime.generate_seconds,
-        "seconds_low": max(runtime.total_seconds - spread, 0.0),
-        "seconds_high": runtime.total_seconds + spread,
-        "basis": max(prompt_time.basis, decode_time.basis).name,
-        "bottleneck": decode_time.bottleneck.name,
-        "link_bytes_per_token": _link_bytes(decode_time),
-        "speedup_over_stock_fit": plan.fit_time.total_seconds / runtime.total_seconds,
+        **_runtime_figures(plan, prompt.candidates[prompt.best].time, decode.candidates[decode.best].time),
     }
+
+
+def _runtime_figures(plan: Plan, prompt: _core.PassTime, decode: _core.PassTime) -> Document:
+    runtime = plan.runtime
+    if runtime is None:
+        return dict.fromkeys(RUNTIME_FIGURES)
+    before_decode = runtime.prompt_seconds + runtime.switch_seconds
+    # Prompt and switch are as uncertain as a pass of the prompt's tier, tokens as one of theirs.
+    spread = before_decode * _relative_spread(prompt) + runtime.generate_seconds * _relative_spread(decode)
+    figures = (
+        runtime.prompt_seconds,
+        runtime.switch_seconds,
+        runtime.switch_bytes,
+        runtime.generate_seconds,
+        max(runtime.total_seconds - spread, 0.0),
+        runtime.total_seconds + spread,
+        max(prompt.basis, decode.basis).name,
+        decode.bottleneck.name,
+        _link_bytes(decode),
+        _total_seconds(plan.fit_time) / runtime.total_seconds,
+    )
+    return dict(zip(RUNTIME_FIGURES, figures, strict=True))
 
 
 def _fit_fits(plan: Plan) -> bool:
@@ -258,18 +299,27 @@ def _fit_fits(plan: Plan) -> bool:
     return bool(memory.gpu.total() <= plan.settings.budget_bytes and memory.host.total() <= plan.machine.ram_bytes)
 
 
-def _stock_figures(memory: _core.MemoryReport, time: _core.WorkloadTime) -> Document:
-    return {
-        "vram_bytes": memory.gpu.total(),
-        "host_bytes": memory.host.total(),
-        "prompt_seconds": time.prompt_seconds,
-        "generate_seconds": time.generate_seconds,
-        "seconds_low": max(time.total_seconds - time.spread_seconds, 0.0),
-        "seconds_high": time.total_seconds + time.spread_seconds,
-        "basis": time.basis.name,
-        "bottleneck": time.decode.bottleneck.name,
-        "link_bytes_per_token": _link_bytes(time.decode),
-    }
+def _stock_figures(memory: _core.MemoryReport, time: _core.WorkloadTime | None) -> Document:
+    """Bytes and seconds under one placement; the seconds are null on a machine without speeds."""
+    n_bytes: Document = {"vram_bytes": memory.gpu.total(), "host_bytes": memory.host.total()}
+    if time is None:
+        return n_bytes | dict.fromkeys(STOCK_FIGURES)
+    figures = (
+        time.prompt_seconds,
+        time.generate_seconds,
+        max(time.total_seconds - time.spread_seconds, 0.0),
+        time.total_seconds + time.spread_seconds,
+        time.basis.name,
+        time.decode.bottleneck.name,
+        _link_bytes(time.decode),
+    )
+    return n_bytes | dict(zip(STOCK_FIGURES, figures, strict=True))
+
+
+def _total_seconds(time: _core.WorkloadTime | None) -> float:
+    """Seconds of the workload under stock fit, which is priced wherever anything is."""
+    assert time is not None
+    return time.total_seconds
 
 
 def _relative_spread(time: _core.PassTime) -> float:

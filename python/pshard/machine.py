@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Machine", "load_machine"]
 
+WITHOUT_SPEEDS = "none"
+
 
 @dataclass(frozen=True, eq=False)
 class Machine:
@@ -49,6 +51,8 @@ class Machine:
         The data sheets behind a machine that was not measured.
     free_vram_bytes : int or None
         VRAM that was free when the GPU was asked; None where none was.
+    has_speeds : bool
+        False for a machine of which only the capacities count: plans go by bytes alone.
     """
 
     name: str
@@ -56,6 +60,7 @@ class Machine:
     notes: tuple[str, ...] = ()
     reference: Reference | None = None
     free_vram_bytes: int | None = None
+    has_speeds: bool = True
     _cores: dict[tuple[int, Layout], _core.Machine] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -81,6 +86,11 @@ class Machine:
     def to_dict(self) -> dict[str, object]:
         """Return what every JSON document says about the machine."""
         profile = self.profile
+        speeds = {
+            "gpu_memory_bytes_per_second": profile.gpu.memory[0].bytes_per_second if profile.gpu else None,
+            "host_bytes_per_second": profile.host_bytes_per_second.value,
+            "link_bytes_per_second": max(profile.link.up.bytes_per_second) if profile.link else None,
+        }
         return {
             "name": self.name,
             "gpu": profile.gpu.name if profile.gpu else None,
@@ -89,16 +99,14 @@ class Machine:
             "vram_bytes": self.vram_bytes,
             "free_vram_bytes": self.free_vram_bytes,
             "ram_bytes": self.ram_bytes,
-            "gpu_memory_bytes_per_second": profile.gpu.memory[0].bytes_per_second if profile.gpu else None,
-            "host_bytes_per_second": profile.host_bytes_per_second.value,
-            "link_bytes_per_second": max(profile.link.up.bytes_per_second) if profile.link else None,
+            **(speeds if self.has_speeds else dict.fromkeys(speeds)),
             "notes": list(self.notes),
         }
 
     def threads_priced(self, n_threads: int) -> int:
         """Return the thread count whose figures price `n_threads`: itself, or the nearest that a profile holds."""
         _check_threads(n_threads)
-        if self.reference is not None:
+        if self.reference is not None or not self.has_speeds:
             return n_threads
         counts = {entry.n_threads or 1 for entry in self.profile.cpu.memory}
         return min(counts, key=lambda count: (abs(count - n_threads), count))
@@ -128,8 +136,11 @@ class Machine:
         Raises
         ------
         SettingError
-            For a thread count below 1 or an unknown layout.
+            For a thread count below 1, an unknown layout, or a machine without speeds.
         """
+        if not self.has_speeds:
+            msg = f"{self.name} prices nothing; name a machine with speeds (--machine, --gpu)"
+            raise SettingError(msg)
         n_threads = self.n_threads if n_threads is None else n_threads
         _check_threads(n_threads)
         if layout not in LAYOUTS:
@@ -155,10 +166,10 @@ def load_machine(
     Parameters
     ----------
     name_or_path : str or path-like, optional
-        A reference machine or GPU (`pshard machines`), or a profile file. Without it, and without `gpu`: the profile
-        files of the planner pull request (named by PSHARD_CPU_PROFILE and PSHARD_GPU_PROFILE, or in the working
-        directory), else this machine's stored profile, else what can be detected here with the nearest reference
-        figures.
+        A reference machine or GPU (`pshard machines`), or a profile file; "none" for this machine without any speeds,
+        for plans that go by bytes alone. Without it, and without `gpu`: the profile files of the planner pull request
+        (named by PSHARD_CPU_PROFILE and PSHARD_GPU_PROFILE, or in the working directory), else this machine's stored
+        profile, else what can be detected here with the nearest reference figures.
     gpu : str, optional
         A reference GPU, like "rtx-3060-12g".
     ram : str, optional
@@ -191,6 +202,8 @@ def load_machine(
         if gpu is not None:
             msg = f"--machine {os.fspath(name_or_path)!r} and --gpu {gpu!r} both name a GPU; give one of them"
             raise SettingError(msg)
+        if name_or_path == WITHOUT_SPEEDS:
+            return _without_speeds(vram_bytes, ram=ram, pcie=pcie, cpu=cpu)
         base = reference(os.fspath(name_or_path))
         if base is None:
             return _from_file(os.fspath(name_or_path), given)
@@ -211,6 +224,26 @@ def load_machine(
     profile = build_profile(base, base.host.n_cores)
     note = "All speeds are reference figures, not measurements: published specifications times stated efficiencies."
     return Machine(base.name, profile, (*base.notes, note), base, free_vram_bytes)
+
+
+def _without_speeds(vram_bytes: int | None, *, ram: str | None, pcie: str | None, cpu: str | None) -> Machine:
+    """Describe this machine's capacities; VRAM that nothing tells is what is planned for."""
+    from pshard.detect import detect
+
+    if pcie is not None:
+        msg = f"--pcie {pcie!r} is a speed, and --machine none has none; leave one of them out"
+        raise SettingError(msg)
+    detected = detect(vram_bytes, ram_given=ram is not None)
+    base = _with_parts(detected.reference, ram=ram, pcie=None, cpu=cpu)
+    profile = build_profile(base, base.host.n_cores)
+    if vram_bytes and detected.free_vram_bytes is None and profile.gpu is not None:
+        capacities = replace(profile.capacities, vram_bytes=vram_bytes)
+        profile = replace(profile, capacities=capacities, gpu=replace(profile.gpu, name="GPU"))
+    note = (
+        "No speeds, so nothing is priced: of the placements that fit, the one with most whole layers on the GPU is taken, "
+        "then the one with least VRAM."
+    )
+    return Machine("this machine, unmeasured", profile, (note,), None, detected.free_vram_bytes, has_speeds=False)
 
 
 def _measured_here(vram_bytes: int | None) -> tuple[Machine | None, tuple[str, ...]]:

@@ -70,11 +70,11 @@ class Plan:
         By rising batch; each with the best placement of every strategy.
     fit : _core.StockFit
         What stock llama.cpp's ``--fit`` decides for the same budget.
-    fit_time : _core.WorkloadTime
-        The workload under it.
-    stock : _core.StockPlan
+    fit_time : _core.WorkloadTime or None
+        The workload under it; None, like the next two, on a machine without speeds.
+    stock : _core.StockPlan or None
         The best placement that stock llama.cpp can be told.
-    runtime : _core.RuntimePlan
+    runtime : _core.RuntimePlan or None
         The workload on the pshard runtime, tier by tier.
     whole_vram_bytes : int or None
         Bytes of the whole model on the GPU, where that fits the budget with a prompt tier: then nothing needs a plan.
@@ -86,9 +86,9 @@ class Plan:
     settings: Settings
     tiers: tuple[_core.TierPlan, ...]
     fit: _core.StockFit
-    fit_time: _core.WorkloadTime
-    stock: _core.StockPlan
-    runtime: _core.RuntimePlan
+    fit_time: _core.WorkloadTime | None
+    stock: _core.StockPlan | None
+    runtime: _core.RuntimePlan | None
     whole_vram_bytes: int | None
     warnings: tuple[str, ...]
 
@@ -193,8 +193,10 @@ def plan(
     )
     has_gpu = settings.budget_bytes > 0
     # Beside a GPU, host weights lie in a host buffer and are multiplied by the plain kernels.
-    core_machine = copy(machine.core(settings.n_threads, "plain" if has_gpu else "interleaved"))
-    core_machine.has_gpu = has_gpu
+    core_machine = None
+    if machine.has_speeds:
+        core_machine = copy(machine.core(settings.n_threads, "plain" if has_gpu else "interleaved"))
+        core_machine.has_gpu = has_gpu
 
     def context(n_ubatch: int) -> _core.ContextParameters:
         parameters = _core.ContextParameters()
@@ -222,19 +224,24 @@ def plan(
         )
         for batch in ladder
     )  # fmt: skip
-    stock = _core.plan_stock(model.core, core_machine, stock_context, workload, budget, settings.micro_batches)
-    if not stock.viable and not any(tier.best >= 0 for tier in tiers):
+    fit_time = stock = runtime = None
+    if core_machine is not None:
+        stock = _core.plan_stock(model.core, core_machine, stock_context, workload, budget, settings.micro_batches)
+        fit_time = _core.price_workload(model.core, core_machine, stock_context, workload, fit.placement)
+    if not any(tier.best >= 0 for tier in tiers) and (stock is None or not stock.viable):
         on_cpu = _core.stock_fit(model.core, stock_context, 0, has_gpu=False).memory.host.total()
         raise _infeasible(settings, machine, tiers, stock, on_cpu)
+    if core_machine is not None:
+        runtime = _core.plan_runtime(model.core, core_machine, cache_context, workload, list(tiers))
     return Plan(
         model=model,
         machine=machine,
         settings=settings,
         tiers=tiers,
         fit=fit,
-        fit_time=_core.price_workload(model.core, core_machine, stock_context, workload, fit.placement),
+        fit_time=fit_time,
         stock=stock,
-        runtime=_core.plan_runtime(model.core, core_machine, cache_context, workload, list(tiers)),
+        runtime=runtime,
         whole_vram_bytes=_whole_vram_bytes(model, ladder, context, settings.budget_bytes),
         warnings=(*model.warnings, *_warnings(model, machine, settings)),
     )
@@ -408,11 +415,16 @@ def _whole_vram_bytes(
 
 
 def _infeasible(
-    settings: Settings, machine: Machine, tiers: tuple[_core.TierPlan, ...], stock: _core.StockPlan, cpu_bytes: int
+    settings: Settings,
+    machine: Machine,
+    tiers: tuple[_core.TierPlan, ...],
+    stock: _core.StockPlan | None,
+    cpu_bytes: int,
 ) -> NoFeasiblePlanError:
     """Say what is missing and what helps; `cpu_bytes` is what the CPU alone would need of RAM."""
     misses = [(c.missing_vram_bytes, c.missing_ram_bytes) for tier in tiers for c in tier.candidates]
-    misses.append((stock.missing_vram_bytes, stock.missing_ram_bytes))
+    if stock is not None:
+        misses.append((stock.missing_vram_bytes, stock.missing_ram_bytes))
     vram, ram = min(misses, key=sum)
     lacking = []
     if vram:

@@ -309,6 +309,16 @@ def test_what_fits_is_just_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert "-pshard" not in text
 
 
+def test_without_speeds_the_text_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    text = run_text(capsys, MODEL, "--machine", "none", "--vram", "11G", "--ram", "128G")
+    assert "nothing is priced" in text
+    assert all("not known" in " ".join(row) for row in tier_rows(text))
+    assert "limited by" not in text and "times stock" not in text
+    assert "Without speeds nothing says which engine is faster." in text
+    assert "--load-mode none" in text  # in the launch line; no price assumes it
+    assert "prices assume" not in text
+
+
 def test_a_tier_that_does_not_fit_says_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = (MODEL, "--vram", "0", "--strategy", "GPUONLY_LAYERPIN_LAYERSTREAM", *MACHINE)
     rows = tier_rows(run_text(capsys, *arguments))
@@ -355,7 +365,7 @@ def test_placement_words(layers: list[dict[str, Any]], words: str) -> None:
 def engines(**changes: Any) -> dict[str, Any]:
     engine = {"bottleneck": "up", "link_bytes_per_token": 3_100_000_000, "speedup_over_stock_fit": 1.8}
     document = {
-        "pshard_disabled": False, "budget_bytes": GIB, "stock_fit": {"viable": True},
+        "pshard_disabled": False, "budget_bytes": GIB, "stock_fit": {"viable": True, "basis": "reference"},
         "llama_cpp": engine | {"is_stock_fit": False}, "pshard_runtime": dict(engine),
     }  # fmt: skip
     for path, value in changes.items():

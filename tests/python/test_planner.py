@@ -292,3 +292,56 @@ def test_every_model_gets_plans_that_name_bottleneck_and_runner_up(name: str) ->
             assert others, f"tier {tier.batch_size} at {gib} GiB has no runner-up"
             assert all(c.time.seconds >= best.time.seconds for c in others)
     assert n_viable >= 5 * 3  # at the least, decode and small batches at every budget
+
+
+def unmeasured(vram_bytes: int = 6 * GIB) -> Machine:
+    return load_machine("none", vram_bytes=vram_bytes, ram="64G", cpu="8c")
+
+
+def test_without_speeds_most_whole_layers_win_then_least_vram() -> None:
+    result = plan(model("qwen3-30b-a3b-q4km"), unmeasured(), vram_bytes=6 * GIB)
+    overflows = ["NONE", "ATTN", "UP", "GATE"]
+    context = _core.ContextParameters()
+    context.n_batch = context.n_ubatch = result.tiers[-1].batch_size
+
+    def rank(candidate: _core.Candidate) -> tuple[int, int, int, int]:
+        k = candidate.knobs
+        return -k.n_pinned, -k.n_attn_pinned, -overflows.index(k.overflow), candidate.memory.gpu.total()
+
+    for tier in result.tiers:
+        chosen = tier.candidates[tier.best]
+        assert rank(chosen) == min(rank(candidate) for candidate in tier.candidates if candidate.viable)
+        for candidate in tier.candidates[:-1]:  # and of no strategy would one layer more have fitted
+            k = candidate.knobs
+            n_attn_pinned = max(k.n_attn_pinned, k.n_pinned + 1) if candidate.strategy.startswith("STATIC") else 0
+            more = _core.Knobs(k.n_pinned + 1, n_attn_pinned, "NONE", k.output_on_gpu, k.pin_from_back)
+            placement = _core.make_placement(candidate.strategy, more, result.model.core)
+            used = _core.memory(result.model.core, placement, context, tier.batch_size).gpu.total()
+            assert k.n_attn_pinned > k.n_pinned or used > 6 * GIB
+
+
+def test_without_speeds_nothing_has_a_time() -> None:
+    document: Any = plan(model("qwen3-30b-a3b-q4km"), unmeasured(), vram_bytes=6 * GIB).to_dict()
+    assert "nothing is priced" in document["machine"]["notes"][0]
+    assert document["machine"]["link_bytes_per_second"] is None
+    for tier in document["tiers"]:
+        for candidate in (tier, *tier["candidates"]):
+            assert candidate["tokens_per_second"] is candidate["seconds"] is candidate["bottleneck"] is None
+        assert tier["vram_bytes"] == tier["weights_bytes"] + tier["kv_bytes"] + tier["compute_bytes"]
+    assert document["llama_cpp"]["is_stock_fit"]
+    assert document["llama_cpp"]["speedup_over_stock_fit"] is None
+    assert document["pshard_runtime"]["prompt_seconds"] is None
+    assert document["pshard_runtime"]["prompt_tier"] == 2048
+    assert document["pshard_runtime"]["decode_tier"] == 1
+
+
+def test_without_speeds_a_model_that_does_not_fit_is_still_said() -> None:
+    with pytest.raises(NoFeasiblePlanError, match="nothing fits"):
+        plan(model("glm45-air-q4km"), load_machine("none", vram_bytes=2 * GIB, ram="16G"), vram_bytes=2 * GIB)
+
+
+def test_a_machine_without_speeds_prices_nothing() -> None:
+    with pytest.raises(SettingError, match="prices nothing"):
+        unmeasured().core()
+    with pytest.raises(SettingError, match="is a speed"):
+        load_machine("none", pcie="4x16")

@@ -192,7 +192,7 @@ def test_the_choice_is_safe_and_the_best(options: list[list[Option]]) -> None:
     first, last = initial_tier(sizes), sizes[-1]
 
     def cost(combination: dict[int, Option]) -> float:
-        return sum(log(o.seconds / min(x.seconds for x in by_size[s])) for s, o in combination.items())
+        return sum(log(o.cost / min(x.cost for x in by_size[s])) for s, o in combination.items())
 
     def is_safe(combination: dict[int, Option]) -> bool:
         both = combination[first].resident & combination[last].resident
@@ -253,3 +253,14 @@ def test_where_stock_fit_wins_with_its_own_batches_the_registry_says_what_it_giv
         if tier.viable and tier.batch_size / tier.tokens_per_second > 1.02 * best[tier.batch_size].time.seconds
     }
     assert slower <= {int(size) for warning in warnings for size in re.findall(r"bs=([0-9]+) by", warning)}
+
+
+def test_a_plan_without_speeds_is_written_with_none(folder: Path) -> None:
+    model = stored(folder, "llama3-8b-norf-q4km")
+    machine = load_machine("none", cpu="8c", ram="128G", vram_bytes=4 * GIB)
+    written = write_plan(plan(model, machine, vram_bytes=4 * GIB, n_ctx=8192))
+    assert written.path is not None, written.warnings
+    tiers = read_registry(written.path).sections[-1].variants[-1].tiers
+    assert all(tier.viable for tier in tiers)
+    assert {tier.tokens_per_second for tier in tiers} == {0.0}
+    assert max(tier.n_pinned for tier in tiers) > 10

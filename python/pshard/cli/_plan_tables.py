@@ -51,11 +51,17 @@ def print_plan(out: Output, document: Document) -> None:
         [_tier_row(tier, document) for tier in document["tiers"]],
     )
     out.line()
-    _print_comparison(out, document)
-    out.line()
+    if is_priced(document):
+        _print_comparison(out, document)
+        out.line()
     for sentence in verdicts(document):
         _paragraph(out, sentence)
     _print_launch_lines(out, document)
+
+
+def is_priced(document: Document) -> bool:
+    """Whether the machine has speeds; without, a plan goes by bytes alone."""
+    return document["stock_fit"]["basis"] is not None
 
 
 # --- header -----------------------------------------------------------------------------------------------------------
@@ -97,10 +103,13 @@ def _tier_row(tier: Document, document: Document) -> list[object]:
     if not tier["viable"]:
         missing = f"does not fit: {format_bytes(tier['missing_bytes'])} missing"
         return [tier["batch_size"], missing, None, None]
-    low, high = tier["batch_size"] / tier["seconds_high"], _rate(tier["batch_size"], tier["seconds_low"])
-    speed = [f"{figure(tier['tokens_per_second'])}", f"{figure(low)} to {figure(high) if high else '?'}", tier["basis"]]
-    if tier["batch_size"] > LARGEST_DECODE_BATCH:
-        speed.append(f"{figure(tier['seconds'])} s")
+    priced = is_priced(document)
+    speed = ["not known"]
+    if priced:
+        low, high = tier["batch_size"] / tier["seconds_high"], _rate(tier["batch_size"], tier["seconds_low"])
+        speed = [figure(tier["tokens_per_second"]), f"{figure(low)} to {figure(high) if high else '?'}", tier["basis"]]
+        if tier["batch_size"] > LARGEST_DECODE_BATCH:
+            speed.append(f"{figure(tier['seconds'])} s")
     memory = [
         f"{part:<8}{tier[f'{key}_bytes'] / GIB:>6.2f}"
         for part, key in (("all", "vram"), ("weights", "weights"), ("KV", "kv"), ("compute", "compute"))
@@ -108,8 +117,10 @@ def _tier_row(tier: Document, document: Document) -> list[object]:
     placement = [
         strategy_words(tier["strategy"]),
         placement_words(tier, document["model"]["n_layer"]),
-        "; ".join([f"limited by {LANES[tier['bottleneck']]}".replace(" ", TIED), *_others(tier)]),
     ]
+    if priced:
+        limit = f"limited by {LANES[tier['bottleneck']]}".replace(" ", TIED)
+        placement.append("; ".join([limit, *_others(tier)]))
     lines = [line for text in placement for line in textwrap.wrap(text, PLACEMENT_COLUMNS, break_on_hyphens=False)]
     return [tier["batch_size"], "\n".join(lines).replace(TIED, " "), "\n".join(speed), "\n".join(memory)]
 
@@ -220,6 +231,9 @@ def _engine_row(name: str, engine: Document, document: Document) -> list[object]
 def verdicts(document: Document) -> list[str]:
     """Say what a person gains with each engine, and what limits it."""
     fit, stock, runtime = document["stock_fit"], document["llama_cpp"], document["pshard_runtime"]
+    if not is_priced(document):
+        whole = f"It all fits, {format_bytes(document['baseline_vram_bytes'] or 0)}: just run this."
+        return [whole if document["pshard_disabled"] else "Without speeds nothing says which engine is faster."]
     said = []
     if stock is None:
         said.append("Stock llama.cpp cannot hold this model in the budget.")
@@ -256,7 +270,8 @@ def _print_launch_lines(out: Output, document: Document) -> None:
     if stock is not None:
         out.line()
         placement = placement_words(stock, document["model"]["n_layer"])
-        _paragraph(out, f"Stock {stock['engine']}; prices assume --load-mode {stock['load_mode']}; {placement}:")
+        assumed = f"; prices assume --load-mode {stock['load_mode']}" if is_priced(document) else ""
+        _paragraph(out, f"Stock {stock['engine']}{assumed}; {placement}:")
         out.line(shlex.join(stock["argv"]))
     if runtime is not None and not document["pshard_disabled"]:
         out.line()

@@ -122,7 +122,10 @@ def parse_vram(context: click.Context, parameter: click.Parameter, text: str | N
     "--draft", "n_draft", type=click.IntRange(0), default=0, metavar="N",
     help="Tokens that a draft proposes: adds a tier of N + 1.",
 )  # fmt: skip
-@click.option("--machine", metavar="NAME|FILE", help="A reference machine (`pshard machines`) or a profile.")
+@click.option(
+    "--machine", metavar="NAME|FILE",
+    help="A reference machine (`pshard machines`) or a profile; none: no speeds, bytes alone decide.",
+)  # fmt: skip
 @click.option("--gpu", metavar="NAME", help="A reference GPU, like rtx-3060-12g.")
 @click.option("--ram", metavar="SIZE@BANDWIDTH", help="Host memory, like 64G@51GB/s.")
 @click.option("--pcie", metavar="GENxLANES", help="The GPU's slot, like 3x8.")

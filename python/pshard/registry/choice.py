@@ -28,13 +28,14 @@ MIN_RATE_SHARE = 0.5
 class Option:
     """One placement for one tier, with the fields that its strategy line gets.
 
+    `cost` is what is to be small: seconds of one pass, or on a machine without speeds the bytes that are left to the host.
     `resident` has a bit for each group of each layer, and one for the head, that is pinned.
     """
 
     strategy: str
     knobs: _core.Knobs
     placement: _core.Placement
-    seconds: float
+    cost: float
     vram_bytes: int
     resident: int
 
@@ -66,7 +67,7 @@ def worth_loading(options: Mapping[int, Sequence[Option]]) -> dict[int, Sequence
     kept: dict[int, Sequence[Option]] = {}
     fastest = 0.0
     for size in sorted(options):
-        rate = size / min(option.seconds for option in options[size])
+        rate = size / min(option.cost for option in options[size])
         if rate >= MIN_RATE_SHARE * fastest:
             kept[size] = options[size]
             fastest = max(fastest, rate)
@@ -90,7 +91,7 @@ def choose(options: Mapping[int, Sequence[Option]]) -> dict[int, Option]:
         return {}
     sizes = sorted(options)
     first, last = initial_tier(sizes), sizes[-1]
-    fastest = {size: min(option.seconds for option in options[size]) for size in sizes}
+    fastest = {size: min(option.cost for option in options[size]) for size in sizes}
     best: tuple[tuple[int, float], dict[int, Option]] | None = None
     for at_first, at_last in product(options[first], options[last]):
         if first == last and at_first is not at_last:
@@ -101,8 +102,8 @@ def choose(options: Mapping[int, Sequence[Option]]) -> dict[int, Option]:
             if size not in chosen:
                 holding = [option for option in options[size] if option.resident & shared == shared]
                 if holding:
-                    chosen[size] = min(holding, key=lambda option: option.seconds)
-        slow_down = sum(math.log(option.seconds / fastest[size]) for size, option in chosen.items())
+                    chosen[size] = min(holding, key=lambda option: option.cost)
+        slow_down = sum(math.log(option.cost / fastest[size]) for size, option in chosen.items())
         cost = (len(sizes) - len(chosen), slow_down)
         if best is None or cost < best[0]:
             best = (cost, chosen)

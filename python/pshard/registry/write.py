@@ -132,7 +132,7 @@ def variant_of(plan: Plan) -> tuple[Variant | None, tuple[str, ...]]:
         warnings.append(f"Registry: the runtime finds it only with PSHARD_STRATEGY={settings.strategy} set.")
     source = _Options(plan, budget_mib * MIB - MARGIN_BYTES)
     fitting = {tier.batch_size: found for tier in plan.tiers if (found := source.of(tier))}
-    options = worth_loading(fitting)
+    options = worth_loading(fitting) if plan.machine.has_speeds else fitting
     chosen = choose(options)
     if len(chosen) < len(options) or _slow_down(plan, chosen) > WORTH_SAYING:
         last = max(options)
@@ -179,8 +179,10 @@ class _Options:
         self.limit_bytes = limit_bytes
         self.context = context_of(settings_of(plan), plan.tiers[-1].batch_size, plan.model)
         self.workload = _core.Workload(plan.settings.prompt_tokens, plan.settings.generate_tokens)
-        self.machine = copy(plan.machine.core(plan.settings.n_threads, "plain"))
-        self.machine.has_gpu = True
+        self.machine: _core.Machine | None = None
+        if plan.machine.has_speeds:
+            self.machine = copy(plan.machine.core(plan.settings.n_threads, "plain"))
+            self.machine.has_gpu = True
 
     def of(self, tier: _core.TierPlan) -> list[Option]:
         """Return what fits at a tier: each strategy's best, searched again where it needs the margin."""
@@ -203,10 +205,11 @@ class _Options:
                     options += [option] if option else []
             elif candidate.memory.gpu.total() <= self.limit_bytes:
                 resident = resident_bits(self.plan.model, candidate.placement)
+                cost = candidate.time.seconds if self.machine is not None else _cost_by_bytes(candidate.memory)
+                vram_bytes = candidate.memory.gpu.total()
                 options.append(
-                    Option(candidate.strategy, candidate.knobs, candidate.placement, candidate.time.seconds,
-                           candidate.memory.gpu.total(), resident)
-                )  # fmt: skip
+                    Option(candidate.strategy, candidate.knobs, candidate.placement, cost, vram_bytes, resident)
+                )
             else:
                 found = _core.search(
                     candidate.strategy, self.plan.model.core, self.machine, self.context, self.workload, budget,
@@ -240,9 +243,15 @@ class _Options:
         memory = _core.memory(model.core, placement, self.context, batch_size)
         if memory.gpu.total() > self.limit_bytes or memory.host.total() > self.plan.machine.ram_bytes:
             return None
-        pass_ = _core.tier_pass(model.core, self.context, self.workload, batch_size)
-        seconds = _core.price_pass(model.core, self.machine, pass_, placement).seconds
-        return Option(strategy, knobs, placement, seconds, memory.gpu.total(), resident_bits(model, placement))
+        cost = _cost_by_bytes(memory)
+        if self.machine is not None:
+            pass_ = _core.tier_pass(model.core, self.context, self.workload, batch_size)
+            cost = _core.price_pass(model.core, self.machine, pass_, placement).seconds
+        return Option(strategy, knobs, placement, cost, memory.gpu.total(), resident_bits(model, placement))
+
+
+def _cost_by_bytes(memory: _core.MemoryReport) -> float:
+    return float(max(memory.host.total(), 1))
 
 
 def _slow_down(plan: Plan, chosen: dict[int, Option]) -> float:
@@ -251,9 +260,9 @@ def _slow_down(plan: Plan, chosen: dict[int, Option]) -> float:
 
 
 def _slower_tiers(plan: Plan, chosen: dict[int, Option]) -> Iterable[tuple[int, float]]:
-    for tier in plan.tiers:
+    for tier in plan.tiers if plan.machine.has_speeds else ():
         if tier.batch_size in chosen and tier.best >= 0:
-            yield tier.batch_size, chosen[tier.batch_size].seconds / tier.candidates[tier.best].time.seconds - 1.0
+            yield tier.batch_size, chosen[tier.batch_size].cost / tier.candidates[tier.best].time.seconds - 1.0
 
 
 def _given_up(plan: Plan, chosen: dict[int, Option], slow: set[int]) -> list[str]:
@@ -295,7 +304,7 @@ def _tier(plan: Plan, index: int, batch_size: int, option: Option | None) -> Tie
         n_pinned=knobs.n_pinned,
         n_attn_pinned=max(knobs.n_attn_pinned, knobs.n_pinned) if is_static else 0,
         overflow="NONE" if is_static else knobs.overflow,
-        tokens_per_second=round(batch_size / option.seconds, 2),
+        tokens_per_second=round(batch_size / option.cost, 2) if plan.machine.has_speeds else 0.0,
         vram_mib=round(option.vram_bytes / MIB, 1),
         output_on_gpu=knobs.output_on_gpu,
         pin_from_back=knobs.pin_from_back,
