@@ -240,8 +240,8 @@ def _without_speeds(vram_bytes: int | None, *, ram: str | None, pcie: str | None
         capacities = replace(profile.capacities, vram_bytes=vram_bytes)
         profile = replace(profile, capacities=capacities, gpu=replace(profile.gpu, name="GPU"))
     note = (
-        "No speeds, so nothing is priced: of the placements that fit, the one with most whole layers on the GPU is taken, "
-        "then the one with least VRAM."
+        "No speeds, so nothing is priced: of the placements that fit, the one with most whole layers on the GPU is "
+        "taken, then the one with least VRAM."
     )
     return Machine("this machine, unmeasured", profile, (note,), None, detected.free_vram_bytes, has_speeds=False)
 

@@ -28,8 +28,8 @@ MIN_RATE_SHARE = 0.5
 class Option:
     """One placement for one tier, with the fields that its strategy line gets.
 
-    `cost` is what is to be small: seconds of one pass, or on a machine without speeds the bytes that are left to the host.
-    `resident` has a bit for each group of each layer, and one for the head, that is pinned.
+    `cost` is what is to be small: seconds of one pass, or on a machine without speeds the bytes that are left to the
+    host. `resident` has a bit for each group of each layer, and one for the head, that is pinned.
     """
 
     strategy: str
