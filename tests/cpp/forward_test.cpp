@@ -87,7 +87,7 @@ TEST(Forward, EveryInputWasProducedOrIsAnInput) {
     for (size_t v = 0; v < block.values.size(); ++v) known[v] = known[v] || block.values[v].is_input;
     for (const Operation& operation : block.operations) {
       for (const int32_t input : operation.inputs) {
-        EXPECT_TRUE(input == kNoValue || known[static_cast<size_t>(input)]);
+        EXPECT_TRUE(!is_value(input) || known[static_cast<size_t>(input)]);
       }
       if (operation.output != kNoValue) known[static_cast<size_t>(operation.output)] = true;
     }

@@ -37,8 +37,8 @@ LayerPlacement with(LayerPlacement placement, std::initializer_list<Group> group
 const LayerPlacement kPinned = LayerPlacement::uniform(Where::pinned);
 const LayerPlacement kCpu = LayerPlacement::uniform(Where::cpu);
 const LayerPlacement kFfnOnCpu = with(kPinned, {Group::ffn_up, Group::ffn_gate, Group::ffn_down}, Where::cpu);
-constexpr Neighbours kGpuAround{Device::gpu, Device::gpu};
-constexpr Neighbours kHostAround{Device::host, Device::host};
+constexpr Neighbours kGpuAround{Where::pinned, Where::pinned};
+constexpr Neighbours kHostAround{Where::cpu, Where::cpu};
 
 struct Case {
   bool with_experts = false;
@@ -51,7 +51,7 @@ LoweredBlock lowered(const LayerPlacement& placement, int64_t n_tokens, const Ca
   const Model model = cases::model(2, c.with_experts);
   const PricedBlock priced = price_block(model, c.machine, pass(n_tokens), layer_block(model, model.layers()[0], pass(n_tokens), false));
   return lower(priced, model, c.machine, {.layer = placement, .outside = Where::cpu, .op_offload = c.op_offload}, c.neighbours,
-               c.neighbours.before);
+               c.neighbours.before == Where::cpu ? Device::host : Device::gpu);
 }
 
 Segment sum(const LoweredBlock& block) {

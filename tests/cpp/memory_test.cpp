@@ -55,9 +55,19 @@ TEST(CacheBytes, CountKeysAndValuesPerCell) {
   const Model model = tiny::model();
   ContextParameters context;
   context.n_ctx = 1024;
-  EXPECT_EQ(cache_bytes(model, model.layers()[0], context), 1024 * 2 * 2 * 16 * 2);
-  context.type_k = DataType{8, 32, 34};  // rows of 32 elements are padded to 512 behind the last
-  EXPECT_EQ(cache_bytes(model, model.layers()[0], context), 1024 * 34 + 512 + 1024 * 2 * 16 * 2);
+  EXPECT_EQ(cache_bytes(model, model.layers()[0], context), 1024 * 2 * 2 * 64 * 2);
+  context.type_k = DataType{8, 32, 34};  // on a GPU, rows of 128 elements are padded to 512 behind the last
+  EXPECT_EQ(cache_bytes(model, model.layers()[0], context), 1024 * 4 * 34 + 512 + 1024 * 2 * 64 * 2);
+  EXPECT_EQ(cache_bytes(model, model.layers()[0], context, Where::cpu), 1024 * 4 * 34 + 1024 * 2 * 64 * 2);
+}
+
+TEST(ReservedPass, HasAsManyOutputsAsMayBeWanted) {
+  const Model model = tiny::model();
+  ContextParameters context;
+  EXPECT_EQ(reserved_pass(model, context, 64).n_outputs, 64);
+  context.n_outputs_max = 4;
+  EXPECT_EQ(reserved_pass(model, context, 64).n_outputs, 4);
+  EXPECT_EQ(reserved_pass(model, context, 2).n_outputs, 2);
 }
 
 TEST(TensorBytes, QuantisedRowsArePaddedOnTheGpu) {
@@ -72,13 +82,13 @@ TEST(Memory, WeightsAreSomewhereOnce) {
   const MemoryReport gpu = memory(model, everywhere(Where::pinned), context, 64);
   const MemoryReport host = memory(model, everywhere(Where::cpu), context, 64);
   constexpr int64_t kLayers = 2 * (tiny::kLayerWeights + 2 * tiny::kEmbd) * 2;
-  EXPECT_EQ(gpu.gpu.weights_bytes, kLayers + tiny::kEmbd * 2 + tiny::kEmbd * tiny::kVocab * 2);
+  EXPECT_EQ(gpu.gpu().weights_bytes, kLayers + tiny::kEmbd * 2 + tiny::kEmbd * tiny::kVocab * 2);
   EXPECT_EQ(gpu.host.weights_bytes, tiny::kEmbd * tiny::kVocab * 2);
-  EXPECT_EQ(host.gpu.weights_bytes, 0);
-  EXPECT_EQ(host.host.weights_bytes, gpu.gpu.weights_bytes + gpu.host.weights_bytes);
-  EXPECT_EQ(host.gpu.cache_bytes, 0);
-  EXPECT_EQ(host.host.cache_bytes, gpu.gpu.cache_bytes);
-  EXPECT_EQ(host.gpu.compute_bytes, 0);
+  EXPECT_EQ(host.gpu().weights_bytes, 0);
+  EXPECT_EQ(host.host.weights_bytes, gpu.gpu().weights_bytes + gpu.host.weights_bytes);
+  EXPECT_EQ(host.gpu().cache_bytes, 0);
+  EXPECT_EQ(host.host.cache_bytes, gpu.gpu().cache_bytes);
+  EXPECT_EQ(host.gpu().compute_bytes, 0);
 }
 
 TEST(Memory, AnExceptionMovesOneTensor) {
@@ -88,7 +98,7 @@ TEST(Memory, AnExceptionMovesOneTensor) {
   placement.exceptions = {{"blk.1.ffn_up.weight", Where::cpu}};
   const MemoryReport after = memory(model, placement, {}, 64);
   constexpr int64_t kBytes = tiny::kEmbd * tiny::kFfn * 2;
-  EXPECT_EQ(before.gpu.weights_bytes - after.gpu.weights_bytes, kBytes);
+  EXPECT_EQ(before.gpu().weights_bytes - after.gpu().weights_bytes, kBytes);
   EXPECT_EQ(after.host.weights_bytes - before.host.weights_bytes, kBytes);
 }
 
@@ -122,7 +132,7 @@ TEST(ComputeBuffers, StreamingNeedsSlotsForTwoLayersInTurn) {
   int64_t layer_bytes = cache_bytes(model, model.layers()[0], context);
   for (const Tensor& tensor : model.layers()[0].tensors) layer_bytes += gpu_tensor_bytes(tensor);
   EXPECT_EQ(compute.gpu_stream_bytes, 2 * layer_bytes);
-  EXPECT_GT(compute.gpu_bytes, compute.gpu_stream_bytes);
+  EXPECT_GT(compute.gpu_bytes.front(), compute.gpu_stream_bytes);
 }
 
 }  // namespace

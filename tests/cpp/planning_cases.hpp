@@ -62,7 +62,7 @@ inline constexpr double kExpertTensorBytes = 8'000'000;
 inline constexpr double kCellBytes = 800;  // K and V of one token in one layer: 2 x 200 x F16
 inline constexpr double kHeadBytes = 10'000'000;
 
-// 10 heads of 100, 2 of them for K and V; FFN of 2000, or 8 experts of 500 of which 2 are used.
+// 25 heads of 40, 5 of them for K and V; FFN of 2000, or 8 experts of 500 of which 2 are used.
 inline Model model(int32_t n_layer, bool with_experts = false) {
   Hyperparameters h;
   h.architecture = with_experts ? "qwen3moe" : "llama";
@@ -75,9 +75,9 @@ inline Model model(int32_t n_layer, bool with_experts = false) {
     h.n_expert_used = kExpertsUsed;
   }
   LayerParameters layer;
-  layer.n_head = 10;
-  layer.n_head_kv = 2;
-  layer.head_dim_k = layer.head_dim_v = 100;
+  layer.n_head = 25;
+  layer.n_head_kv = 5;
+  layer.head_dim_k = layer.head_dim_v = 40;
   h.layers.assign(static_cast<size_t>(n_layer), layer);
   std::vector<Tensor> tensors{tensor("token_embd.weight", kF16, {kEmbd, kVocab, 1, 1}),
                               tensor("output_norm.weight", kF32, {kEmbd, 1, 1, 1}), tensor("output.weight", kF16, {kEmbd, kVocab, 1, 1})};
@@ -103,6 +103,14 @@ inline Model model(int32_t n_layer, bool with_experts = false) {
     }
   }
   return Model(std::move(h), std::move(tensors));
+}
+
+// To make a similar model of.
+inline std::vector<Tensor> tensors_of(const Model& model) {
+  std::vector<Tensor> tensors(model.embedding());
+  for (const Layer& layer : model.layers()) tensors.insert(tensors.end(), layer.tensors.begin(), layer.tensors.end());
+  tensors.insert(tensors.end(), model.head().begin(), model.head().end());
+  return tensors;
 }
 
 }  // namespace pshard::cases

@@ -13,10 +13,10 @@ inline const DataType kF16{1, 1, 2};
 inline constexpr int64_t kEmbd = 64;
 inline constexpr int64_t kHeads = 4;
 inline constexpr int64_t kHeadsKv = 2;
-inline constexpr int64_t kHeadDim = 16;
+inline constexpr int64_t kHeadDim = 64;  // GPUs fuse attention over it
 inline constexpr int64_t kFfn = 96;
 inline constexpr int64_t kVocab = 100;
-inline constexpr int64_t kLayerWeights = kEmbd * kEmbd * 2 + 2 * kEmbd * kHeadsKv * kHeadDim + 3 * kEmbd * kFfn;
+inline constexpr int64_t kLayerWeights = 2 * kEmbd * kHeads * kHeadDim + 2 * kEmbd * kHeadsKv * kHeadDim + 3 * kEmbd * kFfn;
 
 inline Tensor tensor(std::string name, int64_t rows, int64_t columns = 1) {
   return Tensor{std::move(name), kF16, {rows, columns, 1, 1}, kF16.row_bytes(rows) * columns};

@@ -1,0 +1,68 @@
+#include "probe/activations.hpp"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+
+namespace pshard {
+namespace {
+
+constexpr float kLargest = 127.0F;
+
+// Sizes are multiples of a cache line, so that the arrays of one buffer are aligned like it.
+int64_t padded(int64_t n_bytes) { return (n_bytes + 63) / 64 * 64; }
+
+// Adding 1.5 * 2^23 leaves the nearest whole number, ties to even, in the low bits; compilers turn it into vector code on any CPU.
+int32_t nearest(float value) { return std::bit_cast<int32_t>(value + 12582912.0F) - std::bit_cast<int32_t>(12582912.0F); }
+
+}  // namespace
+
+Activations::Activations(WeightType type_of_weights, int64_t rows, int64_t columns)
+    : type(type_of_weights), n_rows(rows), n_columns(columns) {
+  const BlockShape& shape = block_shape(type);
+  const bool is_half = shape.activation_columns == 0;
+  n_scales = is_half ? 0 : n_columns / shape.activation_columns;
+  n_sub_blocks = is_half ? 0 : n_columns / shape.sub_columns;
+  const int64_t code_bytes = padded(n_rows * n_columns * (is_half ? 2 : 1));
+  const int64_t scale_bytes = padded(n_rows * n_scales * 4);
+  const int64_t sum_bytes = padded(n_rows * n_sub_blocks * 4);
+  storage_ = Buffer(code_bytes + scale_bytes + 2 * sum_bytes);
+  codes = is_half ? nullptr : storage_.as<int8_t>();
+  halves = is_half ? storage_.as<uint16_t>() : nullptr;
+  scales = reinterpret_cast<float*>(storage_.data() + code_bytes);
+  sums = reinterpret_cast<float*>(storage_.data() + code_bytes + scale_bytes);
+  starts = reinterpret_cast<int32_t*>(storage_.data() + code_bytes + scale_bytes + sum_bytes);
+}
+
+void Activations::quantise(int64_t row, const float* values) {
+  if (halves != nullptr) {
+    for (int64_t i = 0; i < n_columns; ++i) halves[row * n_columns + i] = float_to_half(values[i]);
+    return;
+  }
+  const BlockShape& shape = block_shape(type);
+  for (int64_t block = 0; block < n_scales; ++block) {
+    const float* from = values + block * shape.activation_columns;
+    int8_t* to = codes + row * n_columns + block * shape.activation_columns;
+    float largest = 0.0F;
+    for (int64_t i = 0; i < shape.activation_columns; ++i) largest = std::max(largest, std::abs(from[i]));
+    const float inverse = largest > 0.0F ? kLargest / largest : 0.0F;
+    const bool is_tiny = !std::isfinite(inverse);  // below what can be inverted: zero
+    for (int64_t i = 0; i < shape.activation_columns; ++i) to[i] = static_cast<int8_t>(is_tiny ? 0 : nearest(from[i] * inverse));
+    scales[row * n_scales + block] = is_tiny ? 0.0F : largest / kLargest;
+  }
+  for (int64_t sub = 0; sub < n_sub_blocks; ++sub) {
+    const int8_t* from = codes + row * n_columns + sub * shape.sub_columns;
+    int32_t sum = 0;
+    for (int64_t i = 0; i < shape.sub_columns; ++i) sum += from[i];
+    sums[row * n_sub_blocks + sub] = static_cast<float>(sum);
+    starts[row * n_sub_blocks + sub] = -shape.offset * sum;
+  }
+}
+
+double Activations::value(int64_t row, int64_t column) const {
+  if (halves != nullptr) return half_to_float(halves[row * n_columns + column]);
+  const int64_t block = column / block_shape(type).activation_columns;
+  return static_cast<double>(scales[row * n_scales + block]) * codes[row * n_columns + column];
+}
+
+}  // namespace pshard

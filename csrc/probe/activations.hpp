@@ -1,0 +1,36 @@
+// Rows of activations as CPU kernels multiply them: rounded to eight bits with a scale per 32 columns (Q8_0, Q4_0) or per 256 (K types), or
+// to F16 (F16). After llama.cpp's blocks q8_0 and q8_K, with scales and sums in arrays of their own.
+#pragma once
+
+#include <cstdint>
+
+#include "probe/blocks.hpp"
+#include "probe/memory.hpp"
+
+namespace pshard {
+
+struct Activations {
+  Activations(WeightType type, int64_t n_rows, int64_t n_columns);
+
+  WeightType type;
+  int64_t n_rows;
+  int64_t n_columns;
+  int64_t n_scales;      // per row
+  int64_t n_sub_blocks;  // per row
+  int8_t* codes;         // [n_rows][n_columns]
+  float* scales;         // [n_rows][n_scales]
+  float* sums;           // [n_rows][n_sub_blocks], of the codes under one scale of the weights
+  int32_t* starts;       // [n_rows][n_sub_blocks], minus offset times sum: where a sum of products with stored codes starts
+  uint16_t* halves;      // [n_rows][n_columns], only for F16
+
+  // Rounds one row. Values are finite.
+  void quantise(int64_t row, const float* values);
+
+  // What a kernel multiplies with in place of the value that was given.
+  [[nodiscard]] double value(int64_t row, int64_t column) const;
+
+ private:
+  Buffer storage_;
+};
+
+}  // namespace pshard

@@ -1,0 +1,41 @@
+// Copies from memory to memory in chunks, through arrays that no cache holds.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <string>
+
+#include "probe/memory.hpp"
+
+namespace pshard {
+
+class CopyLane {
+ public:
+  using Copy = void* (*)(void* to, const void* from, std::size_t n_bytes);
+
+  // Throws ProbeError where `max_bytes` cannot hold two arrays of one chunk.
+  CopyLane(int64_t chunk_bytes, int64_t max_bytes, Copy copy = std::memcpy);
+
+  [[nodiscard]] int64_t chunk_bytes() const { return chunk_bytes_; }
+  [[nodiscard]] bool is_cold() const { return 2 * n_chunks_ * chunk_bytes_ >= cold_bytes(); }
+
+  // Makes the next `n` chunks differ from what they will be copied from, so that a copy that moves nothing is found.
+  void start(int64_t n);
+  void copy_next();
+
+  // What is wrong with the chunks that were copied since start().
+  [[nodiscard]] std::string fault() const;
+
+ private:
+  [[nodiscard]] int64_t offset_of(int64_t index) const { return index % n_chunks_ * chunk_bytes_; }
+
+  int64_t chunk_bytes_;
+  Copy copy_;
+  int64_t n_chunks_;  // in each array
+  Buffer from_;
+  Buffer to_;
+  int64_t first_ = 0;  // since start()
+  int64_t next_ = 0;
+};
+
+}  // namespace pshard

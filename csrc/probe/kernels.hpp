@@ -1,0 +1,59 @@
+// The arithmetic of the CPU probes, once per instruction set. They stand for llama.cpp's: the same blocks, activations rounded to the same
+// eight bits, and the same kind of kernel where llama.cpp changes kinds: dot products for one row, tiles of dot products for batches of
+// F16, Q8_0 and Q4_0, and for K types, from eight rows of activations on, panels of rows that are decoded once.
+#pragma once
+
+#include <cstdint>
+
+#include "probe/activations.hpp"
+#include "probe/blocks.hpp"
+#include "probe/cpu_path.hpp"
+
+namespace pshard {
+
+inline constexpr int64_t kScratchBytes = int64_t{512} << 10;
+inline constexpr int64_t kNearRows = 64;     // of activations that stay in the second-level cache while all rows of a call pass
+inline constexpr int64_t kRowsPerCall = 64;  // a multiple of kGroupRows
+
+// The products of n_rows rows of weights with rows [first, last) of the activations: out[j * out_stride + row]. At most kRowsPerCall rows,
+// interleaved ones in whole groups. `scratch` has kScratchBytes, aligned to 64, and belongs to the calling thread.
+using MultiplyRows = void (*)(const uint8_t* weights, int64_t n_rows, const Activations& x, int64_t first, int64_t last, float* out,
+                              int64_t out_stride, uint8_t* scratch);
+
+// A matrix in memory; `stride` counts elements from one row to the next.
+template <typename T>
+struct Rows {
+  T* data;
+  int64_t stride;
+  int64_t n;
+};
+
+inline constexpr int kPeakChains = 12;  // as many as hide the latency of each, and no more than there are registers
+
+struct Kernels {
+  int lanes;  // 32-bit ones of a vector
+  // Sum of 64-bit words; n is a multiple of 64.
+  uint64_t (*sum)(const uint64_t* words, int64_t n);
+  // What the units can do at most: independent multiply-adds in registers, `n` times on kPeakChains vectors. The sum tells that they were
+  // done.
+  int64_t (*spin_bytes)(int64_t n);  // 4 * lanes * kPeakChains * n, of bytes times bytes
+  double (*spin_floats)(int64_t n);  // 2 * lanes * kPeakChains, once n is large
+  // By type and layout; null where a type has no such layout.
+  MultiplyRows multiply[kWeightTypes][kLayouts];
+  // out[j][i] = x[j] . rows[i] over n_columns, a multiple of 16.
+  void (*half_products)(Rows<const uint16_t> rows, Rows<const uint16_t> x, int64_t n_columns, Rows<float> out);
+  // Replaces scores, at most `largest`, by exp(score - largest) and returns their sum.
+  float (*exp_row)(float* scores, int64_t n, float largest);
+  // out[j] += sum over i of shares[j][i] * rows[i], n_columns as above.
+  void (*half_mix)(Rows<const float> shares, Rows<const uint16_t> rows, int64_t n_columns, Rows<float> out);
+};
+
+[[nodiscard]] const Kernels& kernels(CpuPath path);
+
+extern const Kernels kScalarKernels;
+#if defined(PSHARD_X86_KERNELS)
+extern const Kernels kAvx2Kernels;
+extern const Kernels kAvx512Kernels;
+#endif
+
+}  // namespace pshard

@@ -1,0 +1,109 @@
+#include "probe/matmul.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <stdexcept>
+
+#include "probe/random.hpp"
+
+namespace pshard {
+namespace {
+
+constexpr int64_t kChunksPerThread = 4;  // so that a thread that falls behind leaves its share to others
+constexpr int64_t kWholeRows = 16;       // the largest group or panel
+constexpr int kSamples = 64;
+constexpr double kTolerance = 1e-4;  // of the sum of magnitudes; sums in single precision stay well below
+
+MultiplyRows kernel_for(const Kernels& kernels, WeightType type, Layout layout) {
+  const MultiplyRows kernel = kernels.multiply[static_cast<int>(type)][static_cast<int>(layout)];
+  if (kernel == nullptr) throw std::invalid_argument("only Q4_0 and Q4_K have an interleaved layout");
+  return kernel;
+}
+
+int64_t rows_per_chunk(int64_t n_rows, int n_threads) {
+  const int64_t share = (n_rows + n_threads * kChunksPerThread - 1) / (n_threads * kChunksPerThread);
+  return std::min((share + kWholeRows - 1) / kWholeRows * kWholeRows, kRowsPerCall);
+}
+
+}  // namespace
+
+Matmul::Matmul(const Kernels& kernels, WeightType type, Layout layout, int64_t n_rows, int64_t n_columns, int64_t batch, int n_threads)
+    : type_(type),
+      multiply_(kernel_for(kernels, type, layout)),
+      n_rows_(n_rows),
+      n_columns_(n_columns),
+      batch_(batch),
+      n_threads_(n_threads),
+      weight_bytes_(n_rows * row_bytes(type, n_columns)),
+      chunk_rows_(rows_per_chunk(n_rows, n_threads)),
+      input_(batch * n_columns * static_cast<int64_t>(sizeof(float))),
+      scratch_(n_threads * kScratchBytes),
+      activations_(type, batch, n_columns),
+      barrier_(n_threads) {
+  if (n_rows < 1 || batch < 1) throw std::invalid_argument("a product needs at least one row of weights and one of activations");
+  if (n_columns % 32 != 0) throw std::invalid_argument("n_columns is " + std::to_string(n_columns) + ", kernels take multiples of 32");
+  if (layout == Layout::interleaved && n_rows % kGroupRows != 0) {
+    throw std::invalid_argument("n_rows is " + std::to_string(n_rows) + ", interleaving takes groups of " + std::to_string(kGroupRows));
+  }
+  Random random(static_cast<uint64_t>(batch));
+  for (int64_t i = 0; i < batch * n_columns; ++i) input()[i] = random.next_float();
+}
+
+void Matmul::start(std::vector<const uint8_t*> weights) {
+  const int64_t bytes = static_cast<int64_t>(weights.size()) * batch_ * n_rows_ * static_cast<int64_t>(sizeof(float));
+  if (output_.size() < bytes) {
+    output_ = Buffer(bytes);
+    spoil_output();
+  }
+  weights_ = std::move(weights);
+  next_chunk_.store(n_threads_, std::memory_order_relaxed);  // the first of each thread is its own number
+}
+
+void Matmul::run(int thread) {
+  const int64_t first = batch_ * thread / n_threads_;
+  const int64_t last = batch_ * (thread + 1) / n_threads_;
+  for (int64_t row = first; row < last; ++row) activations_.quantise(row, input() + row * n_columns_);
+  if (n_threads_ > 1) barrier_.wait();
+  const int64_t chunks = (n_rows_ + chunk_rows_ - 1) / chunk_rows_;
+  const int64_t all_chunks = chunks * static_cast<int64_t>(weights_.size());
+  const int64_t stride = weight_bytes_ / n_rows_;
+  for (int64_t chunk = thread; chunk < all_chunks; chunk = next_chunk_.fetch_add(1, std::memory_order_relaxed)) {
+    const int64_t matrix = chunk / chunks;
+    const int64_t row = chunk % chunks * chunk_rows_;
+    float* out = output_.as<float>() + matrix * batch_ * n_rows_ + row;
+    multiply_(weights_[static_cast<std::size_t>(matrix)] + row * stride, std::min(chunk_rows_, n_rows_ - row), activations_, 0, batch_, out,
+              n_rows_, scratch_.data() + thread * kScratchBytes);
+  }
+}
+
+void Matmul::spoil_output() {
+  std::fill_n(output_.as<float>(), output_.size() / static_cast<int64_t>(sizeof(float)), std::numeric_limits<float>::quiet_NaN());
+}
+
+std::string Matmul::fault(const uint8_t* plain) const {
+  Random random(1);
+  std::vector<double> row(static_cast<std::size_t>(n_columns_));
+  const auto below = [&](int64_t n) { return static_cast<int64_t>(random.next() % static_cast<uint64_t>(n)); };
+  for (int sample = 0; sample < kSamples; ++sample) {
+    const int64_t matrix = below(static_cast<int64_t>(weights_.size()));
+    const int64_t j = below(batch_);
+    const int64_t i = below(n_rows_);
+    dequantise_row(type_, plain + i * (weight_bytes_ / n_rows_), n_columns_, row.data());
+    double sum = 0.0;
+    double magnitude = 0.0;
+    for (int64_t c = 0; c < n_columns_; ++c) {
+      const double product = row[static_cast<std::size_t>(c)] * activations_.value(j, c);
+      sum += product;
+      magnitude += std::abs(product);
+    }
+    const double got = output()[(matrix * batch_ + j) * n_rows_ + i];
+    if (!(std::abs(got - sum) <= kTolerance * magnitude)) {
+      return "row " + std::to_string(i) + " of the weights times row " + std::to_string(j) + " of the activations gave " +
+             std::to_string(got) + ", should be " + std::to_string(sum);
+    }
+  }
+  return "";
+}
+
+}  // namespace pshard

@@ -1,0 +1,51 @@
+// A product of weights with a batch of activations, shared among threads as an engine shares it: each rounds its part of the activations,
+// all wait for each other, then each takes the next chunk of rows until none is left.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "probe/kernels.hpp"
+#include "probe/threads.hpp"
+
+namespace pshard {
+
+class Matmul {
+ public:
+  // Throws std::invalid_argument for a shape or layout that no kernel multiplies.
+  Matmul(const Kernels& kernels, WeightType type, Layout layout, int64_t n_rows, int64_t n_columns, int64_t batch, int n_threads);
+
+  [[nodiscard]] int64_t weight_bytes() const { return weight_bytes_; }
+  [[nodiscard]] double n_flop() const { return 2.0 * static_cast<double>(n_rows_ * n_columns_ * batch_); }
+
+  // Before threads run(): the matrices to multiply, each of weight_bytes(), all with the same activations.
+  void start(std::vector<const uint8_t*> weights);
+  void run(int thread);
+
+  [[nodiscard]] float* input() const { return input_.as<float>(); }          // [batch][n_columns]
+  [[nodiscard]] const float* output() const { return output_.as<float>(); }  // [matrix][batch][n_rows]
+
+  // What is wrong with sampled outputs, against `plain` rows in double precision; "" when nothing is.
+  [[nodiscard]] std::string fault(const uint8_t* plain) const;
+  // Outputs that no product gives, so that a product that does nothing is found.
+  void spoil_output();
+
+ private:
+  WeightType type_;
+  MultiplyRows multiply_;
+  int64_t n_rows_, n_columns_, batch_;
+  int n_threads_;
+  int64_t weight_bytes_;
+  int64_t chunk_rows_;
+  Buffer input_;
+  Buffer output_;
+  Buffer scratch_;
+  Activations activations_;
+  Barrier barrier_;
+  std::vector<const uint8_t*> weights_;
+  std::atomic<int64_t> next_chunk_{0};
+};
+
+}  // namespace pshard

@@ -1,0 +1,45 @@
+// Vectors of eight 32-bit lanes, over the multiply_add() of the file that includes this.
+#pragma once
+
+#include "probe/x86_rows.hpp"
+
+namespace pshard {
+namespace {
+
+struct Eight {
+  using Ints = __m256i;
+  using Floats = __m256;
+  static constexpr int kLanes = 8;
+  static constexpr int kPanelRows = 4;  // of activations at once, for 16 registers
+  static constexpr int kTileRows = 4, kTileColumns = 2;
+  static constexpr int kHalfRows = 4, kHalfColumns = 2, kMixRows = 4, kMixVectors = 2;
+
+  static Ints load_ints(const void* at) { return pshard::load(at); }
+  static void store_ints(void* to, Ints v) { _mm256_storeu_si256(static_cast<__m256i*>(to), v); }
+  static Ints broadcast_int(int32_t value) { return _mm256_set1_epi32(value); }
+  static Ints broadcast_four(const int8_t* at) {
+    int32_t word;
+    __builtin_memcpy(&word, at, 4);
+    return _mm256_set1_epi32(word);
+  }
+  static Ints multiply_add(Ints sum, Ints codes, Ints x) { return pshard::multiply_add(sum, codes, x); }
+  static Ints low_nibbles(Ints v) { return pshard::low_nibbles(v); }
+  static Ints high_nibbles(Ints v) { return pshard::high_nibbles(v); }
+  static Ints bits(Ints v, int shift, int mask) { return _mm256_and_si256(_mm256_srli_epi32(v, shift), _mm256_set1_epi32(mask)); }
+  static Ints shift_left(Ints v, int by) { return _mm256_slli_epi32(v, by); }
+  static Ints either(Ints a, Ints b) { return _mm256_or_si256(a, b); }
+  static Floats to_floats(Ints v) { return _mm256_cvtepi32_ps(v); }
+  static Floats zero() { return _mm256_setzero_ps(); }
+  static Floats load(const float* at) { return _mm256_loadu_ps(at); }
+  static Floats load_half(const uint16_t* at) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at))); }
+  static void store(float* to, Floats v) { _mm256_storeu_ps(to, v); }
+  static Floats broadcast(float value) { return _mm256_set1_ps(value); }
+  static Floats add(Floats a, Floats b) { return _mm256_add_ps(a, b); }
+  static Floats mul(Floats a, Floats b) { return _mm256_mul_ps(a, b); }
+  static Floats fma(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
+  static Floats fma_minus(Floats a, Floats b, Floats c) { return _mm256_fnmadd_ps(a, b, c); }
+  static float sum(Floats v) { return sum_lanes(v); }
+};
+
+}  // namespace
+}  // namespace pshard

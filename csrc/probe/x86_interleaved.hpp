@@ -1,0 +1,94 @@
+// One row of activations with interleaved rows: nothing is decoded twice, so nothing is stored. Over a type V of vectors, as in
+// x86_panels.hpp, whose lanes are the rows of a group.
+#pragma once
+
+#include "probe/kernels.hpp"
+
+namespace pshard {
+namespace {
+
+// Scales and mins of a block of Q4_K, a row in each lane.
+template <typename V>
+struct InterleavedScales {
+  static constexpr int64_t kBytes = 16 * V::kLanes;  // F16 scales, F16 mins, three words of six-bit scales
+
+  explicit InterleavedScales(const uint8_t* block)
+      : scales_(V::load_half(reinterpret_cast<const uint16_t*>(block))),
+        mins_(V::load_half(reinterpret_cast<const uint16_t*>(block + 2 * V::kLanes))),
+        words_{V::load_ints(block + 4 * V::kLanes), V::load_ints(block + 8 * V::kLanes), V::load_ints(block + 12 * V::kLanes)} {}
+
+  [[nodiscard]] typename V::Floats scale(int sub) const { return V::mul(scales_, V::to_floats(six_bits(0, 0, sub))); }
+  [[nodiscard]] typename V::Floats min(int sub) const { return V::mul(mins_, V::to_floats(six_bits(1, 4, sub))); }
+
+ private:
+  // The first four lie in the low six bits of a word's bytes; of the others, four bits lie in the last word and two in the high bits of the
+  // first word or the second.
+  [[nodiscard]] typename V::Ints six_bits(int word, int shift, int sub) const {
+    if (sub < 4) return V::bits(words_[word], 8 * sub, 63);
+    const int byte = 8 * (sub - 4);
+    return V::either(V::bits(words_[2], byte + shift, 15), V::shift_left(V::bits(words_[word], byte + 6, 3), 4));
+  }
+
+  typename V::Floats scales_;
+  typename V::Floats mins_;
+  typename V::Ints words_[3];
+};
+
+template <typename V>
+inline typename V::Floats interleaved_dots(const BlockQ4_0* group, const Activations& x, int64_t j) {
+  const auto* from = reinterpret_cast<const uint8_t*>(group);
+  const int8_t* codes = x.codes + j * x.n_columns;
+  typename V::Floats total = V::zero();
+  for (int64_t b = 0; b < x.n_scales; ++b, codes += 32) {
+    const typename V::Floats scale = V::load_half(reinterpret_cast<const uint16_t*>(from));
+    from += 2 * V::kLanes;
+    typename V::Ints sum = V::broadcast_int(x.starts[j * x.n_sub_blocks + b]);
+    for (int four = 0; four < 4; ++four, from += 4 * V::kLanes) {
+      const typename V::Ints bytes = V::load_ints(from);
+      sum = V::multiply_add(sum, V::low_nibbles(bytes), V::broadcast_four(codes + 4 * four));
+      sum = V::multiply_add(sum, V::high_nibbles(bytes), V::broadcast_four(codes + 16 + 4 * four));
+    }
+    total = V::fma(V::to_floats(sum), V::mul(scale, V::broadcast(x.scales[j * x.n_scales + b])), total);
+  }
+  return total;
+}
+
+template <typename V>
+inline typename V::Floats interleaved_dots(const BlockQ4_K* group, const Activations& x, int64_t j) {
+  const auto* from = reinterpret_cast<const uint8_t*>(group);
+  const int8_t* codes = x.codes + j * x.n_columns;
+  const float* sums = x.sums + j * x.n_sub_blocks;
+  typename V::Floats total = V::zero();
+  for (int64_t b = 0; b < x.n_scales; ++b, codes += 256, sums += 8) {
+    const InterleavedScales<V> scales(from);
+    from += InterleavedScales<V>::kBytes;
+    typename V::Floats part = V::zero();
+    for (int pair = 0; pair < 4; ++pair) {
+      typename V::Ints even = V::broadcast_int(0);
+      typename V::Ints odd = V::broadcast_int(0);
+      for (int four = 0; four < 8; ++four, from += 4 * V::kLanes) {
+        const typename V::Ints bytes = V::load_ints(from);
+        even = V::multiply_add(even, V::low_nibbles(bytes), V::broadcast_four(codes + 64 * pair + 4 * four));
+        odd = V::multiply_add(odd, V::high_nibbles(bytes), V::broadcast_four(codes + 64 * pair + 32 + 4 * four));
+      }
+      part = V::fma(V::to_floats(even), scales.scale(2 * pair), part);
+      part = V::fma(V::to_floats(odd), scales.scale(2 * pair + 1), part);
+      part = V::fma_minus(scales.min(2 * pair), V::broadcast(sums[2 * pair]), part);
+      part = V::fma_minus(scales.min(2 * pair + 1), V::broadcast(sums[2 * pair + 1]), part);
+    }
+    total = V::fma(part, V::broadcast(x.scales[j * x.n_scales + b]), total);
+  }
+  return total;
+}
+
+template <typename V, typename Block>
+void multiply_interleaved(const uint8_t* weights, int64_t n_rows, const Activations& x, int64_t j, float* out, int64_t out_stride) {
+  constexpr int64_t columns = sizeof(Block) == sizeof(BlockQ4_0) ? 32 : 256;
+  const int64_t row_blocks = x.n_columns / columns;
+  for (int64_t row = 0; row < n_rows; row += V::kLanes) {
+    V::store(out + j * out_stride + row, interleaved_dots<V>(reinterpret_cast<const Block*>(weights) + row * row_blocks, x, j));
+  }
+}
+
+}  // namespace
+}  // namespace pshard

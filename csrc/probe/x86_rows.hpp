@@ -1,0 +1,83 @@
+// Dot products of rows of 256-bit vectors, for the AVX2 and the AVX-512 kernels. Each includes it once, after defining multiply_add(): sums
+// of four products of unsigned with signed bytes. Nothing inline of the standard library is used: one copy of it, compiled for these CPUs,
+// would serve the whole program.
+#pragma once
+
+#include <immintrin.h>
+
+#include "probe/kernels.hpp"
+
+namespace pshard {
+namespace {
+
+inline __m256i load(const void* at) { return _mm256_loadu_si256(static_cast<const __m256i*>(at)); }
+
+inline float sum_lanes(__m256 v) {
+  __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  four = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
+}
+
+inline __m256i low_nibbles(__m256i bytes) { return _mm256_and_si256(bytes, _mm256_set1_epi8(15)); }
+inline __m256i high_nibbles(__m256i bytes) { return low_nibbles(_mm256_srli_epi16(bytes, 4)); }
+
+// Codes of a block of 32 columns, signed.
+inline __m256i codes_of(const BlockQ8_0& block) { return load(block.codes); }
+inline __m256i codes_of(const BlockQ4_0& block) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(block.codes));
+  return _mm256_sub_epi8(low_nibbles(_mm256_set_m128i(_mm_srli_epi16(bytes, 4), bytes)), _mm256_set1_epi8(8));
+}
+
+// A tile of dot products over blocks of 32 columns.
+template <typename Block, int kRows, int kColumns>
+inline void multiply_tile(const Block* weights, int64_t n_blocks, const Activations& x, int64_t j, float* out, int64_t out_stride) {
+  __m256 sums[kRows][kColumns] = {};
+  for (int64_t b = 0; b < n_blocks; ++b) {
+    float x_scales[kColumns];
+    for (int c = 0; c < kColumns; ++c) x_scales[c] = x.scales[(j + c) * x.n_scales + b];
+    for (int r = 0; r < kRows; ++r) {
+      const Block& block = weights[r * n_blocks + b];
+      const __m256i codes = codes_of(block);
+      const __m256i magnitudes = _mm256_abs_epi8(codes);
+      const float scale = _cvtsh_ss(block.scale);
+      float scales[kColumns];
+      for (int c = 0; c < kColumns; ++c) scales[c] = scale * x_scales[c];
+      for (int c = 0; c < kColumns; ++c) {
+        const __m256i signed_x = _mm256_sign_epi8(load(x.codes + (j + c) * x.n_columns + 32 * b), codes);
+        const __m256 product = _mm256_cvtepi32_ps(multiply_add(_mm256_setzero_si256(), magnitudes, signed_x));
+        sums[r][c] = _mm256_fmadd_ps(_mm256_set1_ps(scales[c]), product, sums[r][c]);
+      }
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    for (int c = 0; c < kColumns; ++c) out[(j + c) * out_stride + r] = sum_lanes(sums[r][c]);
+  }
+}
+
+template <typename Block, int kRows, int kColumns>
+inline void multiply_columns(const Block* weights, int64_t n_blocks, const Activations& x, int64_t first, int64_t last, float* out,
+                             int64_t out_stride) {
+  int64_t j = first;
+  for (; j + kColumns <= last; j += kColumns) multiply_tile<Block, kRows, kColumns>(weights, n_blocks, x, j, out, out_stride);
+  for (; j < last; ++j) multiply_tile<Block, kRows, 1>(weights, n_blocks, x, j, out, out_stride);
+}
+
+template <typename Block, int kTileRows, int kTileColumns>
+void multiply_blocks(const uint8_t* weights, int64_t n_rows, const Activations& x, int64_t first, int64_t last, float* out,
+                     int64_t out_stride, uint8_t* /*scratch*/) {
+  const int64_t n_blocks = x.n_columns / 32;
+  const auto* rows = reinterpret_cast<const Block*>(weights);
+  for (int64_t j = first; j < last; j += kNearRows) {
+    const int64_t end = last - j < kNearRows ? last : j + kNearRows;
+    int64_t row = 0;
+    for (; end - j > 1 && row + kTileRows <= n_rows; row += kTileRows) {
+      multiply_columns<Block, kTileRows, kTileColumns>(rows + row * n_blocks, n_blocks, x, j, end, out + row, out_stride);
+    }
+    for (; row < n_rows; ++row) {
+      multiply_columns<Block, 1, kTileColumns>(rows + row * n_blocks, n_blocks, x, j, end, out + row, out_stride);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace pshard

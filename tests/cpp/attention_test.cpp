@@ -1,0 +1,75 @@
+#include "probe/attention.hpp"
+
+#include <gtest/gtest.h>
+
+#include "probe/random.hpp"
+#include "probe/threads.hpp"
+#include "probe_cases.hpp"
+
+namespace pshard {
+namespace {
+
+Buffer random_cache(const Attention& attention) {
+  Buffer cache(attention.cache_bytes());
+  fill_random(WeightType::f16, 1, attention.cache_bytes() / 2, 3, cache.data());
+  return cache;
+}
+
+class EveryPath : public testing::TestWithParam<CpuPath> {};
+
+TEST_P(EveryPath, EqualsDoublePrecision) {
+  for (const int64_t depth : {1, 63, 64, 300}) {
+    for (const int64_t batch : {1, 5, 33}) {
+      Attention attention(kernels(GetParam()), {6, 2, 48, depth, batch}, 1);
+      const Buffer cache = random_cache(attention);
+      attention.start(cache.as<uint16_t>());
+      attention.run(0);
+      EXPECT_EQ(attention.fault(), "") << "depth " << depth << ", batch " << batch;
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(, EveryPath, testing::ValuesIn(cpu_paths()), [](const auto& tested) { return name_of(tested.param); });
+
+TEST(Attention, ThreadsShareAllHeads) {
+  ThreadPool pool(test_cpus(3));
+  Attention attention(kScalarKernels, {8, 8, 32, 40, 20}, 3);
+  const Buffer cache = random_cache(attention);
+  for (int round = 0; round < 3; ++round) {
+    attention.spoil_output();
+    attention.start(cache.as<uint16_t>());
+    pool.run([&](int thread) { attention.run(thread); }, steady_timer());
+    EXPECT_EQ(attention.fault(), "");
+  }
+}
+
+TEST(Attention, AKernelThatForgetsValuesIsFound) {
+  Kernels broken = kScalarKernels;
+  broken.half_mix = [](Rows<const float> shares, Rows<const uint16_t> rows, int64_t n_columns, Rows<float> out) {
+    kScalarKernels.half_mix(shares, {rows.data, rows.stride, rows.n - 1}, n_columns, out);
+  };
+  Attention attention(broken, {2, 1, 16, 20, 3}, 1);
+  const Buffer cache = random_cache(attention);
+  attention.start(cache.as<uint16_t>());
+  EXPECT_NE(attention.fault(), "") << "nothing has run";
+  attention.run(0);
+  EXPECT_NE(attention.fault(), "");
+}
+
+TEST(Attention, CountsEveryCellForEveryToken) {
+  const Attention attention(kScalarKernels, {32, 8, 128, 1000, 4}, 1);
+  EXPECT_EQ(attention.cache_bytes(), 2 * 2 * 8 * 128 * 1000);
+  EXPECT_DOUBLE_EQ(attention.n_flop(), 4.0 * 32 * 128 * 1000 * 4);
+}
+
+TEST(Attention, RefusesShapesThatAreNone) {
+  const auto with = [](const AttentionShape& shape) { Attention(kScalarKernels, shape, 1); };
+  EXPECT_THROW(with({0, 1, 16, 8, 1}), std::invalid_argument);
+  EXPECT_THROW(with({3, 2, 16, 8, 1}), std::invalid_argument);
+  EXPECT_THROW(with({2, 2, 24, 8, 1}), std::invalid_argument);
+  EXPECT_THROW(with({2, 2, 16, 0, 1}), std::invalid_argument);
+  EXPECT_THROW(with({2, 2, 16, 8, 0}), std::invalid_argument);
+}
+
+}  // namespace
+}  // namespace pshard

@@ -1,0 +1,94 @@
+#include "model/schedule.hpp"
+
+#include <gtest/gtest.h>
+
+namespace pshard {
+namespace {
+
+const Tensor kQuery{"blk.0.attn_q.weight", {1, 1, 2}, {64, 64, 1, 1}, 8192};
+const Tensor kUp{"blk.0.ffn_up.weight", {1, 1, 2}, {64, 64, 1, 1}, 8192};
+
+Operation operation(std::initializer_list<int32_t> inputs, int32_t output, Group group = Group::norms, const Tensor* weight = nullptr) {
+  Operation result;
+  result.group = group;
+  result.weight = weight;
+  result.output = output;
+  size_t i = 0;
+  for (const int32_t input : inputs) result.inputs.at(i++) = input;
+  return result;
+}
+
+// norm, query, activation, up, activation, sum with what came in.
+Block layer() {
+  Block b;
+  b.values.resize(7);
+  b.residual_in = 0;
+  b.residual_out = 6;
+  b.operations = {operation({0}, 1), operation({1}, 2, Group::attention, &kQuery),
+                  operation({2}, 3), operation({3}, 4, Group::ffn_up, &kUp),
+                  operation({4}, 5), operation({5, 0}, 6)};
+  return b;
+}
+
+std::vector<Where> lanes(const Block& block, const LayerPlacement& placement, Neighbours neighbours = {}) {
+  std::vector<Where> result;
+  for (const ScheduledOperation& operation : schedule(block, {.layer = placement}, neighbours)) result.push_back(operation.lane);
+  return result;
+}
+
+LayerPlacement ffn_elsewhere(Where here, Where there) {
+  LayerPlacement placement = LayerPlacement::uniform(here);
+  placement[Group::ffn_up] = there;
+  return placement;
+}
+
+constexpr Where kPinned = Where::pinned, kA = Where::stream_a, kB = Where::stream_b, kCpu = Where::cpu;
+
+TEST(Schedule, OperationsWithoutWeightsFollowTheGpuOnEitherSide) {
+  const Block b = layer();
+  EXPECT_EQ(lanes(b, ffn_elsewhere(kPinned, kCpu)), std::vector<Where>({kPinned, kPinned, kPinned, kCpu, kCpu, kCpu}));
+  EXPECT_EQ(lanes(b, ffn_elsewhere(kPinned, kCpu), {kCpu, kPinned}),
+            std::vector<Where>({kPinned, kPinned, kPinned, kCpu, kPinned, kPinned}));
+  EXPECT_EQ(lanes(b, ffn_elsewhere(kCpu, kPinned)), std::vector<Where>({kCpu, kCpu, kPinned, kPinned, kPinned, kPinned}));
+}
+
+TEST(Schedule, InALayerThatStreamsTheyFollowTheirOperands) {
+  const Block b = layer();
+  const std::vector<Where> ffn_streamed{kPinned, kPinned, kPinned, kA, kA, kPinned};
+  for (const Neighbours neighbours : {Neighbours{}, Neighbours{kPinned, kPinned}, Neighbours{kB, kB}}) {
+    EXPECT_EQ(lanes(b, ffn_elsewhere(kPinned, kA), neighbours), ffn_streamed);
+  }
+  EXPECT_EQ(lanes(b, ffn_elsewhere(kA, kCpu), {kCpu, kPinned}), std::vector<Where>({kA, kA, kA, kCpu, kCpu, kA}));
+}
+
+TEST(Schedule, WhatHasNoNameIsNotSeen) {
+  Block b = layer();
+  b.operations[4] = operation({4, 3}, 5);  // of two lanes: the layer's own
+  EXPECT_EQ(lanes(b, ffn_elsewhere(kPinned, kA))[4], kPinned);
+  b.values[3].is_named = false;
+  EXPECT_EQ(lanes(b, ffn_elsewhere(kPinned, kA))[4], kA);
+}
+
+TEST(Schedule, OnlyWhatBelongsToNoLayerJoinsTheLaneBesideIt) {
+  Block b = layer();
+  EXPECT_EQ(lanes(b, LayerPlacement::uniform(kPinned), {kA, kB}), std::vector<Where>(6, kPinned));
+  for (Operation& operation : b.operations) operation.group = Group::head;
+  b.operations.resize(1);
+  EXPECT_EQ(lanes(b, LayerPlacement::uniform(kPinned), {kB, kCpu}), std::vector<Where>{kB});
+}
+
+TEST(Schedule, ASplitGoesOnInTheLaneInWhichTheBlockBeforeEnds) {
+  const Block b = layer();
+  const BlockPlacement placement{.layer = LayerPlacement::uniform(kA)};
+  for (const Where before : {kPinned, kA, kB, kCpu}) {
+    const std::vector<ScheduledOperation> scheduled = schedule(b, placement, {before, kCpu});
+    EXPECT_EQ(scheduled.front().starts_split, before != kA);
+    for (size_t i = 1; i < scheduled.size(); ++i) EXPECT_FALSE(scheduled[i].starts_split);
+  }
+  EXPECT_EQ(block_ends(b, placement).first, kA);
+  EXPECT_EQ(block_ends(b, placement).last, kA);
+  EXPECT_EQ(block_ends(b, {.layer = ffn_elsewhere(kPinned, kCpu)}).last, kCpu);
+}
+
+}  // namespace
+}  // namespace pshard

@@ -1,0 +1,185 @@
+"""Which probes are run, with how much time, and what a run keeps of them. The clock is a counter."""
+
+from __future__ import annotations
+
+import pytest
+from fake_probes import FakeProber, noisy
+
+from pshard.errors import SettingError
+from pshard.model import read_model
+from pshard.probes import (
+    FULL_SECONDS,
+    QUICK_SECONDS,
+    Attention,
+    Peak,
+    ProbeFailed,
+    Product,
+    Read,
+    Start,
+    Storage,
+    Task,
+    full_tasks,
+    quick_tasks,
+    run,
+    tasks_for,
+    thread_counts,
+)
+
+
+def test_thread_counts_double_up_to_all():
+    assert [thread_counts(n) for n in (1, 2, 3, 8, 12)] == [[1], [1, 2], [1, 2, 3], [1, 2, 4, 8], [1, 2, 4, 8, 12]]
+
+
+@pytest.mark.parametrize("n_threads", [1, 2, 16, 128])
+def test_budgets_leave_a_third_for_setting_up(n_threads):
+    for tasks, seconds in ((quick_tasks(n_threads), QUICK_SECONDS), (full_tasks(n_threads, "/m.gguf"), FULL_SECONDS)):
+        assert sum(task.budget_seconds for task in tasks) == pytest.approx(2.0 / 3.0 * seconds)
+        assert len({task.work for task in tasks}) == len(tasks)
+    assert QUICK_SECONDS < 60.0
+    assert FULL_SECONDS < 360.0
+
+
+def test_full_measures_all_that_quick_does():
+    quick, full = ({task.work for task in tasks} for tasks in (quick_tasks(8), full_tasks(8)))
+    assert quick < full
+
+
+def test_what_a_profile_must_hold_is_measured():
+    works = [task.work for task in full_tasks(8, "/m.gguf")]
+    dense = {(w.type, w.layout, w.batch) for w in works if isinstance(w, Product) and not w.n_used}
+    types = ("F16", "Q8_0", "Q4_0", "Q4_K", "Q6_K")
+    plain = {(name, "plain", batch) for name in types for batch in (1, 4, 16, 64, 512)}
+    assert dense - plain == {(name, "interleaved", batch) for name in ("Q4_0", "Q4_K") for batch in (1, 4, 16, 64, 512)}
+    assert {w.type for w in works if isinstance(w, Product) and w.n_used} == set(types)
+    assert {w.batch for w in works if isinstance(w, Attention)} == {1, 512}
+    assert len({w.depth for w in works if isinstance(w, Attention)}) == 3
+    assert {w.n_threads for w in works if isinstance(w, Read)} == {1, 2, 4, 8}
+    assert {type(w) for w in works} == {Read, Start, Peak, Product, Attention, Storage}
+
+
+def test_decode_and_prefill_of_the_commonest_type_come_first():
+    first = [str(task.work) for task in quick_tasks(2)][:9]
+    assert first[:4] == [
+        "start of an operation, 2 threads",
+        "memory, 2 threads",
+        "arithmetic, 2 threads",
+        "Q4_K, batch 1",
+    ]
+    assert "Q4_K, batch 512" in first
+
+
+def test_a_model_is_measured_by_its_own_shapes():
+    model = read_model("llama-3.1-8b:Q4_K_M")
+    tasks, missing = tasks_for(model, 8, 55.0, "/models/m.gguf")
+    products = [task.work for task in tasks if isinstance(task.work, Product)]
+    assert {(w.type, w.n_rows, w.n_columns) for w in products if w.batch == 1} == {
+        ("Q4_K", 14336, 4096),  # gate and up projections, most of the bytes
+        ("Q6_K", 4096, 14336),  # down projections; the head has fewer bytes than all of them
+    }
+    assert {w.layout for w in products if w.type == "Q4_K"} == {"plain", "interleaved"}
+    assert max(w.n_rows for w in products if w.batch == 512) == 1024
+    heads = {(w.n_heads, w.n_kv_heads, w.head_size) for w in (t.work for t in tasks) if isinstance(w, Attention)}
+    assert heads == {(32, 8, 128)}
+    assert tasks[-1].work == Storage("/models/m.gguf", 1 << 30)
+    assert missing == []
+    assert sum(task.budget_seconds for task in tasks) == pytest.approx(2.0 / 3.0 * 55.0)
+
+
+def test_experts_of_a_model_are_measured_as_experts():
+    tasks, missing = tasks_for(read_model("qwen3-30b-a3b:Q4_K_M"), 8, 55.0)
+    routed = {
+        (w.type, w.n_rows, w.n_columns, w.n_used)
+        for w in (t.work for t in tasks)
+        if isinstance(w, Product) and w.n_used
+    }
+    assert ("Q4_K", 768, 2048, 8) in routed
+    assert missing == []
+
+
+def test_types_without_a_kernel_are_said():
+    _, missing = tasks_for(read_model("llama-3.1-8b:Q5_K_M"), 8, 55.0)
+    assert missing == ["Q5_K"]
+    with pytest.raises(SettingError, match=r"no native kernel for its types \(.*MXFP4.*pshard profile import"):
+        tasks_for(without_native_types(), 8, 55.0)
+
+
+def without_native_types():
+    from dataclasses import replace
+
+    model = read_model("gpt-oss-20b:MXFP4")
+    kept = tuple(tensor for tensor in model.tensors if tensor.name.endswith("_exps.weight"))
+    return replace(model, header=replace(model.header, tensors=kept))
+
+
+# --- the run ----------------------------------------------------------------------------------------------------------
+
+
+def drive(tasks, prober, limit=100.0, **more):
+    return run(tasks, prober, limit_seconds=limit, clock=prober.clock, **more)
+
+
+TASKS = [Task(Start(2), 10.0), Task(Read(2), 10.0), Task(Read(1), 10.0)]
+
+
+def test_every_task_gets_its_budget():
+    prober = FakeProber()
+    done = drive(TASKS, prober)
+    assert [result.work for result in done.results] == [Start(2), Read(2), Read(1)]
+    assert [budget for _, budget in prober.asked] == [10.0, 10.0, 10.0]
+    assert (done.left, done.refused, done.interrupted, done.seconds) == ([], [], False, 30.0)
+
+
+def test_slow_setting_up_shortens_what_follows_and_the_limit_holds():
+    prober = FakeProber(set_up_seconds=12.0)
+    done = drive(TASKS, prober, limit=45.0)
+    budgets = [budget for _, budget in prober.asked]
+    assert budgets == pytest.approx([10.0, 10.0, 1.0])
+    assert done.seconds == pytest.approx(57.0)  # the last one's setting up is all that can overrun
+    assert drive([*TASKS, Task(Read(4), 10.0)], FakeProber(set_up_seconds=12.0), limit=40.0).left == [Read(1), Read(4)]
+
+
+def test_what_fails_is_refused_with_its_reason():
+    def fail(work, result):
+        if work == Read(2):
+            raise ProbeFailed("sum of the array is wrong")
+        return result
+
+    done = drive(TASKS, FakeProber(change=fail))
+    assert done.refused == [(Read(2), "sum of the array is wrong")]
+    assert [result.work for result in done.results] == [Start(2), Read(1)]
+
+
+def test_an_interrupt_keeps_what_was_measured():
+    def interrupt(work, result):
+        if work == Read(2):
+            raise KeyboardInterrupt
+        return result
+
+    done = drive(TASKS, FakeProber(change=interrupt))
+    assert done.interrupted
+    assert [result.work for result in done.results] == [Start(2)]
+    assert done.left == [Read(2), Read(1)]
+
+
+def test_the_bar_hears_the_share_that_is_done_and_the_seconds_left():
+    heard = []
+    drive(TASKS, FakeProber(set_up_seconds=5.0), on_task=lambda work, done, left: heard.append((work, done, left)))
+    assert [work for work, _, _ in heard] == [Start(2), Read(2), Read(1)]
+    assert [done for _, done, _ in heard] == pytest.approx([0.0, 1 / 3, 2 / 3])
+    assert [left for _, _, left in heard[1:]] == pytest.approx([30.0, 15.0])  # at the pace of 15 s each
+
+
+def test_other_errors_are_not_swallowed():
+    def break_(work, result):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        drive(TASKS, FakeProber(change=break_))
+
+
+def test_a_noisy_result_is_a_result_and_chaos_is_none():
+    done = drive(TASKS, FakeProber(change=lambda work, result: noisy(result, 0.2, 0.3)))
+    assert [result.spread for result in done.results] == [0.3, 0.3, 0.3]
+    done = drive(TASKS, FakeProber(change=lambda work, result: noisy(result, 0.1, 0.6)))
+    assert done.results == []
+    assert done.refused[0] == (Start(2), "its runs differ by 60%; something else runs here")
