@@ -15,24 +15,42 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
+from pshard.errors import SettingError
 from pshard.references import GIB, Gpu, Host, Reference, gpus, hosts, join, nearest_gpu
 
 if TYPE_CHECKING:
     from pshard._core import GpuDevice
+    from pshard.nvidia import Device
 
+SYSTEM_DEVICES = Path("/sys/devices/system")
 PCI_DEVICES = Path("/sys/bus/pci/devices")
 GENERATION_OF_GT_PER_SECOND = {2.5: 1, 5.0: 2, 8.0: 3, 16.0: 4, 32.0: 5, 64.0: 6}
 
 
 @dataclass(frozen=True, slots=True)
 class Detected:
-    """A machine with the nearest reference figures; `free_vram_bytes` is None where no GPU was asked."""
+    """A machine with the nearest reference figures.
+
+    `free_vram_bytes` is None where no GPU was asked, and `no_gpu_reason` says why.
+    """
 
     reference: Reference
     free_vram_bytes: int | None
+    no_gpu_reason: str = ""
 
 
-def detect(vram_bytes: int | None = None, *, ram_given: bool = False) -> Detected:
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """How a CPU is built, of what this process may use of it. Unknown counts are 1, an unknown cache is 0."""
+
+    n_sockets: int
+    n_cores: int
+    n_logical: int
+    n_numa_nodes: int
+    last_level_cache_bytes: int
+
+
+def detect(vram_bytes: int | None = None, *, ram_given: bool = False, index: int = 0) -> Detected:
     """Describe this machine without measuring anything.
 
     Parameters
@@ -41,33 +59,44 @@ def detect(vram_bytes: int | None = None, *, ram_given: bool = False) -> Detecte
         VRAM to plan for. On a machine without a GPU, the reference GPU nearest to it is taken.
     ram_given : bool
         The caller knows the memory and will replace it, so nothing needs to be said about it.
+    index : int
+        Which GPU, in the CUDA runtime's order.
 
     Returns
     -------
     Detected
-        GPU 0 where there are several, which the notes say.
+        One GPU where there are several, which the notes say.
+
+    Raises
+    ------
+    SettingError
+        There are GPUs, but none of that index.
     """
     host, cpu_note, ram_note = detect_host()
     host_notes = (cpu_note,) if ram_given else (cpu_note, ram_note)
     devices, reason = _devices()
     if devices:
-        gpu, gpu_notes = match_gpu(devices[0])
+        if not 0 <= index < len(devices):
+            msg = f"no GPU {index}; found: {', '.join(f'{i}: {device.name}' for i, device in enumerate(devices))}"
+            raise SettingError(msg)
+        device = devices[index]
+        gpu, gpu_notes = match_gpu(device)
         if len(devices) > 1:
-            gpu_notes = (*gpu_notes, f"{len(devices)} GPUs found; this plans for GPU 0, {devices[0].name}.")
-        slot = pcie_slot(devices[0].pci_bus_id)
+            gpu_notes = (*gpu_notes, f"{len(devices)} GPUs found; this plans for GPU {index}, {device.name}.")
+        slot = pcie_slot(device.pci_bus_id)
         if slot is None:
             gpu_notes = (*gpu_notes, f"PCIe link not readable; taken as {gpu.pcie_generation}.0 x{gpu.pcie_lanes}.")
         reference = join(gpu, host, pcie=slot, name="this machine", notes=(*gpu_notes, *host_notes))
-        return Detected(reference, devices[0].free_bytes)
+        return Detected(reference, device.free_bytes)
     if vram_bytes:
         gpu = nearest_gpu(vram_bytes)
         note = (
             f"No GPU here ({reason}); taken: {gpu.name}, the reference GPU nearest to {vram_bytes / GIB:.3g} GiB "
             "(of several, the one with the slowest memory). Choose another with --gpu."
         )
-        return Detected(join(gpu, host, name=f"this machine with {gpu.name}", notes=(note, *host_notes)), None)
+        return Detected(join(gpu, host, name=f"this machine with {gpu.name}", notes=(note, *host_notes)), None, reason)
     note = f"No GPU here ({reason}); everything runs on the CPU. Name a GPU with --gpu, or give --vram."
-    return Detected(join(None, host, name="this machine", notes=(note, *host_notes)), None)
+    return Detected(join(None, host, name="this machine", notes=(note, *host_notes)), None, reason)
 
 
 def detect_host() -> tuple[Host, str, str]:
@@ -83,6 +112,45 @@ def detect_host() -> tuple[Host, str, str]:
         f"{nearest.dram_bytes_per_second / 1e9:g} GB/s peak. Correct it with --ram SIZE@BANDWIDTH."
     )
     return host, cpu_note, ram_note
+
+
+def topology(devices: Path = SYSTEM_DEVICES) -> Topology:
+    """Read sockets, cores, NUMA nodes and the last cache from the system.
+
+    Parameters
+    ----------
+    devices : Path
+        Where Linux describes its processors; elsewhere psutil counts the cores and the rest is unknown.
+    """
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    mine = [devices / "cpu" / f"cpu{number}" for number in sorted(allowed)]
+    sockets = {_line(cpu / "topology" / "physical_package_id") for cpu in mine} - {None}
+    nodes = [node for node in devices.glob("node/node[0-9]*") if any((node / cpu.name).exists() for cpu in mine)]
+    caches = [
+        (int(_line(cache / "level") or 0), _kibibytes(_line(cache / "size")))
+        for cpu in mine[:1]
+        for cache in cpu.glob("cache/index[0-9]*")
+    ]
+    return Topology(
+        n_sockets=max(1, len(sockets)),
+        n_cores=physical_cores(),
+        n_logical=len(allowed),
+        n_numa_nodes=max(1, len(nodes)),
+        last_level_cache_bytes=max(caches, default=(0, 0))[1],
+    )
+
+
+def _line(path: Path) -> str | None:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return None
+
+
+def _kibibytes(text: str | None) -> int:
+    """Bytes of a cache size as Linux writes it, like 266240K."""
+    found = re.fullmatch(r"(\d+)K", text or "")
+    return int(found[1]) * 1024 if found else 0
 
 
 def physical_cores() -> int:
@@ -131,12 +199,12 @@ def pcie_slot(bus_id: str, devices: Path = PCI_DEVICES) -> tuple[int, int] | Non
     return (generation, lanes) if generation and lanes > 0 else None
 
 
-def match_gpu(device: GpuDevice) -> tuple[Gpu, tuple[str, ...]]:
+def match_gpu(device: Device | GpuDevice) -> tuple[Gpu, tuple[str, ...]]:
     """Find the reference figures for a GPU that is here.
 
     Parameters
     ----------
-    device : GpuDevice
+    device : Device or GpuDevice
         As its driver describes it.
 
     Returns
@@ -174,11 +242,10 @@ def match_gpu(device: GpuDevice) -> tuple[Gpu, tuple[str, ...]]:
     return replace(gpu, **own), (note,)
 
 
-def _devices() -> tuple[list[GpuDevice], str]:
-    from pshard import _core
+def _devices() -> tuple[list[Device | GpuDevice], str]:
+    from pshard.nvidia import devices
 
-    found = _core.query_gpus()
-    return list(found.devices), found.reason
+    return devices()
 
 
 def _gt_per_second(path: Path) -> float:

@@ -1,4 +1,4 @@
-"""Machine profile files: their schema, their checks, and where this machine's own is stored.
+"""Machine profile files: their schema, reading and writing.
 
 A profile is JSON. docs/profile.md describes it for people; the structs below are the schema. Every entry says where it
 comes from, and every rate is what a kernel or a copy reaches, beside the peaks that nothing may exceed.
@@ -28,8 +28,36 @@ LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 MAX_PROFILE_BYTES = 64 * 2**20
 
 
-class _Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class _Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     pass
+
+
+class Sample(_Record, frozen=True, kw_only=True):
+    """Seconds of one piece of work, repeated.
+
+    Attributes
+    ----------
+    median_seconds, minimum_seconds : float
+        Of one repetition.
+    spread : float
+        Half the distance between the 16th and the 84th percentile, relative to the median.
+    drift : float
+        Distance between the medians of the first and the second half, relative to the median.
+    count : int
+        Repetitions, without those that warmed up.
+    is_settled : bool
+        True: they went on until the spread was small enough. False: until their time was up.
+    is_noisy : bool
+        Spread or drift say that something else ran, or that clocks changed.
+    """
+
+    median_seconds: float
+    minimum_seconds: float
+    spread: float
+    count: int
+    drift: float = 0.0
+    is_settled: bool = False
+    is_noisy: bool = False
 
 
 class Entry(_Record, frozen=True, kw_only=True):
@@ -43,11 +71,15 @@ class Entry(_Record, frozen=True, kw_only=True):
         Relative half-width of its range, at least 0 and below 1.
     origin : str
         Tool, document or reason, for a person.
+    samples : tuple of Sample
+        What was measured for it, in the order of its values: one each, or several for a value that was made from
+        several. The values are made from the medians.
     """
 
     source: Source
     spread: float = 0.0
     origin: str = ""
+    samples: tuple[Sample, ...] = ()
 
 
 class Figure(Entry, frozen=True, kw_only=True):
@@ -89,7 +121,11 @@ class Series(Entry, frozen=True, kw_only=True):
 
 
 class Processor(_Record, frozen=True, kw_only=True):
-    """A GPU, or the CPU with all its cores. The two peaks are bounds."""
+    """A GPU, or the CPU with all its cores. The two peaks are bounds.
+
+    `peaks_measured`: no document tells the peaks; what was reached in registers and the best rates of this profile
+    stand in. Counts that are not known are 0.
+    """
 
     name: str
     memory_peak_bytes_per_second: float
@@ -97,6 +133,9 @@ class Processor(_Record, frozen=True, kw_only=True):
     memory: tuple[Memory, ...]
     series: tuple[Series, ...]
     n_cores: int = 0
+    n_sockets: int = 0
+    n_numa_nodes: int = 0
+    peaks_measured: bool = False
 
 
 class Curve(Entry, frozen=True, kw_only=True):
@@ -121,6 +160,24 @@ class Link(_Record, frozen=True, kw_only=True):
     copy_rate_under_cpu: Figure
 
 
+class Key(_Record, frozen=True, kw_only=True):
+    """The machine and the state of it that a profile was measured in; None is what could not be told.
+
+    The PCIe link is that under load; `power_limit_watts` is the GPU's.
+    """
+
+    cpu: str
+    n_cores: int
+    n_threads: int
+    ram_bytes: int
+    kernel: str
+    gpu: str | None = None
+    driver: str | None = None
+    pcie_generation: int | None = None
+    pcie_lanes: int | None = None
+    power_limit_watts: float | None = None
+
+
 class Profile(_Record, frozen=True, kw_only=True):
     """A machine. `gpu` and `link` are both there or both absent."""
 
@@ -131,6 +188,8 @@ class Profile(_Record, frozen=True, kw_only=True):
     host_bytes_per_second: Figure
     gpu: Processor | None = None
     link: Link | None = None
+    storage_bytes_per_second: Figure | None = None
+    key: Key | None = None
     created: str = ""
     notes: tuple[str, ...] = ()
 
@@ -215,14 +274,7 @@ def encode_profile(profile: Profile) -> bytes:
     return msgspec.json.format(msgspec.json.encode(profile), indent=1) + b"\n"
 
 
-def stored_profile_path() -> Path:
-    """Path under the user's data directory where this machine's own profile is stored; it need not exist."""
-    import platformdirs
-
-    return Path(platformdirs.user_data_dir("pshard", appauthor=False)) / "profile.json"
-
-
-def write_profile(profile: Profile, path: str | os.PathLike[str] | None = None) -> Path:
+def write_profile(profile: Profile, path: str | os.PathLike[str]) -> Path:
     """Write a profile so that a reader sees the old file or the new one, never a part.
 
     Writers take turns by a lock file beside it. The directory itself is not synchronised: after a power failure the old
@@ -232,8 +284,8 @@ def write_profile(profile: Profile, path: str | os.PathLike[str] | None = None) 
     ----------
     profile : Profile
         Checked as in `read_profile`.
-    path : path-like, optional
-        `stored_profile_path()` by default. Missing directories are made.
+    path : path-like
+        Missing directories are made.
 
     Returns
     -------
@@ -248,7 +300,7 @@ def write_profile(profile: Profile, path: str | os.PathLike[str] | None = None) 
     """
     from filelock import FileLock, Timeout
 
-    path = stored_profile_path() if path is None else Path(path)
+    path = Path(path)
     for json_path, problem in problems(profile):
         msg = f"{path}: not written, {json_path}: {problem}"
         raise MachineError(msg)

@@ -34,6 +34,8 @@ def problems(profile: Profile) -> Iterator[tuple[str, str]]:
         yield "$.capacities.page_lock_bytes", f"{capacities.page_lock_bytes} is not within 0 and ram_bytes"
     yield from _entry_problems("$.capacities", capacities)
     yield from _figure_problems("$.host_bytes_per_second", profile.host_bytes_per_second)
+    if profile.storage_bytes_per_second is not None:
+        yield from _figure_problems("$.storage_bytes_per_second", profile.storage_bytes_per_second)
     yield from _processor_problems("$.cpu", profile.cpu, threaded=True)
     if profile.gpu is not None:
         yield from _processor_problems("$.gpu", profile.gpu, threaded=False)
@@ -44,6 +46,14 @@ def problems(profile: Profile) -> Iterator[tuple[str, str]]:
 def _entry_problems(path: str, entry: Entry) -> Iterator[tuple[str, str]]:
     if not 0.0 <= entry.spread < 1.0:
         yield f"{path}.spread", f"{entry.spread} is not at least 0 and below 1; it is relative: 0.1 for 10 %"
+    for i, sample in enumerate(entry.samples):
+        if not 0.0 < sample.minimum_seconds <= sample.median_seconds:
+            yield (
+                f"{path}.samples[{i}].minimum_seconds",
+                f"{sample.minimum_seconds} is not positive and at most the median, {sample.median_seconds}",
+            )
+        if min(sample.spread, sample.drift) < 0.0 or sample.count < 1:
+            yield f"{path}.samples[{i}]", "spread or drift is negative, or nothing was repeated; give what was measured"
 
 
 def _figure_problems(path: str, figure: Figure, most: float = float("inf")) -> Iterator[tuple[str, str]]:

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from pshard import detect as detection
-from pshard.detect import cpu_model, detect, match_gpu, pcie_slot, physical_cores, usable_ram_bytes
+from pshard.detect import Topology, cpu_model, detect, match_gpu, pcie_slot, physical_cores, topology, usable_ram_bytes
+from pshard.errors import SettingError
 from pshard.machine import load_machine
 
 GIB = 2**30
@@ -154,3 +155,55 @@ def test_cores_are_physical_and_allowed(monkeypatch):
 def test_this_machine_can_be_described():
     assert physical_cores() >= 1
     assert detect(8 * GIB).reference.host.n_cores == physical_cores()
+
+
+def system(folder, cpus, n_nodes):
+    """A tree as Linux describes processors: (socket) by number, spread over NUMA nodes in turn."""
+    for number, socket in enumerate(cpus):
+        cpu = folder / "cpu" / f"cpu{number}"
+        (cpu / "topology").mkdir(parents=True)
+        (cpu / "topology" / "physical_package_id").write_text(f"{socket}\n")
+        for index, (level, size) in enumerate([(1, "48K"), (1, "32K"), (2, "2048K"), (3, "33792K")]):
+            (cpu / "cache" / f"index{index}").mkdir(parents=True)
+            (cpu / "cache" / f"index{index}" / "level").write_text(f"{level}\n")
+            (cpu / "cache" / f"index{index}" / "size").write_text(f"{size}\n")
+        (folder / "node" / f"node{number * n_nodes // len(cpus)}" / cpu.name).mkdir(parents=True)
+    return folder
+
+
+def test_topology_of_two_sockets(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    monkeypatch.setattr("psutil.cpu_count", lambda logical=True: 8 if logical else 4)
+    here = system(tmp_path, [0, 0, 0, 0, 1, 1, 1, 1], n_nodes=4)
+    assert topology(here) == Topology(
+        n_sockets=2, n_cores=4, n_logical=8, n_numa_nodes=4, last_level_cache_bytes=33792 * 1024
+    )
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1}, raising=False)
+    assert topology(here) == Topology(
+        n_sockets=1, n_cores=2, n_logical=2, n_numa_nodes=1, last_level_cache_bytes=33792 * 1024
+    )
+
+
+def test_topology_that_nothing_tells_is_one_of_each(tmp_path):
+    found = topology(tmp_path)
+    assert (found.n_sockets, found.n_numa_nodes, found.last_level_cache_bytes) == (1, 1, 0)
+
+
+def test_topology_of_this_machine_is_consistent():
+    found = topology()
+    assert 1 <= found.n_sockets <= found.n_cores <= found.n_logical
+    assert found.n_cores == physical_cores()
+
+
+def test_one_of_several_gpus_can_be_named(with_gpus):
+    with_gpus(device("NVIDIA GeForce RTX 3060", 12 * GIB), device("NVIDIA GeForce RTX 4090", 24 * GIB))
+    found = detect(index=1)
+    assert found.reference.gpu.product == "NVIDIA GeForce RTX 4090"
+    assert any("this plans for GPU 1, NVIDIA GeForce RTX 4090" in note for note in found.reference.notes)
+    with pytest.raises(SettingError, match="no GPU 2; found: 0: NVIDIA GeForce RTX 3060, 1: NVIDIA GeForce RTX 4090"):
+        detect(index=2)
+
+
+def test_no_gpu_has_a_reason(with_gpus):
+    with_gpus(reason="no driver")
+    assert detect().no_gpu_reason == detect(8 * GIB).no_gpu_reason == "no driver"

@@ -17,15 +17,16 @@ from pshard.profile import (
     Capacities,
     Curve,
     Figure,
+    Key,
     Link,
     Memory,
     Processor,
     Profile,
+    Sample,
     Series,
     encode_profile,
     parse_profile,
     read_profile,
-    stored_profile_path,
     write_profile,
 )
 from pshard.references import machine_names
@@ -54,7 +55,7 @@ def test_documented_example_is_complete(tmp_path):
 
 def test_documented_fields_are_those_of_the_schema():
     text = DOCUMENT.read_text()
-    for struct in (Profile, Capacities, Processor, Memory, Series, Link, Curve, Figure):
+    for struct in (Profile, Capacities, Processor, Memory, Series, Link, Curve, Figure, Key, Sample):
         for field in struct.__struct_fields__:
             assert f"`{field}`" in text, f"{struct.__name__}.{field}"
 
@@ -100,6 +101,9 @@ def changed(path: str, value: object) -> dict:
         ("link.up.latency_seconds", -1e-6, "$.link.up.latency_seconds: -1e-06 is negative"),
         ("link.copy_engines", 0, "$.link.copy_engines: 0 is not at least 1"),
         ("link.cpu_rate_under_copy.value", 1.2, "$.link.cpu_rate_under_copy.value: 1.2 is not positive and at most 1"),
+        ("cpu.memory.0.samples.0.minimum_seconds", 0.2, "samples[0].minimum_seconds: 0.2 is not positive and at most"),
+        ("cpu.memory.0.samples.0.count", 0, "$.cpu.memory[0].samples[0]: spread or drift is negative, or nothing"),
+        ("storage_bytes_per_second", {"source": "measured", "value": 0.0}, "$.storage_bytes_per_second.value: 0.0"),
         ("capacities.ram_bytes", 0, "$.capacities.ram_bytes: 0 is not positive"),
         ("capacities.vram_bytes", 0, "$.capacities.vram_bytes: 0 with gpu present"),
         ("capacities.page_lock_bytes", 2**60, "$.capacities.page_lock_bytes"),
@@ -190,8 +194,3 @@ def test_writers_take_turns(tmp_path):
     for thread in threads:
         thread.join()
     assert read_profile(path) in profiles
-
-
-def test_stored_path_follows_the_platform(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    assert stored_profile_path() == tmp_path / "pshard" / "profile.json"

@@ -1,0 +1,267 @@
+"""Make a profile of this machine: measure it, or take over what other tools measured, and store it."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from pshard.errors import MachineError, SettingError
+from pshard.measure import profile_from
+from pshard.probes import FULL_SECONDS, QUICK_SECONDS, CpuProber, Run, full_tasks, quick_tasks, run, tasks_for
+from pshard.profile import read_profile, write_profile
+from pshard.reference_rates import build_profile
+from pshard.stored import current_key, find_stored, profile_folder, store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from pshard.detect import Detected
+    from pshard.probes import Prober, Work
+    from pshard.profile import Key, Profile
+
+# Of the memory that is free: the probes take what their caches make them take, and leave the rest alone.
+MEMORY_SHARE = 0.5
+# A file with more holes than this reads zeros that no disk gives.
+LEAST_STORED = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A profile that was measured; `path` is None where nothing was, because a person ended it at once."""
+
+    path: Path | None
+    profile: Profile
+    run: Run
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """A profile with figures of another tool, and sentences on what changed in it."""
+
+    path: Path
+    profile: Profile
+    sentences: tuple[str, ...]
+
+
+def measure_machine(
+    *,
+    full: bool = False,
+    model_name: str | None = None,
+    n_threads: int | None = None,
+    index: int = 0,
+    output: Path | None = None,
+    on_task: Callable[[Work, float, float], None] = lambda work, done, left: None,
+    prober: Prober | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Measured:
+    """Measure this machine and store its profile.
+
+    Parameters
+    ----------
+    full : bool
+        All types, batches and depths, in `probes.FULL_SECONDS`; otherwise what decides most, in `QUICK_SECONDS`.
+    model_name : str, optional
+        A GGUF file or a model of the catalogue: only its shapes and types. Figures of other types stay as they are in
+        the profile that holds, if one does.
+    n_threads : int, optional
+        CPU threads; one per physical core by default.
+    index : int
+        Which GPU, in the CUDA runtime's order.
+    output : Path, optional
+        File to write; the stored profile of this machine by default.
+    on_task : callable
+        As in `probes.run`.
+    prober : Prober, optional
+        What measures; the probes of the core by default.
+    clock : callable
+        Seconds from any moment.
+
+    Returns
+    -------
+    Measured
+
+    Raises
+    ------
+    SettingError
+        More threads than logical processors, a GPU that is not there, a model whose types have no native kernel.
+    MachineError
+        Another run is measuring this machine, or the file cannot be written.
+    """
+    from pshard.cpus import physical_cpus
+    from pshard.detect import detect, topology
+
+    cpus = physical_cpus()
+    detected = detect(index=index)
+    key = current_key(n_threads, index)
+    if key.n_threads > len(cpus):
+        msg = f"{key.n_threads} threads, but this process may use {len(cpus)} processors; ask for fewer (--threads)"
+        raise SettingError(msg)
+    base, notes = build_profile(detected.reference, key.n_threads), _notes(detected)
+    here = topology()
+    base = replace(base, cpu=replace(base.cpu, n_sockets=here.n_sockets, n_numa_nodes=here.n_numa_nodes))
+    seconds = FULL_SECONDS if full else QUICK_SECONDS
+    if model_name is None:
+        tasks = full_tasks(key.n_threads) if full else quick_tasks(key.n_threads)
+    else:
+        from pshard.model import read_model
+
+        path = _stored_file(model_name)
+        tasks, missing = tasks_for(read_model(model_name), key.n_threads, seconds, path)
+        base = _profile_that_holds(key) or base
+        if missing:
+            notes.append(
+                f"{', '.join(missing)} have no native kernel here: estimated, until llama.cpp's own figures are "
+                "imported (`pshard profile import`)."
+            )
+    with _alone():
+        done = run(
+            tasks,
+            prober or CpuProber(cpus[: key.n_threads], max_bytes=_free_bytes()),
+            limit_seconds=seconds,
+            clock=clock,
+            on_task=on_task,
+        )
+    profile = profile_from(done, base, key, created=_today(), notes=notes)
+    if not done.results:
+        if done.interrupted:
+            return Measured(None, profile, done)
+        reasons = "; ".join(f"{work}: {reason}" for work, reason in done.refused)
+        msg = f"nothing could be measured: {reasons or 'no time was left'}; end what else runs here, and try again"
+        raise MachineError(msg)
+    return Measured(write_profile(profile, output) if output else store(profile), profile, done)
+
+
+def import_figures(
+    files: Sequence[Path],
+    *,
+    base: str | os.PathLike[str] | None = None,
+    n_threads: int | None = None,
+    vram_bytes: int | None = None,
+    output: Path | None = None,
+) -> Imported:
+    """Take over figures that another tool measured on this machine.
+
+    Parameters
+    ----------
+    files : sequence of Path
+        One output of llama.cpp's ``test-backend-ops perf``, or the planner pull request's two text files.
+    base : path-like, optional
+        The profile that engine rows are put into; by default the one of this machine that holds, else its references.
+    n_threads : int, optional
+        CPU threads that ``test-backend-ops`` ran with; by default what it takes, half of the logical processors.
+    vram_bytes : int, optional
+        The GPU's memory, where the pull request's files do not tell it.
+    output : Path, optional
+        File to write; by default `base`, else the stored profile of this machine.
+
+    Returns
+    -------
+    Imported
+
+    Raises
+    ------
+    SettingError
+        Files that do not go together.
+    MachineError
+        A file that cannot be used, or written.
+    """
+    from pshard.engine_rows import is_engine_file, read_engine_rows, with_engine_rows
+
+    if len(files) == 1 and is_engine_file(files[0]):
+        count = n_threads or max(1, (os.cpu_count() or 1) // 2)
+        key = current_key()
+        profile = read_profile(base) if base is not None else _profile_that_holds(key)
+        sentences: list[str] = []
+        if profile is None:
+            from pshard.detect import detect
+
+            sentences.append(
+                "This machine has no profile yet: reference figures stand in for all that is not imported."
+            )
+            profile = replace(build_profile(detect().reference, count), key=replace(key, n_threads=count))
+            profile = replace(profile, created=_today(), notes=tuple(sentences))
+        profile, changed = with_engine_rows(profile, read_engine_rows(files[0]), count)
+        profile = replace(profile, notes=(*profile.notes, *changed))
+        sentences += changed
+    elif len(files) == 2 and base is None:
+        profile, sentences = _from_text(files, vram_bytes)
+    else:
+        msg = (
+            f"{', '.join(map(str, files))}: give one output of `test-backend-ops perf --output sql`, or the pull "
+            "request's cpu_profile.txt and gpu_profile.txt together (without --profile)"
+        )
+        raise SettingError(msg)
+    target = output or (Path(base) if base is not None else None)
+    return Imported(write_profile(profile, target) if target else store(profile), profile, tuple(sentences))
+
+
+def _from_text(files: Sequence[Path], vram_bytes: int | None) -> tuple[Profile, list[str]]:
+    from pshard.imported import profile_from_text_files
+
+    cpu, gpu = sorted(files, key=lambda path: path.read_bytes()[:6] == b"# GPU ")
+    profile = profile_from_text_files(cpu, gpu, vram_bytes=vram_bytes)
+    counts = [entry.n_threads or 1 for entry in profile.cpu.memory]
+    profile = replace(profile, key=current_key(max(counts)), created=_today())
+    return profile, list(profile.notes)
+
+
+def _profile_that_holds(key: Key) -> Profile | None:
+    stored = find_stored(key)
+    return stored.profile if stored is not None and not stored.changes else None
+
+
+def _notes(detected: Detected) -> list[str]:
+    """Say what there is to measure beside the CPU, and why it is not measured."""
+    if detected.reference.gpu is not None:
+        return [f"{detected.reference.gpu.product} and its link are not measured: this pshard has no probes for them."]
+    return [f"The CPU alone: {detected.no_gpu_reason}."]
+
+
+def _stored_file(model_name: str) -> str:
+    """Path of a model's file, if its bytes are really on a disk; empty for a catalogue name or a file of holes."""
+    try:
+        status = Path(model_name).stat()
+    except OSError:
+        return ""
+    return model_name if status.st_blocks * 512 >= LEAST_STORED * status.st_size else ""
+
+
+def _free_bytes() -> int:
+    import psutil
+
+    from pshard.detect import usable_ram_bytes
+
+    return int(MEMORY_SHARE * min(int(psutil.virtual_memory().available), usable_ram_bytes()))
+
+
+def _today() -> str:
+    return datetime.datetime.now(tz=datetime.UTC).date().isoformat()
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Hold the machine: two runs at once would measure each other."""
+    from filelock import FileLock, Timeout
+
+    folder = profile_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / "measuring.lock", timeout=0)
+        lock.acquire()
+    except Timeout as error:
+        msg = f"another `pshard profile` is measuring this machine ({folder / 'measuring.lock'}); wait for its end"
+        raise MachineError(msg) from error
+    except OSError as error:
+        msg = f"{folder}: cannot be written ({error.strerror or error}); set XDG_DATA_HOME to a folder that can"
+        raise MachineError(msg) from error
+    try:
+        yield
+    finally:
+        lock.release()

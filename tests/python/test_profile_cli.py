@@ -1,0 +1,332 @@
+"""``pshard profile`` and its subcommands, on probes that take no time; one run asks the real ones for very little."""
+
+from __future__ import annotations
+
+import json
+
+import fake_probes
+import pytest
+from fake_probes import FakeProber, noisy
+from msgspec.structs import replace
+from test_engine_rows import PRODUCT, record, sql
+
+from pshard import profiling
+from pshard.cli import main
+from pshard.errors import MachineError, SettingError
+from pshard.machine import load_machine, stored_machine
+from pshard.probes import Attention, CpuProber, Peak, ProbeFailed, Product, Read, Start, quick_tasks
+from pshard.profile import read_profile, write_profile
+from pshard.profiling import import_figures, measure_machine
+from pshard.stored import current_key, store, stored_path
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def probes(monkeypatch):
+    """Put fake probes in the place of the real ones; call to change what they answer."""
+    fake = FakeProber()
+
+    def use(change):
+        fake.change = change
+
+    monkeypatch.setattr(profiling, "CpuProber", lambda cpus, max_bytes: fake)
+    use.fake = fake
+    return use
+
+
+def printed(capsys, *arguments, code=0):
+    assert main(["profile", *arguments]) == code
+    return capsys.readouterr()
+
+
+def document(capsys, *arguments, code=0):
+    return json.loads(printed(capsys, *arguments, "--json", code=code).out)
+
+
+def test_a_run_is_stored_and_used(probes, capsys):
+    found = document(capsys)
+    assert found["schema_version"] == 1
+    assert found["path"] == str(stored_path(current_key()))
+    assert (found["refused"], found["left"], found["interrupted"]) == ([], [], False)
+    assert len(found["measured"]) == len(quick_tasks(current_key().n_threads))
+    machine = load_machine()
+    assert machine.profile == read_profile(found["path"])
+    assert machine.warnings == ()
+    assert {entry.source for entry in machine.profile.cpu.series} == {"measured"}
+
+
+def test_what_is_printed(probes, capsys):
+    captured = printed(capsys)
+    first = captured.out.splitlines()[0]
+    assert first.startswith("Measured ")
+    assert first.endswith(str(stored_path(current_key())))
+    assert "CPU product: GFLOP/s by rows" in captured.out
+    assert "measured" in captured.out
+    assert "\x1b" not in captured.err  # no bar: nobody sits at a terminal
+
+
+def test_extents(probes, capsys):
+    quick, full = (document(capsys, extent)["measured"] for extent in ("--quick", "--full"))
+    assert set(quick) < set(full)
+
+
+def test_one_model_and_then_nothing_else_is_lost(probes, capsys):
+    document(capsys)
+    found = document(capsys, "--for", "qwen3-30b-a3b:Q4_K_M")
+    assert any("experts, Q4_K" in text for text in found["measured"])
+    assert not any("Q8_0" in text or "storage" in text for text in found["measured"])
+    kept = {entry["type"] for entry in found["profile"]["cpu"]["series"] if entry["operation"] == "mul_mat"}
+    assert {"Q8_0", "F16"} <= kept
+    assert main(["profile", "--for", "llama-3.1-8b:Q5_K_M"]) == 0
+    assert "Q5_K have no native kernel here: estimated, until" in capsys.readouterr().err
+
+
+def test_the_disk_of_a_model_is_measured_unless_the_file_is_all_holes(probes, folder, monkeypatch):
+    from pshard.catalogue import write_skeleton
+
+    path = folder / "m.gguf"
+    write_skeleton("llama-3.2-1b:Q4_0", path)
+    assert profiling._stored_file(str(path)) == ""
+    assert profiling._stored_file("llama-3.2-1b:Q4_0") == ""
+    real = folder / "real.gguf"
+    real.write_bytes(bytes(range(256)) * 64)
+    assert profiling._stored_file(str(real)) == str(real)
+
+
+def test_threads_and_file(probes, capsys, folder, monkeypatch):
+    found = document(capsys, "--threads", "1", "-o", str(folder / "one.json"))
+    assert found["profile"]["key"]["n_threads"] == 1
+    assert found["path"] == str(folder / "one.json")
+    assert stored_machine() is None
+    assert all(work.n_threads == 1 for work, _ in probes.fake.asked)
+    assert main(["profile", "--threads", "4096"]) == 2
+    assert "4096 threads, but this process may use" in capsys.readouterr().err
+
+
+def stop_at_attention(work, result):
+    if isinstance(work, Attention):
+        raise KeyboardInterrupt
+    return result
+
+
+def test_an_interrupt_keeps_what_was_measured_and_says_so(probes, capsys):
+    probes(stop_at_attention)
+    found = document(capsys, code=130)
+    assert found["interrupted"]
+    assert found["left"][0] == "attention, batch 1, 4096 tokens"
+    machine = load_machine()
+    assert {entry.source for entry in machine.profile.cpu.series} == {"measured", "reference"}
+    assert any(note.startswith("Not measured (interrupted): attention") for note in machine.notes)
+    captured = printed(capsys, code=130)
+    assert (
+        f"interrupted: {len(found['measured'])} figures were measured and are kept, the rest are references"
+        in captured.err
+    )
+
+
+def test_an_interrupt_at_once_writes_nothing(probes, capsys):
+    def stop(work, result):
+        raise KeyboardInterrupt
+
+    document(capsys)
+    before = stored_path(current_key()).read_bytes()
+    probes(stop)
+    captured = printed(capsys, code=130)
+    assert "interrupted before anything was measured; nothing is written" in captured.err
+    assert stored_path(current_key()).read_bytes() == before
+
+
+def test_failing_probes_are_said_and_a_machine_that_measures_nothing_is_an_error(probes, capsys):
+    def wrong(work, result):
+        if isinstance(work, Product) and work.type == "Q6_K":
+            message = "product is wrong: 3.5 instead of 7"
+            raise ProbeFailed(message)
+        return result
+
+    probes(wrong)
+    found = document(capsys)
+    assert {entry["reason"] for entry in found["refused"]} == {"product is wrong: 3.5 instead of 7"}
+    assert not any(entry["type"] == "Q6_K" for entry in found["profile"]["cpu"]["series"])
+
+    def all_wrong(work, result):
+        raise ProbeFailed("the clock is too coarse")
+
+    probes(all_wrong)
+    captured = printed(capsys, code=1)
+    assert "nothing could be measured: start of an operation" in captured.err
+    assert captured.out == ""
+
+
+def test_noise_is_said(probes, capsys):
+    probes(lambda work, result: noisy(result, 0.2) if isinstance(work, Read) else result)
+    captured = printed(capsys)
+    assert "warning: Noisy, so their ranges are wider: memory, " in captured.err
+    assert "measured, noisy" in captured.out
+
+
+def test_two_runs_do_not_measure_at_once(probes, capsys):
+    def second(work, result):
+        if isinstance(work, Start):
+            with pytest.raises(MachineError, match="another `pshard profile` is measuring this machine"):
+                measure_machine(prober=FakeProber())
+        return result
+
+    probes(second)
+    document(capsys)
+    probes(lambda work, result: result)
+    document(capsys)  # the lock is free again
+
+
+def test_a_gpu_that_is_not_there_is_a_usage_error(probes, capsys):
+    from pshard.nvidia import devices
+
+    if devices()[0]:
+        assert main(["profile", "--device", "99"]) == 2
+        assert "no GPU 99" in capsys.readouterr().err
+    else:
+        found = document(capsys)
+        assert found["profile"]["notes"][0] == f"The CPU alone: {devices()[1]}."
+
+
+# --- show -------------------------------------------------------------------------------------------------------------
+
+
+def test_show_without_a_profile_says_how_to_get_one(capsys):
+    assert "measure it (`pshard profile`)" in printed(capsys, "show", code=1).err
+
+
+def test_show_a_machine_with_a_gpu(capsys):
+    text = printed(capsys, "show", "rtx-3060-12g").out
+    for words in ("GPU product: GFLOP/s by rows", "Copies from page-locked memory, GB/s by chunk; 2 copy engines",
+                  "hand-off to the GPU", "copy under the CPU", "of peak"):  # fmt: skip
+        assert words in text
+    found = document(capsys, "show", "rtx-3060-12g")
+    assert found["profile"]["gpu"]["name"] == "GeForce RTX 3060"
+
+
+def test_show_says_that_a_profile_is_stale(probes, capsys):
+    document(capsys)
+    profile = stored_machine().profile
+    store(replace(profile, key=replace(profile.key, kernel="Linux 2.6.0")))
+    assert "warning: the profile of this machine is stale (kernel Linux 2.6.0 is now " in printed(capsys, "show").err
+
+
+@pytest.mark.parametrize("ending", ["png", "svg"])
+def test_plots(probes, capsys, folder, ending):
+    document(capsys)
+    for name in ([], ["rtx-3060-12g"]):
+        path = folder / f"plot.{ending}"
+        assert document(capsys, "show", *name, "--plot", str(path))["plot"] == str(path)
+        data = path.read_bytes()
+        assert data.startswith(b"\x89PNG" if ending == "png" else b"<?xml")
+        if ending == "svg":
+            text = data.decode()
+            assert "ridge: " in text
+            assert ("peak of the link" in text) == bool(name)
+            assert ("Host memory, sequential reads" in text) != bool(name)
+        path.unlink()
+
+
+def test_a_plot_needs_a_known_ending_and_matplotlib(capsys, folder, monkeypatch):
+    import sys
+
+    assert "a plot is a .png or .svg file" in printed(capsys, "show", "rtx-3060-12g", "--plot", "p.jpg", code=2).err
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    error = printed(capsys, "show", "rtx-3060-12g", "--plot", "p.png", code=1).err
+    assert "pip install 'pshard[plot]'" in error
+
+
+# --- import and export ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def rows(folder):
+    path = folder / "rows.sql"
+    path.write_text(sql([record("MUL_MAT", PRODUCT.format("q4_0", 1), 5e-3)]))
+    return path
+
+
+def test_engine_rows_go_into_the_stored_profile(probes, capsys, rows):
+    document(capsys)
+    n_threads = current_key().n_threads
+    found = document(capsys, "import", str(rows), "--threads", str(n_threads))
+    assert found["path"] == str(stored_path(current_key()))
+    assert found["changes"][0].startswith("Measured by llama.cpp on CPU")
+    assert found["changes"][1] == f"They replace mul_mat Q4_0 at {n_threads} thread{'s' * (n_threads > 1)} (measured)."
+    machine = load_machine()
+    assert {entry.source for entry in machine.profile.cpu.series} == {"measured", "imported"}
+    assert set(found["changes"]) <= set(machine.notes)
+
+
+def test_engine_rows_without_a_profile_go_into_references(capsys, rows, folder):
+    found = document(capsys, "import", str(rows), "--threads", "1", "-o", str(folder / "out.json"))
+    assert found["changes"][0].startswith("This machine has no profile yet")
+    profile = read_profile(folder / "out.json")
+    assert {entry.source for entry in profile.cpu.series} == {"imported", "reference"}
+
+
+def test_a_named_profile_is_changed_in_place(capsys, rows, folder):
+    path = write_profile(load_machine("rtx-3060-12g").profile, folder / "p.json")
+    assert document(capsys, "import", str(rows), "--profile", str(path), "--threads", "8")["path"] == str(path)
+    assert any(entry.source == "imported" for entry in read_profile(path).cpu.series)
+
+
+def test_files_that_do_not_go_together(folder, rows):
+    with pytest.raises(SettingError, match="give one output of"):
+        import_figures([rows, rows, rows])
+
+
+def test_text_profiles_out_and_in(capsys, folder):
+    paths = document(capsys, "export", str(folder / "text"), "rtx-3060-12g")["paths"]
+    found = document(capsys, "import", *paths, "-o", str(folder / "back.json"))
+    before, after = load_machine("rtx-3060-12g").profile, read_profile(found["path"])
+    assert after.gpu.memory[0].bytes_per_second == pytest.approx(before.gpu.memory[0].bytes_per_second, rel=1e-3)
+    assert "imported" in {entry.source for entry in after.gpu.series}
+    assert after.key.n_threads == 8
+    assert document(capsys, "import", *reversed(paths), "-o", str(folder / "back.json"))["profile"] == found["profile"]
+
+
+def test_the_memory_of_a_gpu_can_be_given(capsys, folder):
+    paths = document(capsys, "export", str(folder / "text"), "rtx-3060-12g")["paths"]
+    found = document(capsys, "import", *paths, "--vram", "8G", "-o", str(folder / "back.json"))
+    assert found["profile"]["capacities"]["vram_bytes"] == 8 << 30
+
+
+def test_a_machine_without_a_gpu_has_no_text_profiles(probes, capsys, folder):
+    from pshard.nvidia import devices
+
+    if devices()[0]:
+        pytest.skip("a GPU is here")
+    document(capsys)
+    assert "has no GPU; the pull request's files describe one" in printed(capsys, "export", str(folder), code=1).err
+
+
+# --- the real probes --------------------------------------------------------------------------------------------------
+
+
+def test_the_real_probes_answer_in_the_same_form():
+    from pshard.cpus import physical_cpus
+
+    works = [Start(1), Read(1), Peak(1), Product(type="Q4_0", n_rows=1024, n_columns=1024, batch=1, n_threads=1),
+             Product(type="Q4_K", layout="interleaved", n_rows=1024, n_columns=1024, batch=4, n_threads=1),
+             Product(type="Q8_0", n_rows=1024, n_columns=1024, batch=2, n_threads=1, n_used=2),
+             Attention(n_heads=4, n_kv_heads=2, head_size=64, depth=64, batch=1, n_threads=1)]  # fmt: skip
+    prober = CpuProber(physical_cpus()[:1], max_bytes=256 << 20)
+    for work in works:
+        found = prober.measure(work, 0.01)
+        assert found.work == work
+        assert 0.0 < found.sample.minimum_seconds <= found.sample.median_seconds
+        assert found.sample.count >= 1
+        n_bytes, n_flop = fake_probes.amounts(work)
+        if isinstance(work, Product | Attention):
+            assert found.n_flop == n_flop
+        if isinstance(work, Product):
+            assert found.n_bytes >= n_bytes
+    with pytest.raises(ProbeFailed):
+        prober.measure(Product(type="Q4_0", n_rows=1024, n_columns=1024, batch=1, n_threads=64), 0.01)
