@@ -20,8 +20,7 @@ from msgspec.structs import replace
 from pull_request import Run, Tier
 
 from pshard import _core
-from pshard.imported import machine_from_text_profiles
-from pshard.machine import Machine
+from pshard.machine import Machine, machine_from_text_profiles
 from pshard.model import Model
 from pshard.profile import Processor, Profile, Series
 from pshard.rates import Rates, bits_per_weight

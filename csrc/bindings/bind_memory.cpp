@@ -1,9 +1,14 @@
 #include <pybind11/native_enum.h>
 
+#include <stdexcept>
+#include <string>
+
 #include "bindings/bindings.hpp"
 #include "memory/compute_buffers.hpp"
+#include "memory/kernel_buffers.hpp"
 #include "memory/memory.hpp"
 #include "model/forward.hpp"
+#include "model/layer_split.hpp"
 #include "model/placement.hpp"
 #include "model/schedule.hpp"
 
@@ -17,6 +22,7 @@ using pshard::ContextParameters;
 using pshard::DeviceBytes;
 using pshard::GraphInput;
 using pshard::Group;
+using pshard::KernelDemand;
 using pshard::LayerPlacement;
 using pshard::MemoryReport;
 using pshard::Model;
@@ -27,14 +33,23 @@ using pshard::TensorException;
 using pshard::Where;
 
 void bind_placement(py::module_& m) {
-  py::native_enum<Where>(m, "Where", "enum.IntEnum")
-      .value("pinned", Where::pinned)
-      .value("stream_a", Where::stream_a)
-      .value("stream_b", Where::stream_b)
-      .value("cpu", Where::cpu)
-      .finalize();
+  py::native_enum<Where> where(m, "Where", "enum.IntEnum");
+  where.value("pinned", Where::pinned).value("stream_a", Where::stream_a).value("stream_b", Where::stream_b).value("cpu", Where::cpu);
+  for (int gpu = 1; gpu < pshard::kMaxGpus; ++gpu) where.value(("gpu" + std::to_string(gpu)).c_str(), pshard::pinned_on(gpu));
+  where.finalize();
+  m.def(
+      "pinned_on",
+      [](int gpu) {
+        if (gpu < 0 || gpu >= pshard::kMaxGpus)
+          throw std::invalid_argument("GPU " + std::to_string(gpu) + "; count from 0 to " + std::to_string(pshard::kMaxGpus - 1));
+        return pshard::pinned_on(gpu);
+      },
+      "gpu"_a);
+  m.def("is_pinned", &pshard::is_pinned, "where"_a);
+  m.def("gpu_of", &pshard::gpu_of, "where"_a);
   py::class_<LayerPlacement>(m, "LayerPlacement")
       .def(py::init(&LayerPlacement::uniform), "where"_a)
+      .def_readwrite("device", &LayerPlacement::device)
       .def(
           "__getitem__", [](const LayerPlacement& p, Group group) { return p.group.at(static_cast<size_t>(group)); }, "group"_a)
       .def(
@@ -43,8 +58,8 @@ void bind_placement(py::module_& m) {
       .def(
           "__eq__", [](const LayerPlacement& a, const LayerPlacement& b) { return a == b; }, "other"_a, py::is_operator())
       .def("__hash__", [](const LayerPlacement& p) {
-        int64_t key = 0;
-        for (const Where where : p.group) key = key * 4 + static_cast<int64_t>(where);
+        auto key = static_cast<int64_t>(p.device);
+        for (const Where place : p.group) key = key * 31 + static_cast<int64_t>(place);
         return key;
       });
   py::class_<TensorException>(m, "TensorException")
@@ -60,6 +75,8 @@ void bind_placement(py::module_& m) {
       .def_readwrite("patterns", &Placement::patterns)
       .def_readwrite("layer_pattern", &Placement::layer_pattern)
       .def_readwrite("head", &Placement::head)
+      .def_readwrite("n_gpu", &Placement::n_gpu)
+      .def_readwrite("pipeline", &Placement::pipeline)
       .def_readwrite("op_offload", &Placement::op_offload)
       .def_readwrite("head_op_offload", &Placement::head_op_offload);
 }
@@ -104,12 +121,12 @@ py::list describe(const pshard::Block& block) {
     entry["cache_bytes"] = operation.cache_bytes;
     py::list inputs;
     for (const int32_t input : operation.inputs) {
-      if (input != pshard::kNoValue) inputs.append(input);
+      if (pshard::is_value(input)) inputs.append(input);
     }
     entry["inputs"] = inputs;
     entry["output"] = operation.output;
     entry["output_bytes"] = operation.output == pshard::kNoValue ? 0 : block.values[static_cast<size_t>(operation.output)].n_bytes;
-    entry["in_place"] = operation.in_place;
+    entry["in_place"] = operation.overwrites != 0;
     list.append(entry);
   }
   return list;
@@ -122,13 +139,20 @@ void bind_reports(py::module_& m) {
       .def_readonly("compute_bytes", &DeviceBytes::compute_bytes)
       .def_readonly("stream_bytes", &DeviceBytes::stream_bytes)
       .def("total", &DeviceBytes::total);
-  py::class_<MemoryReport>(m, "MemoryReport").def_readonly("gpu", &MemoryReport::gpu).def_readonly("host", &MemoryReport::host);
+  py::class_<MemoryReport>(m, "MemoryReport")
+      .def_readonly("gpus", &MemoryReport::gpus)
+      .def_property_readonly("gpu", &MemoryReport::gpu)
+      .def_readonly("host", &MemoryReport::host);
+  py::class_<KernelDemand>(m, "KernelDemand")
+      .def_readonly("n_kernels", &KernelDemand::n_kernels)
+      .def_readonly("pool_bytes", &KernelDemand::pool_bytes);
   py::class_<ComputeBytes>(m, "ComputeBytes")
       .def_readonly("gpu_bytes", &ComputeBytes::gpu_bytes)
       .def_readonly("gpu_stream_bytes", &ComputeBytes::gpu_stream_bytes)
       .def_readonly("host_bytes", &ComputeBytes::host_bytes);
   py::class_<ComputeBuffers>(m, "ComputeBuffers")
-      .def(py::init<const Model&, const ContextParameters&, int64_t>(), "model"_a, "context"_a, "n_tokens"_a, py::keep_alive<1, 2>())
+      .def(py::init<const Model&, const ContextParameters&, int64_t, int>(), "model"_a, "context"_a, "n_tokens"_a, "n_gpu"_a = 1,
+           py::keep_alive<1, 2>())
       .def(
           "__call__",
           [](ComputeBuffers& buffers, const Placement& placement) {
@@ -150,10 +174,12 @@ void bind_memory(py::module_& m) {
       .def_readwrite("n_batch", &ContextParameters::n_batch)
       .def_readwrite("n_ubatch", &ContextParameters::n_ubatch)
       .def_readwrite("n_seq_max", &ContextParameters::n_seq_max)
+      .def_readwrite("n_outputs_max", &ContextParameters::n_outputs_max)
       .def_readwrite("flash_attn", &ContextParameters::flash_attn)
+      .def_readwrite("flash_attn_auto", &ContextParameters::flash_attn_auto)
       .def_readwrite("kv_unified", &ContextParameters::kv_unified)
       .def_readwrite("swa_full", &ContextParameters::swa_full)
-      .def_readwrite("casts_mask", &ContextParameters::casts_mask)
+      .def_readwrite("pshard_runtime", &ContextParameters::pshard_runtime)
       .def_readwrite("type_k", &ContextParameters::type_k)
       .def_readwrite("type_v", &ContextParameters::type_v);
   py::class_<CacheCells>(m, "CacheCells")
@@ -161,8 +187,16 @@ void bind_memory(py::module_& m) {
       .def_readonly("full", &CacheCells::full)
       .def_readonly("window", &CacheCells::window);
   bind_reports(m);
+  m.def("layer_places", &pshard::layer_places, "n_layer"_a, "n_gpu_layers"_a, "shares"_a);
   m.def("cache_cells", &pshard::cache_cells, "model"_a, "context"_a);
-  m.def("cache_bytes", &pshard::cache_bytes, "model"_a, "layer"_a, "context"_a);
+  m.def("cache_bytes", &pshard::cache_bytes, "model"_a, "layer"_a, "context"_a, "where"_a = Where::pinned);
+  m.def(
+      "resolve_flash_attention",
+      [](const Model& model, const Placement& placement, const ContextParameters& context) {
+        check(placement, model.layers().size());
+        return pshard::resolve_flash_attention(model, placement, context);
+      },
+      "model"_a, "placement"_a, "context"_a);
   m.def("reserved_pass", &pshard::reserved_pass, "model"_a, "context"_a, "n_tokens"_a);
   m.def("gpu_weight_bytes", &pshard::gpu_weight_bytes, "layer"_a, "placement"_a);
   m.def("host_weight_bytes", &pshard::host_weight_bytes, "layer"_a, "placement"_a);
@@ -171,6 +205,8 @@ void bind_memory(py::module_& m) {
   m.def("host_head_bytes", &pshard::host_head_bytes, "model"_a);
   m.def("embedding_bytes", &pshard::embedding_bytes, "model"_a);
   m.def("memory", &pshard::memory, "model"_a, "placement"_a, "context"_a, "n_tokens"_a, "Bytes per device for one placement.");
+  m.def("kernel_demand", &pshard::kernel_demand, "model"_a, "placement"_a, "context"_a, "n_tokens"_a,
+        "What CUDA kernels take besides the compute buffers, by GPU.");
   m.def(
       "embedding_operations",
       [](const Model& model, const Pass& pass) {

@@ -14,10 +14,13 @@ using pshard::Gating;
 using pshard::GraphTraits;
 using pshard::Group;
 using pshard::Hyperparameters;
+using pshard::LateRows;
 using pshard::Layer;
 using pshard::LayerParameters;
 using pshard::Mixer;
 using pshard::Model;
+using pshard::Sum;
+using pshard::Temperature;
 using pshard::Tensor;
 
 void bind_enums(py::module_& m) {
@@ -34,6 +37,22 @@ void bind_enums(py::module_& m) {
       .value("gated_delta", Mixer::gated_delta)
       .value("short_convolution", Mixer::short_convolution)
       .value("none", Mixer::none)
+      .finalize();
+  py::native_enum<LateRows>(m, "LateRows", "enum.IntEnum")
+      .value("no", LateRows::no)
+      .value("before_norm", LateRows::before_norm)
+      .value("behind_norm", LateRows::behind_norm)
+      .finalize();
+  py::native_enum<Sum>(m, "Sum", "enum.IntEnum")
+      .value("sequential", Sum::sequential)
+      .value("ffn_residual_attention", Sum::ffn_residual_attention)
+      .value("ffn_attention_residual", Sum::ffn_attention_residual)
+      .value("attention_ffn_residual", Sum::attention_ffn_residual)
+      .finalize();
+  py::native_enum<Temperature>(m, "Temperature", "enum.IntEnum")
+      .value("none", Temperature::none)
+      .value("unrotated", Temperature::unrotated)
+      .value("all", Temperature::all)
       .finalize();
   py::native_enum<Gating>(m, "Gating", "enum.IntEnum")
       .value("softmax", Gating::softmax)
@@ -88,22 +107,35 @@ void bind_parameters(py::module_& m) {
   py::class_<GraphTraits>(m, "GraphTraits")
       .def(py::init<>())
       .def_readwrite("causal", &GraphTraits::causal)
-      .def_readwrite("parallel_block", &GraphTraits::parallel_block)
       .def_readwrite("scaled_embedding", &GraphTraits::scaled_embedding)
       .def_readwrite("scaled_residual", &GraphTraits::scaled_residual)
+      .def_readwrite("scaled_head_input", &GraphTraits::scaled_head_input)
       .def_readwrite("scaled_logits", &GraphTraits::scaled_logits)
-      .def_readwrite("gated_attention", &GraphTraits::gated_attention)
-      .def_readwrite("attention_softcap", &GraphTraits::attention_softcap)
       .def_readwrite("logits_softcap", &GraphTraits::logits_softcap)
+      .def_readwrite("positions_per_token", &GraphTraits::positions_per_token)
+      .def_readwrite("layer_norm", &GraphTraits::layer_norm)
+      .def_readwrite("sum", &GraphTraits::sum)
+      .def_readwrite("residual_first_in_attention", &GraphTraits::residual_first_in_attention)
+      .def_readwrite("residual_first", &GraphTraits::residual_first)
+      .def_readwrite("late_rows", &GraphTraits::late_rows)
+      .def_readwrite("gated_attention", &GraphTraits::gated_attention)
+      .def_readwrite("joined_heads", &GraphTraits::joined_heads)
+      .def_readwrite("clamped_qkv", &GraphTraits::clamped_qkv)
+      .def_readwrite("norm_behind_rope", &GraphTraits::norm_behind_rope)
+      .def_readwrite("norm_without_weight", &GraphTraits::norm_without_weight)
+      .def_readwrite("temperature", &GraphTraits::temperature)
+      .def_readwrite("attention_softcap", &GraphTraits::attention_softcap)
+      .def_readwrite("ffn_reads_attention_norm", &GraphTraits::ffn_reads_attention_norm)
+      .def_readwrite("squared_activation", &GraphTraits::squared_activation)
       .def_readwrite("gating", &GraphTraits::gating)
+      .def_readwrite("n_expert_groups", &GraphTraits::n_expert_groups)
+      .def_readwrite("n_expert_groups_used", &GraphTraits::n_expert_groups_used)
       .def_readwrite("normalised_expert_weights", &GraphTraits::normalised_expert_weights)
       .def_readwrite("scaled_expert_weights", &GraphTraits::scaled_expert_weights)
       .def_readwrite("weight_before_ffn", &GraphTraits::weight_before_ffn)
-      .def_readwrite("layer_norm", &GraphTraits::layer_norm)
-      .def_readwrite("residual_first", &GraphTraits::residual_first)
-      .def_readwrite("late_row_selection", &GraphTraits::late_row_selection)
-      .def_readwrite("norm_without_weight", &GraphTraits::norm_without_weight)
-      .def_readwrite("attention_temperature", &GraphTraits::attention_temperature);
+      .def_readwrite("shared_gate_by_ratio", &GraphTraits::shared_gate_by_ratio)
+      .def_readwrite("norms_time_step", &GraphTraits::norms_time_step)
+      .def_readwrite("repeats_key_heads", &GraphTraits::repeats_key_heads);
   py::class_<Hyperparameters>(m, "Hyperparameters")
       .def(py::init<>())
       .def_readwrite("architecture", &Hyperparameters::architecture)

@@ -1,5 +1,9 @@
 #include <pybind11/native_enum.h>
 
+#include <optional>
+#include <stdexcept>
+#include <utility>
+
 #include "bindings/bindings.hpp"
 #include "plan/plan.hpp"
 
@@ -11,7 +15,11 @@ using pshard::Budget;
 using pshard::Candidate;
 using pshard::ComputeBuffers;
 using pshard::ContextParameters;
+using pshard::FitDevice;
+using pshard::FitOutcome;
+using pshard::FitProbe;
 using pshard::Found;
+using pshard::GpuLayers;
 using pshard::Knobs;
 using pshard::Machine;
 using pshard::Model;
@@ -86,14 +94,36 @@ void bind_results(py::module_& m) {
       .def_readonly("memory", &Found::memory)
       .def_readonly("missing_vram_bytes", &Found::missing_vram_bytes)
       .def_readonly("missing_ram_bytes", &Found::missing_ram_bytes);
+  py::class_<FitDevice>(m, "FitDevice")
+      .def(py::init([](int64_t free_bytes, int64_t margin_bytes) {
+             if (free_bytes >= 0 && margin_bytes >= 0) return FitDevice{.free_bytes = free_bytes, .margin_bytes = margin_bytes};
+             throw std::invalid_argument("a device with " + std::to_string(free_bytes) + " bytes free and a margin of " +
+                                         std::to_string(margin_bytes) + "; neither may be negative");
+           }),
+           "free_bytes"_a, "margin_bytes"_a = 0)
+      .def_readonly("free_bytes", &FitDevice::free_bytes)
+      .def_readonly("margin_bytes", &FitDevice::margin_bytes)
+      .def_property_readonly("target_bytes", &FitDevice::target_bytes);
+  py::class_<GpuLayers>(m, "GpuLayers")
+      .def_readonly("n_layer", &GpuLayers::n_layer)
+      .def_readonly("n_partial", &GpuLayers::n_partial)
+      .def_property_readonly("overflow", [](const GpuLayers& layers) { return std::string(to_string(layers.overflow)); });
+  py::class_<FitProbe>(m, "FitProbe").def_readonly("layers", &FitProbe::layers).def_readonly("bytes", &FitProbe::bytes);
+  py::native_enum<FitOutcome>(m, "FitOutcome", "enum.Enum")
+      .value("unchanged", FitOutcome::unchanged)
+      .value("shorter_context", FitOutcome::shorter_context)
+      .value("distributed", FitOutcome::distributed)
+      .value("refused", FitOutcome::refused)
+      .finalize();
   py::class_<StockFit>(m, "StockFit")
-      .def_readonly("n_gpu_layers", &StockFit::n_gpu_layers)
-      .def_readonly("n_partial", &StockFit::n_partial)
-      .def_property_readonly("overflow", [](const StockFit& fit) { return std::string(to_string(fit.overflow)); })
-      .def_readonly("fits_whole", &StockFit::fits_whole)
+      .def_readonly("outcome", &StockFit::outcome)
+      .def_readonly("n_ctx", &StockFit::n_ctx)
+      .def_readonly("layers", &StockFit::layers)
       .def_readonly("placement", &StockFit::placement)
       .def_readonly("memory", &StockFit::memory)
-      .def_readonly("n_probes", &StockFit::n_probes);
+      .def_readonly("ends", &StockFit::ends)
+      .def_readonly("probes", &StockFit::probes)
+      .def_readonly("n_measured", &StockFit::n_measured);
   py::class_<Candidate>(m, "Candidate")
       .def_readonly("strategy", &Candidate::strategy)
       .def_readonly("micro_batch", &Candidate::micro_batch)
@@ -160,6 +190,9 @@ void bind_plan(py::module_& m) {
     return names;
   });
   m.def(
+      "offloads_head", [](const std::string& strategy, const Model& model) { return offloads_head(strategy_named(strategy), model); },
+      "strategy"_a, "model"_a);
+  m.def(
       "make_placement",
       [](const std::string& strategy, const Knobs& knobs, const Model& model) {
         return pshard::make_placement(strategy_named(strategy), knobs, model);
@@ -170,7 +203,22 @@ void bind_plan(py::module_& m) {
       "strategy"_a, "model"_a);
   m.def("tier_ladder", &pshard::tier_ladder, "context"_a, "n_draft"_a = 0, "tier_max"_a = 0);
   m.def("tier_pass", &pshard::tier_pass, "model"_a, "context"_a, "workload"_a, "n_tokens"_a);
-  m.def("stock_fit", &pshard::stock_fit, "model"_a, "context"_a, "target_bytes"_a, "has_gpu"_a = true, no_gil);
+  m.def(
+      "stock_fit",
+      [](const Model& model, const ContextParameters& context, std::vector<FitDevice> gpus, std::optional<FitDevice> host,
+         int64_t n_ctx_min, bool offload_kqv, bool op_offload, std::optional<Placement> given, int32_t n_gpu_layers) {
+        if (given) check(*given, model.layers().size());
+        return pshard::stock_fit(model, context,
+                                 {.gpus = std::move(gpus),
+                                  .host = host,
+                                  .n_ctx_min = n_ctx_min,
+                                  .offload_kqv = offload_kqv,
+                                  .op_offload = op_offload,
+                                  .given = std::move(given),
+                                  .n_gpu_layers = n_gpu_layers});
+      },
+      "model"_a, "context"_a, "gpus"_a, py::kw_only(), "host"_a = py::none(), "n_ctx_min"_a = pshard::FitRequest{}.n_ctx_min,
+      "offload_kqv"_a = true, "op_offload"_a = true, "given"_a = py::none(), "n_gpu_layers"_a = -1, no_gil);
   m.def("search", &search_one, "strategy"_a, "model"_a, "machine"_a, "context"_a, "workload"_a, "budget"_a, "batch_size"_a,
         "exhaustively"_a = false, no_gil);
   m.def(

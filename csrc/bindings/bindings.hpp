@@ -1,4 +1,4 @@
-// What module.cpp and the bind_*.cpp share: one function per folder of csrc, which adds that folder's names to the module.
+// What module.cpp and the bind_*.cpp share: one function per folder of csrc, or per file of probe, which adds its names to the module.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -12,3 +12,4 @@ void bind_memory(py::module_& m);
 void bind_cost(py::module_& m);
 void bind_plan(py::module_& m);
 void bind_probe(py::module_& m);
+void bind_probe_cpu(py::module_& m);

@@ -9,4 +9,5 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   bind_cost(m);
   bind_plan(m);
   bind_probe(m);
+  bind_probe_cpu(m);
 }

@@ -20,7 +20,7 @@ class Whereabouts {
     if (block.residual_in != kNoValue) mask_[at(block.residual_in)] = mask_of(residual);
   }
   [[nodiscard]] bool must_move(int32_t value, Device to) const {
-    return value != kNoValue && mask_[at(value)] != 0 && (mask_[at(value)] & mask_of(to)) == 0;
+    return is_value(value) && mask_[at(value)] != 0 && (mask_[at(value)] & mask_of(to)) == 0;
   }
   void moved(int32_t value, Device to) { mask_[at(value)] |= mask_of(to); }
   void produced(int32_t value, Device on) {
@@ -218,7 +218,7 @@ PassBound bound(const PricedBlock& priced, const Model& model, const Machine& ma
       decided_before = &scheduled[i];
     }
     for (const int32_t input : operation.inputs) {
-      if (input == kNoValue || known_on[at(input)] == 0 || (known_on[at(input)] & mask_of(device)) != 0) continue;
+      if (!is_value(input) || known_on[at(input)] == 0 || (known_on[at(input)] & mask_of(device)) != 0) continue;
       const auto n_bytes = static_cast<double>(block.values[at(input)].n_bytes);
       result.serial_seconds += on_gpu ? machine.up.seconds(n_bytes, n_bytes) : machine.down.seconds(n_bytes, n_bytes);
       known_on[at(input)] |= mask_of(device);
@@ -247,19 +247,7 @@ PassBound bound(const PricedBlock& priced, const Model& model, const Machine& ma
   return result;
 }
 
-LaneEnds lane_ends(const PricedBlock& block, const BlockPlacement& placement) {
-  LaneEnds ends;
-  bool found = false;
-  for (const ScheduledOperation& operation : schedule(block.block, placement, {})) {
-    if (!operation.decided) continue;
-    if (!found) ends.first = operation.lane;
-    ends.last = operation.lane;
-    found = true;
-  }
-  return ends;
-}
-
-PassBound bound_between(const PricedBlock& block, const Machine& machine, const LaneEnds& before, const LaneEnds& after) {
+PassBound bound_between(const PricedBlock& block, const Machine& machine, const BlockEnds& before, const BlockEnds& after) {
   PassBound result;
   result.serial_seconds = lane_change_seconds(machine, before.last, after.first);
   const bool to_gpu = after.first != Where::cpu;

@@ -54,16 +54,9 @@ struct PassBound {
 // What the block costs at least, whatever its neighbours are.
 [[nodiscard]] PassBound bound(const PricedBlock& block, const Model& model, const Machine& machine, const BlockPlacement& placement);
 
-// Where the first and the last decided operation of a block run; a block without any counts as on the CPU.
-struct LaneEnds {
-  Where first = Where::cpu;
-  Where last = Where::cpu;
-};
-[[nodiscard]] LaneEnds lane_ends(const PricedBlock& block, const BlockPlacement& placement);
-
 // What two neighbours add: where one ends on another device than `block` begins on, the hidden state and a hand-off cross; between two
 // lanes of the GPU, an event is waited for.
-[[nodiscard]] PassBound bound_between(const PricedBlock& block, const Machine& machine, const LaneEnds& before, const LaneEnds& after);
+[[nodiscard]] PassBound bound_between(const PricedBlock& block, const Machine& machine, const BlockEnds& before, const BlockEnds& after);
 
 // Weights whose home is host memory.
 [[nodiscard]] int64_t host_home_bytes(const PricedBlock& block, const BlockPlacement& placement);

@@ -40,7 +40,7 @@ const RateSeries& series_for(const Operation& operation, const Processor& proces
 
 Cost operation_cost(const Operation& operation, const Processor& processor, int64_t n_expert, int64_t n_expert_used,
                     double n_query_tokens) {
-  if (operation.is_view) return {};
+  if (operation.is_view || (operation.weight == nullptr && operation.activation_bytes + operation.cache_bytes == 0)) return {};
   const double weight_bytes = weight_bytes_read(operation, n_expert, n_expert_used);
   const double bytes = weight_bytes + static_cast<double>(operation.activation_bytes + operation.cache_bytes);
   double seconds = std::max(bytes / processor.memory_peak_bytes_per_second, operation.flop / processor.peak_flop_per_second);

@@ -8,7 +8,10 @@ namespace {
 
 constexpr size_t kMaxPatterns = 255;
 
-size_t bit(Device device) { return device == Device::gpu ? 1 : 0; }
+size_t index_of(const Neighbours& neighbours, Device residual) {
+  const auto lane = [](Where where) { return is_pinned(where) ? size_t{0} : static_cast<size_t>(where); };
+  return lane(neighbours.before) | lane(neighbours.after) << 2 | (is_gpu(residual) ? size_t{1} : size_t{0}) << 4;
+}
 
 }  // namespace
 
@@ -29,7 +32,8 @@ PassCost::PassCost(const Model& model, const Machine& machine, const Pass& pass)
   }
   head_block_ = price_block(model_, machine_, pass_, head_block(model_, pass_));
   embedding_block_ = price_block(model_, machine_, pass_, embedding_block(model_, pass_));
-  embedding_ = place(embedding_block_, {.layer = LayerPlacement::uniform(Where::cpu), .outside = Where::cpu, .op_offload = false});
+  embedding_ = place(embedding_block_,
+                     {.layer = LayerPlacement::uniform(Where::cpu), .outside = Where::cpu, .op_offload = false, .ties_norms = false});
   path_.resize(layers.size() + 2);
   output_bytes_ = static_cast<double>(head_block_.block.values[static_cast<size_t>(head_block_.block.residual_out)].n_bytes);
   if (!machine_.has_gpu) return;
@@ -51,15 +55,14 @@ uint8_t PassCost::intern(const LayerPlacement& pattern) {
 PassCost::Placed PassCost::place(const PricedBlock& block, const BlockPlacement& placement) const {
   Placed placed;
   placed.placement = placement;
-  placed.ends = block_ends(block.block, placement, Device::host);
-  placed.lanes = lane_ends(block, placement);
+  placed.ends = block_ends(block.block, placement);
   placed.least = bound(block, model_, machine_, placement);
   placed.host_bytes = static_cast<double>(host_home_bytes(block, placement));
   return placed;
 }
 
 const LoweredBlock& PassCost::lowered(const PricedBlock& block, Placed& placed, const Neighbours& neighbours, Device residual) const {
-  auto& slot = placed.by_neighbourhood[bit(neighbours.before) | bit(neighbours.after) << 1 | bit(residual) << 2];
+  auto& slot = placed.by_neighbourhood[index_of(neighbours, residual)];
   if (!slot) slot = lower(block, model_, machine_, placed.placement, neighbours, residual);
   return *slot;
 }
@@ -69,7 +72,8 @@ PassCost::Placed& PassCost::placed_layer(size_t layer, uint8_t pattern, bool op_
   auto& slot = layers_[(pattern * blocks_.size() + variant) * 2 + (op_offload ? 1 : 0)];
   if (!slot) {
     const bool offload = op_offload && machine_.has_gpu;
-    slot = std::make_unique<Placed>(place(blocks_[variant], {.layer = patterns_[pattern], .outside = Where::cpu, .op_offload = offload}));
+    slot = std::make_unique<Placed>(
+        place(blocks_[variant], {.layer = patterns_[pattern], .outside = Where::cpu, .op_offload = offload, .ties_norms = false}));
   }
   return *slot;
 }
@@ -78,7 +82,8 @@ PassCost::Placed& PassCost::placed_head(Where where, bool op_offload) {
   auto& slot = heads_[(where == Where::pinned ? 2U : 0U) + (op_offload ? 1U : 0U)];
   if (!slot) {
     const bool offload = op_offload && machine_.has_gpu;
-    slot = std::make_unique<Placed>(place(head_block_, {.layer = LayerPlacement::uniform(where), .outside = where, .op_offload = offload}));
+    slot = std::make_unique<Placed>(
+        place(head_block_, {.layer = LayerPlacement::uniform(where), .outside = where, .op_offload = offload, .ties_norms = false}));
   }
   return *slot;
 }
@@ -108,8 +113,8 @@ PassTime PassCost::price(const InternedPlacement& placement) {
     const PricedBlock& block = i == 0                 ? embedding_block_
                                : i + 1 < path_.size() ? blocks_[static_cast<size_t>(layer_variant_[i - 1])]
                                                       : head_block_;
-    const Neighbours neighbours{i == 0 ? Device::host : path_[i - 1]->ends.last,
-                                i + 1 < path_.size() ? path_[i + 1]->ends.first : Device::host};
+    const Neighbours neighbours{i == 0 ? Where::cpu : path_[i - 1]->ends.last,
+                                i + 1 < path_.size() ? path_[i + 1]->ends.first : Where::cpu};
     const LoweredBlock& segments = lowered(block, *path_[i], neighbours, residual);
     for (const Segment& segment : segments.segments) {
       timeline.add(segment);
@@ -134,16 +139,17 @@ PassBound PassCost::layer_bound(size_t layer, uint8_t pattern, bool op_offload) 
 
 PassBound PassCost::bound_behind(size_t layer, uint8_t previous_pattern, uint8_t pattern, bool op_offload) {
   // The embedding lies before the first layer, on the host.
-  const LaneEnds before = layer == 0 ? LaneEnds{} : placed_layer(layer - 1, previous_pattern, op_offload).lanes;
-  const LaneEnds after = placed_layer(layer, pattern, op_offload).lanes;
+  const BlockEnds before = layer == 0 ? BlockEnds{} : placed_layer(layer - 1, previous_pattern, op_offload).ends;
+  const BlockEnds after = placed_layer(layer, pattern, op_offload).ends;
   return bound_between(blocks_[static_cast<size_t>(layer_variant_[layer])], machine_, before, after);
 }
 
 PassBound PassCost::ends_bound(Where where, bool op_offload) const {
-  const BlockPlacement placement{.layer = LayerPlacement::uniform(where), .outside = where, .op_offload = op_offload && machine_.has_gpu};
+  const BlockPlacement placement{
+      .layer = LayerPlacement::uniform(where), .outside = where, .op_offload = op_offload && machine_.has_gpu, .ties_norms = false};
   PassBound least = bound(head_block_, model_, machine_, placement);
   least += embedding_.least;
-  const bool logits_on_gpu = lane_ends(head_block_, placement).last != Where::cpu;
+  const bool logits_on_gpu = block_ends(head_block_.block, placement).last != Where::cpu;
   if (logits_on_gpu) least.serial_seconds += machine_.down.seconds(output_bytes_, output_bytes_);
   return least;
 }

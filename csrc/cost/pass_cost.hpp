@@ -57,10 +57,9 @@ class PassCost {
   struct Placed {
     BlockPlacement placement;
     BlockEnds ends;
-    LaneEnds lanes;
     PassBound least;
     double host_bytes = 0.0;
-    std::array<std::optional<LoweredBlock>, 8> by_neighbourhood;  // device before, device after, device of the residual
+    std::array<std::optional<LoweredBlock>, 32> by_neighbourhood;  // lane before, lane after, device of the residual
   };
   [[nodiscard]] Placed place(const PricedBlock& block, const BlockPlacement& placement) const;
   [[nodiscard]] const LoweredBlock& lowered(const PricedBlock& block, Placed& placed, const Neighbours& neighbours, Device residual) const;

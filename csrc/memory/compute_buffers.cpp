@@ -2,89 +2,135 @@
 
 #include <algorithm>
 
-#include "model/block_builder.hpp"
+#include "model/graph.hpp"
 
 namespace pshard {
 
 namespace {
 
-constexpr size_t kNeighbourhoods = 4;
-
-size_t index_of(const Neighbours& neighbours) {
-  const auto bit = [](Device device) { return device == Device::gpu ? size_t{1} : size_t{0}; };
-  return bit(neighbours.before) | bit(neighbours.after) << 1;
-}
+constexpr size_t kUnknownPattern = SIZE_MAX;
+constexpr size_t kNoLayer = SIZE_MAX;
 
 int64_t block_floor(const Block& block, const BlockPlacement& placement) {
   int64_t floor = 0;
   const std::vector<ScheduledOperation> scheduled = schedule(block, placement, {});
   for (size_t i = 0; i < block.operations.size(); ++i) {
     const Operation& operation = block.operations[i];
-    if (!scheduled[i].decided || scheduled[i].device != Device::gpu || operation.is_view || operation.output == kNoValue) continue;
+    if (!scheduled[i].decided || !is_gpu(scheduled[i].device) || operation.is_view || operation.output == kNoValue) continue;
     const int64_t copied = scheduled[i].copies_weight ? operation.weight->n_bytes : 0;
     floor = std::max(floor, copied + block.values[static_cast<size_t>(operation.output)].n_bytes);
   }
   return floor;
 }
 
+std::vector<TensorException> exceptions_of(const Placement& placement, size_t layer) {
+  std::vector<TensorException> result;
+  for (const TensorException& exception : placement.exceptions) {
+    if (layer_of(exception.name) != static_cast<int32_t>(layer)) continue;
+    result.push_back({.name = std::string(local_name(exception.name)), .where = exception.where});
+  }
+  return result;
+}
+
 // Of what differs most between states; equality decides.
 size_t hash_of(const ReplayState& state) {
   size_t hash = 0;
   const auto mix = [&](int64_t value) { hash = (hash ^ static_cast<size_t>(value)) * 0x9e3779b97f4a7c15ULL; };
-  mix(state.gpu.extent());
-  mix(state.host.extent());
+  for (const Arena& arena : state.arenas) mix(arena.extent());
   mix(state.residual_offset);
-  for (const int64_t offset : state.streamed) mix(offset);
+  mix(state.state_offset);
+  for (const int64_t offset : state.next.weights) mix(offset);
   return hash;
 }
 
 }  // namespace
 
-ComputeBuffers::ComputeBuffers(const Model& model, const ContextParameters& context, int64_t n_tokens) {
+ComputeBuffers::ComputeBuffers(const Model& model, const ContextParameters& context, int64_t n_tokens, int n_gpu)
+    : n_devices_(static_cast<size_t>(n_gpu) + 1), few_tokens_(n_tokens < kOffloadMinTokens) {
   const Pass pass = reserved_pass(model, context, n_tokens);
   const std::vector<Layer>& layers = model.layers();
-  const auto n_classes = static_cast<size_t>(model.n_layer_classes());
-  std::vector<bool> described(n_classes);
-  blocks_.resize(n_classes + 3);
-  slot_bytes_.resize(n_classes + 3);
-  for (const Layer& layer : layers) {
-    const auto index = static_cast<size_t>(layer.layer_class);
-    layer_block_.push_back(index);
-    if (described[index]) continue;
-    described[index] = true;
-    blocks_[index] = layer_block(model, layer, pass, false);
-    slot_bytes_[index] = cache_bytes(model, layer, context);
-  }
-  layer_block_.back() = n_classes;
-  blocks_[n_classes] = layer_block(model, layers.back(), pass, true);
-  slot_bytes_[n_classes] = cache_bytes(model, layers.back(), context);
-  blocks_[n_classes + 1] = embedding_block(model, pass);
-  blocks_[n_classes + 2] = head_block(model, pass);
+  for (size_t i = 0; i < layers.size(); ++i) describe_layer(model, context, pass, i);
+  blocks_.push_back(embedding_block(model, pass));
+  blocks_.push_back(head_block(model, pass));
+  cache_bytes_.resize(blocks_.size());
   path_.resize(layers.size() + 2);
-  if (context.casts_mask && context.flash_attn) cast_inputs_ = input_bit(GraphInput::mask) | input_bit(GraphInput::mask_window);
+  if (pass.pshard_runtime && pass.flash_attn) cast_inputs_ = input_bit(GraphInput::mask) | input_bit(GraphInput::mask_window);
 
-  // Before the pass the host holds the graph inputs, and room for embeddings that may be given instead of tokens.
-  ReplayState start;
-  const auto hold_inputs = [&](const Block& block) {
-    for (const Value& value : block.values) {
-      const auto i = static_cast<size_t>(value.input);
-      if (!value.is_input || start.host_inputs[i] != kNowhere) continue;
-      input_bytes_[i] = value.n_bytes;
-      start.host_inputs[i] = start.host.allocate(value.n_bytes);
+  // Before the pass the host holds the graph inputs, in the order in which they are read, and behind the tokens room for embeddings that
+  // may be given instead.
+  InputList order;
+  const auto find_inputs = [&](const Block& block) {
+    for (const Operation& operation : block.operations) {
+      for (const int32_t operand : operation.inputs) {
+        if (!is_value(operand) || !block.values[static_cast<size_t>(operand)].is_input) continue;
+        const Value& value = block.values[static_cast<size_t>(operand)];
+        input_bytes_[static_cast<size_t>(value.input)] = value.n_bytes;
+        order.add(value.input);
+      }
     }
   };
-  hold_inputs(blocks_[n_classes + 1]);
-  static_cast<void>(start.host.allocate(model.hyperparameters().n_embd * kActivationBytes * pass.n_tokens));
-  for (const Block& block : blocks_) hold_inputs(block);
-  states_.push_back({.state = start, .transitions = {}});
+  find_inputs(blocks_[blocks_.size() - 2]);
+  for (const size_t block : layer_block_) find_inputs(blocks_[block]);
+  find_inputs(blocks_.back());
+  const int64_t embeddings_bytes = model.hyperparameters().n_embd * kActivationBytes * pass.n_tokens;
+  const auto start = [&](int64_t n_copies) {
+    ReplayState state(n_gpu);
+    Arena& host = state.arena(Where::cpu);
+    ReplayState::InputOffsets& inputs = state.inputs_in(Where::cpu);
+    const auto hold = [&](int64_t n_bytes) {
+      const int64_t offset = host.allocate(n_bytes);
+      for (int64_t copy = 1; copy < n_copies; ++copy) static_cast<void>(host.allocate(n_bytes));
+      return offset;
+    };
+    for (const GraphInput input : order) {
+      const auto i = static_cast<size_t>(input);
+      if (input_bytes_[i] > 0) inputs[i] = hold(input_bytes_[i]);
+      if (input == GraphInput::tokens) hold(embeddings_bytes);
+    }
+    return state;
+  };
+  states_.push_back({.state = start(1), .transitions = {}});
+  for (size_t place = 0; place < states_.front().state.inputs.size(); ++place) places_.push_back(static_cast<Where>(place));
+  states_.push_back({.state = start(kPipelineCopies), .transitions = {}});
+}
+
+// Layers of one class share a block, unless a layer behind them reads its state here.
+void ComputeBuffers::describe_layer(const Model& model, const ContextParameters& context, const Pass& pass, size_t index) {
+  const std::vector<Layer>& layers = model.layers();
+  const Layer& layer = layers[index];
+  const bool is_last = index + 1 == layers.size();
+  size_t reader = index + 1;
+  while (reader < layers.size() && is_put_off(layers[reader])) ++reader;
+  const bool early = reader < layers.size() && reads_state_early(layers[reader].parameters);
+  const bool loads = early && !is_put_off(layer);
+  const bool loads_own =
+      reads_state_early(layer.parameters) && std::all_of(layers.begin(), layers.begin() + static_cast<std::ptrdiff_t>(index), is_put_off);
+  const bool passes = early && !loads &&
+                      std::any_of(layers.begin(), layers.begin() + static_cast<std::ptrdiff_t>(index),
+                                  [](const Layer& before) { return !is_put_off(before); });
+  const BlockKey key{.layer_class = layer.layer_class,
+                     .loads_for = loads ? layers[reader].layer_class : -1,
+                     .passes_for = passes ? layers[reader].layer_class : -1,
+                     .is_last = is_last,
+                     .loads_own_state = loads_own};
+  const auto known = std::find(block_keys_.begin(), block_keys_.end(), key);
+  loads_state_of_.push_back(loads ? reader : kNoLayer);
+  layer_block_.push_back(static_cast<size_t>(known - block_keys_.begin()));
+  if (known != block_keys_.end()) return;
+  block_keys_.push_back(key);
+  const LayerChain chain{
+      .loads_for = loads ? &layers[reader] : nullptr, .passes_for = passes ? &layers[reader] : nullptr, .state_is_loaded = !loads_own};
+  blocks_.push_back(layer_block(model, layer, pass, is_last, chain));
+  cache_bytes_.push_back(cache_tensor_bytes(model, layer, context));
 }
 
 size_t ComputeBuffers::pattern_index(const BlockPlacement& placement) {
   for (size_t i = 0; i < patterns_.size(); ++i) {
     if (patterns_[i].placement == placement) return i;
   }
-  Pattern pattern{.placement = placement, .ends = {}, .cells = std::vector<Cell>(blocks_.size() * kNeighbourhoods)};
-  for (const Block& block : blocks_) pattern.ends.push_back(block_ends(block, placement, Device::host));
+  Pattern pattern{.placement = placement, .ends = {}, .cells = {}};
+  pattern.cells.resize(blocks_.size());
+  for (const Block& block : blocks_) pattern.ends.push_back(block_ends(block, placement));
   patterns_.push_back(std::move(pattern));
   return patterns_.size() - 1;
 }
@@ -100,72 +146,159 @@ size_t ComputeBuffers::state_index(const ReplayState& state) {
   return states_.size() - 1;
 }
 
-// Searches hand over the same patterns again and again, so they are looked up once.
-void ComputeBuffers::intern_patterns(const Placement& placement) {
-  if (placement.patterns == interned_ && placement.op_offload == interned_op_offload_) return;
-  interned_ = placement.patterns;
-  interned_op_offload_ = placement.op_offload;
-  placement_pattern_.clear();
-  for (const LayerPlacement& layer : placement.patterns) {
-    placement_pattern_.push_back(pattern_index({.layer = layer, .outside = Where::cpu, .op_offload = placement.op_offload}));
+ComputeBuffers::Cell& ComputeBuffers::cell(size_t pattern, size_t block, const Neighbours& neighbours) {
+  std::vector<std::unique_ptr<Cell>>& cells = patterns_[pattern].cells[block];
+  for (const auto& known : cells) {
+    if (known->neighbours == neighbours) return *known;
   }
+  cells.push_back(std::make_unique<Cell>());
+  Cell& made = *cells.back();
+  made.neighbours = neighbours;
+  made.scheduled = schedule_block(blocks_[block], patterns_[pattern].placement, neighbours, cache_bytes_[block], cast_inputs_);
+  return made;
 }
 
-void ComputeBuffers::lay_path(const Placement& placement) {
-  intern_patterns(placement);
+// Searches hand over the same patterns again and again, so they are looked up once: each by itself, and with a layer behind it whose state
+// it reads, by that one's pattern.
+void ComputeBuffers::intern_patterns(const Placement& placement, bool ties_norms) {
+  if (placement.patterns == interned_ && placement.op_offload == interned_op_offload_ && ties_norms == interned_ties_norms_) return;
+  interned_ = placement.patterns;
+  interned_op_offload_ = placement.op_offload;
+  interned_ties_norms_ = ties_norms;
+  placement_pattern_.assign(interned_.size() * (interned_.size() + 1), kUnknownPattern);
+}
+
+size_t ComputeBuffers::layer_pattern(const Placement& placement, size_t layer, size_t loads_state_of) {
+  const size_t own = placement.layer_pattern[layer];
+  const bool loads = loads_state_of != kNoLayer;
+  const size_t next = loads ? placement.layer_pattern[loads_state_of] : interned_.size();
+  const auto find = [&](std::vector<TensorException> exceptions) {
+    return pattern_index({.layer = interned_[own],
+                          .outside = Where::cpu,
+                          .op_offload = interned_op_offload_,
+                          .ties_norms = interned_ties_norms_,
+                          .next_cache = loads ? interned_[next][Group::cache] : Where::cpu,
+                          .exceptions = std::move(exceptions)});
+  };
+  if (!placement.exceptions.empty()) return find(exceptions_of(placement, layer));
+  size_t& pattern = placement_pattern_[own * (interned_.size() + 1) + next];
+  if (pattern == kUnknownPattern) pattern = find({});
+  return pattern;
+}
+
+void ComputeBuffers::lay_path(const Placement& placement, bool ties_norms) {
+  intern_patterns(placement, ties_norms);
   const auto lay = [](Step& step, size_t block, size_t pattern) {
     step.block = block;
     step.pattern = pattern;
   };
-  lay(path_.front(), blocks_.size() - 2, placement_pattern_[placement.layer_pattern.front()]);
-  for (size_t i = 0; i < layer_block_.size(); ++i) lay(path_[i + 1], layer_block_[i], placement_pattern_[placement.layer_pattern[i]]);
+  lay(path_.front(), blocks_.size() - 2, layer_pattern(placement, 0, kNoLayer));
+  for (size_t i = 0; i < layer_block_.size(); ++i) lay(path_[i + 1], layer_block_[i], layer_pattern(placement, i, loads_state_of_[i]));
   const LayerPlacement no_layer = LayerPlacement::uniform(Where::cpu);
+  const bool offloads_head = placement.op_offload && placement.head_op_offload;
   lay(path_.back(), blocks_.size() - 1,
-      pattern_index({.layer = no_layer, .outside = placement.head, .op_offload = placement.op_offload && placement.head_op_offload}));
+      pattern_index({.layer = no_layer, .outside = placement.head, .op_offload = offloads_head, .ties_norms = false}));
 
   Neighbours neighbours;
   for (size_t i = 0; i < path_.size(); ++i) {
     Step& step = path_[i];
-    neighbours.after = i + 1 < path_.size() ? patterns_[path_[i + 1].pattern].ends[path_[i + 1].block].first : Device::host;
-    Pattern& pattern = patterns_[step.pattern];
-    Cell& cell = pattern.cells[step.block * kNeighbourhoods + index_of(neighbours)];
-    if (!cell.known) {
-      cell.scheduled = schedule_block(blocks_[step.block], pattern.placement, neighbours, slot_bytes_[step.block]);
-      cell.known = true;
-    }
-    step.cell = &cell;
-    neighbours.before = pattern.ends[step.block].last;
+    neighbours.after = i + 1 < path_.size() ? patterns_[path_[i + 1].pattern].ends[path_[i + 1].block].first : Where::cpu;
+    step.cell = &cell(step.pattern, step.block, neighbours);
+    neighbours.before = patterns_[step.pattern].ends[step.block].last;
+    for (const Where place : places_) neighbours.copied_inputs |= place != Where::cpu ? step.scheduled().inputs[place] : 0;
   }
 }
 
 // Fills in what each block must know of the later ones.
-void ComputeBuffers::look_ahead() {
-  InputBits ahead = 0;
-  InputBits later_gpu = 0;
-  const StreamedCopies* behind = nullptr;
-  for (size_t i = path_.size(); i-- > 0;) {
-    const ScheduledBlock& block = path_[i].cell->scheduled;
-    const bool continues = i > 0 && block.continues_split && !path_[i - 1].cell->scheduled.ends_streamed;
-    path_[i].outlook = {
-        .continues = continues, .ahead = ahead, .streamed = nullptr, .last_gpu = block.gpu_inputs & ~later_gpu, .last_host = 0};
-    later_gpu |= block.gpu_inputs;
-    ahead = continues ? block.first_split_gpu_inputs | (block.one_split ? ahead : 0) : 0;
-    if (continues && block.one_split) continue;  // the split that ends here was opened by a block before
-    path_[i].outlook.streamed = behind;
-    const size_t next = continues ? 1 : 0;  // of this block's splits, seen from the block before
-    behind = next < block.streamed.size() && !block.streamed[next].empty() ? &block.streamed[next] : nullptr;
-  }
-  InputBits copied = 0;
+void ComputeBuffers::look_ahead(bool pipeline) {
+  const ScheduledBlock* before = nullptr;
   for (Step& step : path_) {
-    const InputBits wanted = step.cell->scheduled.gpu_inputs | step.outlook.ahead;
-    step.outlook.last_host = step.cell->scheduled.host_inputs | (wanted & ~copied);
-    copied |= wanted;
+    const ScheduledBlock& block = step.scheduled();
+    step.outlook.pipeline = pipeline;
+    step.outlook.continues = before != nullptr && block.may_continue && before->last_lane == block.first_lane;
+    before = &block;
+  }
+  look_ahead_at_lanes();
+  look_ahead_at_inputs();
+}
+
+// What two parts of one split bring.
+const StreamedCopies* ComputeBuffers::joined(const StreamedCopies& part, const StreamedCopies* rest) {
+  if (rest == nullptr || rest->empty()) return part.empty() ? nullptr : &part;
+  if (part.empty()) return rest;
+  StreamedCopies whole = part;
+  whole.weights.insert(whole.weights.end(), rest->weights.begin(), rest->weights.end());
+  whole.cache_bytes.insert(whole.cache_bytes.end(), rest->cache_bytes.begin(), rest->cache_bytes.end());
+  const auto known = std::find(joined_.begin(), joined_.end(), whole);
+  return known != joined_.end() ? &*known : &joined_.emplace_back(std::move(whole));
+}
+
+void ComputeBuffers::look_ahead_at_lanes() {
+  const StreamedCopies* first = nullptr;   // for the split in which the block behind begins, from there on
+  const StreamedCopies* second = nullptr;  // and for the one after it
+  bool goes_on = false;                    // the block behind continues the split
+  for (size_t i = path_.size(); i-- > 0;) {
+    const std::vector<StreamedCopies>& splits = path_[i].scheduled().streamed;
+    ReplayOutlook& outlook = path_[i].outlook;
+    outlook.last = joined(splits.back(), goes_on ? first : nullptr);
+    outlook.behind = goes_on ? second : first;
+    const auto complete = [&](size_t split) {
+      if (split == splits.size()) return outlook.behind;
+      if (split + 1 == splits.size()) return outlook.last;
+      return joined(splits[split], nullptr);
+    };
+    first = complete(0);
+    second = complete(1);
+    goes_on = outlook.continues;
+  }
+}
+
+void ComputeBuffers::look_ahead_at_inputs() {
+  InputList ahead;
+  bool takes_state = false;
+  PerPlace<InputBits> later{};
+  for (size_t i = path_.size(); i-- > 0;) {
+    const ScheduledBlock& block = path_[i].scheduled();
+    ReplayOutlook& outlook = path_[i].outlook;
+    outlook.ahead = ahead;
+    outlook.takes_state = takes_state;
+    const bool passes_state =
+        block.streamed.size() == 1 && block.block->state_in != kNoValue && block.block->state_in == block.block->state_out;
+    takes_state = outlook.continues && (block.first_split_reads_state || (passes_state && takes_state));
+    for (const Where place : places_) {
+      outlook.last_reads[place] = block.inputs[place] & ~later[place];
+      later[place] |= block.inputs[place];
+    }
+    ahead = {};
+    if (!outlook.continues) continue;
+    ahead = block.first_split_inputs;
+    if (block.streamed.size() > 1) continue;
+    for (const GraphInput input : outlook.ahead) ahead.add(input);
+  }
+  // The host's originals are read by its own operations and by every copy that is made of them.
+  PerPlace<InputBits> copied{};
+  for (Step& step : path_) {
+    PerPlace<InputBits> wanted = step.scheduled().inputs;
+    const Where lane = step.scheduled().last_lane;
+    if (lane != Where::cpu) {
+      const InputBits cast = is_streamed(lane) ? step.outlook.ahead.bits() & cast_inputs_ : 0;
+      wanted[Where::pinned] |= cast;
+      wanted[lane] |= step.outlook.ahead.bits() & ~cast;
+    }
+    InputBits& read = step.outlook.last_reads[Where::cpu];
+    read = wanted[Where::cpu];
+    for (const Where place : places_) {
+      if (place == Where::cpu) continue;
+      read |= wanted[place] & ~copied[place];
+      copied[place] |= wanted[place];
+    }
   }
   InputBits later_host = 0;
   for (size_t i = path_.size(); i-- > 0;) {
-    const InputBits used = path_[i].outlook.last_host;
-    path_[i].outlook.last_host = used & ~later_host;
-    later_host |= used;
+    InputBits& last = path_[i].outlook.last_reads[Where::cpu];
+    const InputBits read = last;
+    last &= ~later_host;
+    later_host |= read;
   }
 }
 
@@ -183,41 +316,58 @@ const ComputeBuffers::Transition& ComputeBuffers::advance(size_t state, const St
     if (transition.variant == variant) return transition;
   }
   ReplayState next = states_[state].state;
-  const ReplayPeaks peaks = replay(step.cell->scheduled, step.outlook, input_bytes_, cast_inputs_, next);
+  const ReplayPeaks peaks = replay(step.scheduled(), step.outlook, input_bytes_, next);
   const size_t next_index = state_index(next);  // may move states_
   ++n_replays_;
   return states_[state].transitions.emplace_back(Transition{.variant = variant, .next = next_index, .peaks = peaks});
 }
 
 ComputeBytes ComputeBuffers::operator()(const Placement& placement) {
-  lay_path(placement);
-  look_ahead();
+  lay_path(placement, false);
+  look_ahead(placement.pipeline);
   ComputeBytes result;
-  size_t state = 0;
+  size_t state = placement.pipeline ? 1 : 0;
+  PerDevice<int64_t> peaks{};
+  PerDevice<int64_t> kept{};
   int64_t last_stream_bytes = 0;
   for (const Step& step : path_) {
-    const ScheduledBlock& block = step.cell->scheduled;
     const Transition& transition = advance(state, step);
-    result.gpu_bytes = std::max(result.gpu_bytes, transition.peaks.gpu_bytes);
-    for (const StreamedCopies& split : block.streamed) {
-      int64_t bytes = 0;
-      for (const StreamedCopy& copy : split) bytes += copy.n_bytes;
+    for (size_t d = 0; d < n_devices_; ++d) {
+      peaks[d] = std::max(peaks[d], transition.peaks.bytes[d]);
+      kept[d] += transition.peaks.kept[d];
+    }
+    for (const StreamedCopies& split : step.scheduled().streamed) {
+      const int64_t bytes = split.n_bytes();
       result.gpu_stream_bytes = std::max(result.gpu_stream_bytes, last_stream_bytes + bytes);
       last_stream_bytes = bytes;
     }
-    result.host_bytes = std::max(result.host_bytes, transition.peaks.host_bytes);
     state = transition.next;
   }
-  result.host_bytes = std::max(result.host_bytes, states_.front().state.host.extent());
+  result.host_bytes = peaks[index(Device::host)] + kept[index(Device::host)];
+  for (size_t d = 1; d < n_devices_; ++d) result.gpu_bytes[d - 1] = peaks[d] + kept[d];
   return result;
 }
 
+bool ComputeBuffers::attends_in_place(const Placement& placement) {
+  lay_path(placement, few_tokens_ || placement.layer(0).device != Where::cpu);
+  for (size_t i = 0; i < layer_block_.size(); ++i) {
+    const ScheduledBlock& layer = path_[i + 1].cell->scheduled;
+    const Device home = device_of(placement.layer(i).device);
+    for (size_t o = 0; o < layer.operations.size(); ++o) {
+      if (layer.block->operations[o].kind == OpKind::attention && layer.operations[o].device != home) return false;
+    }
+  }
+  return true;
+}
+
 int64_t ComputeBuffers::gpu_floor(size_t layer, const LayerPlacement& placement, bool op_offload) const {
-  return block_floor(blocks_[layer_block_[layer]], {.layer = placement, .outside = Where::cpu, .op_offload = op_offload});
+  return block_floor(blocks_[layer_block_[layer]],
+                     {.layer = placement, .outside = Where::cpu, .op_offload = op_offload, .ties_norms = false});
 }
 
 int64_t ComputeBuffers::gpu_floor_of_head(Where head, bool op_offload) const {
-  return block_floor(blocks_.back(), {.layer = LayerPlacement::uniform(Where::cpu), .outside = head, .op_offload = op_offload});
+  return block_floor(blocks_.back(),
+                     {.layer = LayerPlacement::uniform(Where::cpu), .outside = head, .op_offload = op_offload, .ties_norms = false});
 }
 
 }  // namespace pshard

@@ -2,7 +2,10 @@
 // replayed once; a placement then costs a table look-up per layer.
 #pragma once
 
+#include <array>
 #include <cstdint>
+#include <deque>
+#include <memory>
 #include <unordered_map>
 #include <vector>
 
@@ -12,19 +15,22 @@
 namespace pshard {
 
 struct ComputeBytes {
-  int64_t gpu_bytes = 0;         // includes gpu_stream_bytes
-  int64_t gpu_stream_bytes = 0;  // slots of streamed weights and KV
+  std::array<int64_t, kMaxGpus> gpu_bytes{};  // by GPU; the first includes gpu_stream_bytes
+  int64_t gpu_stream_bytes = 0;               // slots of streamed weights and KV
   int64_t host_bytes = 0;
 };
 
 class ComputeBuffers {
  public:
-  // The model must outlive this object. `n_tokens` sizes the graph, `context` the cache.
-  ComputeBuffers(const Model& model, const ContextParameters& context, int64_t n_tokens);
+  // The model must outlive this object. `n_tokens` sizes the graph, `context` the cache. `n_gpu`: as many as its placements use, or more.
+  ComputeBuffers(const Model& model, const ContextParameters& context, int64_t n_tokens, int n_gpu = 1);
 
-  // O(layers) once its combinations of block and state have been seen. The placement must have the model's number of layers. Not
-  // thread-safe: the tables grow.
+  // O(layers) once its combinations of block and state have been seen. The placement must have the model's number of layers and at most
+  // `n_gpu` GPUs. Not thread-safe: the tables grow.
   [[nodiscard]] ComputeBytes operator()(const Placement& placement);
+
+  // Whether every fused attention runs on its layer's device, which llama.cpp asks of a pass of one token per sequence.
+  [[nodiscard]] bool attends_in_place(const Placement& placement);
 
   // Bytes that the GPU's buffer has at least where this layer (or the head) is so placed, whatever lies around it: the largest result of
   // one operation there, with its weight where that is copied for it. A search rules placements out by it without a replay.
@@ -41,15 +47,16 @@ class ComputeBuffers {
     ReplayOutlook outlook;
     size_t id = 0;
   };
+  // A block under one placement, between two neighbours.
   struct Cell {
-    bool known = false;
+    Neighbours neighbours;
     ScheduledBlock scheduled;
     std::vector<Variant> variants;
   };
   struct Pattern {
     BlockPlacement placement;
-    std::vector<BlockEnds> ends;  // by block
-    std::vector<Cell> cells;      // by block and neighbours
+    std::vector<BlockEnds> ends;                            // by block
+    std::vector<std::vector<std::unique_ptr<Cell>>> cells;  // by block, few each
   };
   struct Transition {
     size_t variant = 0;
@@ -66,31 +73,54 @@ class ComputeBuffers {
     size_t pattern = 0;
     Cell* cell = nullptr;
     ReplayOutlook outlook;
+    [[nodiscard]] const ScheduledBlock& scheduled() const { return cell->scheduled; }
   };
 
+  struct BlockKey {
+    int32_t layer_class = 0;
+    int32_t loads_for = -1;   // class of the layer whose state it loads
+    int32_t passes_for = -1;  // or passes on
+    bool is_last = false;
+    bool loads_own_state = false;
+    bool operator==(const BlockKey&) const = default;
+  };
+
+  void describe_layer(const Model& model, const ContextParameters& context, const Pass& pass, size_t index);
   size_t pattern_index(const BlockPlacement& placement);
-  void intern_patterns(const Placement& placement);
+  size_t layer_pattern(const Placement& placement, size_t layer, size_t loads_state_of);
+  void intern_patterns(const Placement& placement, bool ties_norms);
+  Cell& cell(size_t pattern, size_t block, const Neighbours& neighbours);
   size_t state_index(const ReplayState& state);
-  void lay_path(const Placement& placement);
-  void look_ahead();
+  void lay_path(const Placement& placement, bool ties_norms);
+  void look_ahead(bool pipeline);
+  void look_ahead_at_lanes();
+  void look_ahead_at_inputs();
+  const StreamedCopies* joined(const StreamedCopies& part, const StreamedCopies* rest);
   size_t variant_index(Cell& cell, const ReplayOutlook& outlook);
   const Transition& advance(size_t state, const Step& step);
 
-  // Blocks: one per layer class, then the last layer, the embedding, the head.
+  // Blocks: those of the layers, then the embedding, the head.
   std::vector<Block> blocks_;
-  std::vector<int64_t> slot_bytes_;  // of a block's cache, where it is streamed
-  std::vector<size_t> layer_block_;  // by layer
+  std::vector<BlockKey> block_keys_;               // by block, of layers
+  std::vector<size_t> loads_state_of_;             // by layer: the one whose state it loads
+  std::vector<std::vector<int64_t>> cache_bytes_;  // by block: the tensors of its KV or state
+  std::vector<size_t> layer_block_;                // by layer
   InputBytes input_bytes_{};
   InputBits cast_inputs_ = 0;
+  size_t n_devices_ = 0;
+  std::vector<Where> places_;
+  bool few_tokens_ = false;
   std::vector<Pattern> patterns_;
-  std::vector<State> states_;  // the first is the state before the pass
+  std::vector<State> states_;  // the first two are the states before the pass, without and with pipeline copies
   std::unordered_multimap<size_t, size_t> states_by_hash_;
+  std::deque<StreamedCopies> joined_;  // copies of splits that span blocks
   size_t n_variants_ = 0;
   int64_t n_replays_ = 0;
   std::vector<Step> path_;                 // scratch: the blocks of a pass
   std::vector<size_t> placement_pattern_;  // scratch: index into patterns_ by the placement's own
   std::vector<LayerPlacement> interned_;   // whose numbers placement_pattern_ holds
   bool interned_op_offload_ = false;
+  bool interned_ties_norms_ = false;
 };
 
 }  // namespace pshard

@@ -4,7 +4,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "memory/compute_buffers.hpp"
+#include "memory/meter.hpp"
 
 namespace pshard {
 
@@ -14,6 +14,7 @@ constexpr int64_t kCellPadding = 256;
 constexpr int64_t kGpuAlignment = 128;
 constexpr int64_t kHostAlignment = 32;
 constexpr int64_t kGpuRowPadding = 512;  // elements
+constexpr DataType kFloat{0, 1, 4};
 
 int64_t pad(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
@@ -23,8 +24,10 @@ int64_t row_padding(const DataType& type, int64_t row) {
   return type.block_elements > 1 && tail != 0 ? type.row_bytes(kGpuRowPadding - tail) : 0;
 }
 
-int64_t padded_rows(const DataType& type, int64_t row, int64_t n) {
-  return row == 0 ? 0 : pad(type.row_bytes(row) * n + row_padding(type, row), kGpuAlignment);
+int64_t padded_rows(const DataType& type, int64_t row, int64_t n, bool on_gpu) {
+  if (row == 0) return 0;
+  const int64_t bytes = type.row_bytes(row) * n;
+  return on_gpu ? pad(bytes + row_padding(type, row), kGpuAlignment) : pad(bytes, kHostAlignment);
 }
 
 void require_positive(int64_t value, const char* name) {
@@ -39,17 +42,42 @@ int64_t sum(const std::vector<Tensor>& tensors, Bytes bytes) {
   return total;
 }
 
+int64_t tensor_bytes(const Tensor& tensor, Where where) { return is_pinned(where) ? gpu_tensor_bytes(tensor) : host_tensor_bytes(tensor); }
+
 // Moves one tensor of a layer away from its group.
 void move_exception(const Model& model, const Placement& placement, const TensorException& exception, MemoryReport& report) {
   const auto layer = static_cast<size_t>(layer_of(exception.name));
   if (layer >= model.layers().size()) return;  // outside the layers there are no groups to split
   for (const Tensor& tensor : model.layers()[layer].tensors) {
     if (tensor.name != exception.name) continue;
-    const bool was_pinned = placement.layer(layer)[group_of(tensor.name)] == Where::pinned;
-    const bool is_pinned = exception.where == Where::pinned;
-    const int64_t moved = static_cast<int64_t>(is_pinned) - static_cast<int64_t>(was_pinned);
-    report.gpu.weights_bytes += moved * gpu_tensor_bytes(tensor);
-    report.host.weights_bytes -= moved * host_tensor_bytes(tensor);
+    const Where group = placement.layer(layer)[group_of(tensor.name)];
+    report.home(group).weights_bytes -= tensor_bytes(tensor, group);
+    report.home(exception.where).weights_bytes += tensor_bytes(tensor, exception.where);
+  }
+}
+
+// Calls `add(tensor, where)` for every copy that a device keeps of what lies outside the layers.
+template <typename Add>
+void for_each_outside(const Model& model, const Placement& placement, Add add) {
+  uint32_t with_layers = 0;  // one bit per home
+  for (size_t i = 0; i < placement.layer_pattern.size(); ++i) {
+    const Where where = placement.layer(i)[Group::norms];
+    with_layers |= 1U << (is_pinned(where) ? gpu_of(where) : kMaxGpus);
+  }
+  const Where first = placement.layer(0)[Group::norms];
+  for (const Tensor& tensor : model.embedding()) {
+    if (tensor.name.starts_with("rope_f")) {
+      for (int gpu = 0; gpu < placement.n_gpu; ++gpu) {
+        if ((with_layers >> gpu & 1U) != 0) add(tensor, pinned_on(gpu));
+      }
+      if ((with_layers >> kMaxGpus & 1U) != 0) add(tensor, Where::cpu);
+    } else {
+      add(tensor, tensor.name.starts_with("token_embd_norm") && is_pinned(first) ? first : Where::cpu);
+    }
+  }
+  for (const Tensor& tensor : model.head()) {
+    const bool shared = !is_pinned(placement.head) && model.tied_head() && tensor.name == "token_embd.weight";
+    if (!shared) add(tensor, placement.head);
   }
 }
 
@@ -80,17 +108,36 @@ CacheCells cache_cells(const Model& model, const ContextParameters& context) {
   return cells;
 }
 
-int64_t cache_bytes(const Model& model, const Layer& layer, const ContextParameters& context) {
+std::vector<int64_t> cache_tensor_bytes(const Model& model, const Layer& layer, const ContextParameters& context, Where where) {
   const LayerParameters& p = layer.parameters;
-  int64_t bytes = pad(p.conv_state * context.n_seq_max * 4, kGpuAlignment) + pad(p.scan_state * context.n_seq_max * 4, kGpuAlignment);
-  if (!model.hyperparameters().traits.causal || p.n_head_kv == 0 || p.head_dim_k == 0) return bytes;
-  const CacheCells cells = cache_cells(model, context);
-  const int64_t n = (p.window > 0 ? cells.window : cells.full) * cells.n_streams;
-  int64_t v_row = p.n_head_kv * p.head_dim_v;
-  if (!context.flash_attn && v_row > 0) {
-    for (const LayerParameters& other : model.hyperparameters().layers) v_row = std::max(v_row, other.n_head_kv * other.head_dim_v);
+  const bool on_gpu = is_pinned(where);
+  std::vector<int64_t> bytes;
+  const auto add = [&](const DataType& type, int64_t row, int64_t n) {
+    if (row > 0) bytes.push_back(padded_rows(type, row, n, on_gpu));
+  };
+  if (model.hyperparameters().traits.causal && p.n_head_kv > 0 && p.head_dim_k > 0) {
+    const CacheCells cells = cache_cells(model, context);
+    const int64_t n = (p.window > 0 ? cells.window : cells.full) * cells.n_streams;
+    int64_t v_row = p.n_head_kv * p.head_dim_v;
+    if (!context.flash_attn && !context.flash_attn_auto && v_row > 0) {  // V is transposed
+      for (const LayerParameters& other : model.hyperparameters().layers) v_row = std::max(v_row, other.n_head_kv * other.head_dim_v);
+    }
+    add(context.type_k, p.n_head_kv * p.head_dim_k, n);
+    add(context.type_v, v_row, n);
   }
-  return bytes + padded_rows(context.type_k, p.n_head_kv * p.head_dim_k, n) + padded_rows(context.type_v, v_row, n);
+  add(kFloat, p.conv_state, context.n_seq_max);
+  add(kFloat, p.scan_state, context.n_seq_max);
+  return bytes;
+}
+
+int64_t cache_bytes(const Model& model, const Layer& layer, const ContextParameters& context, Where where) {
+  int64_t total = 0;
+  for (const int64_t n_bytes : cache_tensor_bytes(model, layer, context, where)) total += n_bytes;
+  return total;
+}
+
+ContextParameters resolve_flash_attention(const Model& model, const Placement& placement, const ContextParameters& context) {
+  return Meter(model, context, context.n_seq_max, placement.n_gpu).resolved(placement);
 }
 
 Pass reserved_pass(const Model& model, const ContextParameters& context, int64_t n_tokens) {
@@ -98,12 +145,14 @@ Pass reserved_pass(const Model& model, const ContextParameters& context, int64_t
   const CacheCells cells = cache_cells(model, context);
   Pass pass;
   pass.n_seqs = context.n_seq_max;
-  pass.n_outputs = n_tokens;
+  pass.n_outputs = context.n_outputs_max > 0 ? std::min(n_tokens, context.n_outputs_max) : n_tokens;
   pass.n_tokens = pad(n_tokens, pass.n_seqs);  // equal parts for all sequences
   pass.n_streams = cells.n_streams;
   pass.n_kv = cells.full;
   pass.n_kv_window = cells.window;
   pass.flash_attn = context.flash_attn;
+  pass.plain_v = context.flash_attn_auto;
+  pass.pshard_runtime = context.pshard_runtime;
   pass.type_k = context.type_k;
   pass.type_v = context.type_v;
   return pass;
@@ -114,11 +163,11 @@ int64_t gpu_tensor_bytes(const Tensor& tensor) { return pad(tensor.n_bytes + row
 int64_t host_tensor_bytes(const Tensor& tensor) { return pad(tensor.n_bytes, kHostAlignment); }
 
 int64_t gpu_weight_bytes(const Layer& layer, const LayerPlacement& placement) {
-  return sum(layer.tensors, [&](const Tensor& t) { return placement[group_of(t.name)] == Where::pinned ? gpu_tensor_bytes(t) : 0; });
+  return sum(layer.tensors, [&](const Tensor& t) { return is_pinned(placement[group_of(t.name)]) ? gpu_tensor_bytes(t) : 0; });
 }
 
 int64_t host_weight_bytes(const Layer& layer, const LayerPlacement& placement) {
-  return sum(layer.tensors, [&](const Tensor& t) { return placement[group_of(t.name)] == Where::pinned ? 0 : host_tensor_bytes(t); });
+  return sum(layer.tensors, [&](const Tensor& t) { return is_pinned(placement[group_of(t.name)]) ? 0 : host_tensor_bytes(t); });
 }
 
 int64_t gpu_head_bytes(const Model& model) { return sum(model.head(), gpu_tensor_bytes); }
@@ -131,49 +180,29 @@ int64_t embedding_bytes(const Model& model) { return sum(model.embedding(), host
 
 WeightBytes outside_weight_bytes(const Model& model, const Placement& placement) {
   WeightBytes bytes;
-  bool any_pinned = false;
-  bool any_other = false;
-  for (size_t i = 0; i < placement.layer_pattern.size(); ++i) {
-    (placement.layer(i)[Group::norms] == Where::pinned ? any_pinned : any_other) = true;
-  }
-  for (const Tensor& tensor : model.embedding()) {
-    if (tensor.name.starts_with("rope_f")) {
-      bytes.gpu_bytes += any_pinned ? gpu_tensor_bytes(tensor) : 0;
-      bytes.host_bytes += any_other ? host_tensor_bytes(tensor) : 0;
-    } else if (tensor.name.starts_with("token_embd_norm") && placement.layer(0)[Group::norms] == Where::pinned) {
-      bytes.gpu_bytes += gpu_tensor_bytes(tensor);
-    } else {
-      bytes.host_bytes += host_tensor_bytes(tensor);
-    }
-  }
-  if (placement.head == Where::pinned) {
-    bytes.gpu_bytes += gpu_head_bytes(model);
-  } else {
-    bytes.host_bytes += host_head_bytes(model);
-  }
+  for_each_outside(model, placement, [&](const Tensor& tensor, Where where) {
+    (is_pinned(where) ? bytes.gpu_bytes : bytes.host_bytes) += tensor_bytes(tensor, where);
+  });
   return bytes;
 }
 
-MemoryReport memory(const Model& model, const Placement& placement, const ContextParameters& context, int64_t n_tokens) {
+MemoryReport resident_memory(const Model& model, const Placement& placement, const ContextParameters& context) {
   const std::vector<Layer>& layers = model.layers();
-  check(placement, layers.size());
   MemoryReport report;
-  const WeightBytes outside = outside_weight_bytes(model, placement);
-  report.gpu.weights_bytes = outside.gpu_bytes;
-  report.host.weights_bytes = outside.host_bytes;
+  report.gpus.resize(static_cast<size_t>(placement.n_gpu));
+  const auto add_weight = [&](const Tensor& tensor, Where where) { report.home(where).weights_bytes += tensor_bytes(tensor, where); };
+  for_each_outside(model, placement, add_weight);
   for (size_t i = 0; i < layers.size(); ++i) {
     const LayerPlacement& where = placement.layer(i);
-    report.gpu.weights_bytes += gpu_weight_bytes(layers[i], where);
-    report.host.weights_bytes += host_weight_bytes(layers[i], where);
-    DeviceBytes& home = where[Group::cache] == Where::pinned ? report.gpu : report.host;
-    home.cache_bytes += cache_bytes(model, layers[i], context);
+    for (const Tensor& tensor : layers[i].tensors) add_weight(tensor, where[group_of(tensor.name)]);
+    report.home(where[Group::cache]).cache_bytes += cache_bytes(model, layers[i], context, where[Group::cache]);
   }
   for (const TensorException& exception : placement.exceptions) move_exception(model, placement, exception, report);
-  const ComputeBytes compute = ComputeBuffers(model, context, n_tokens)(placement);
-  report.gpu.compute_bytes = compute.gpu_bytes;
-  report.gpu.stream_bytes = compute.gpu_stream_bytes;
-  report.host.compute_bytes = compute.host_bytes;
   return report;
+}
+
+MemoryReport memory(const Model& model, const Placement& placement, const ContextParameters& context, int64_t n_tokens) {
+  return Meter(model, context, n_tokens, placement.n_gpu)(placement);
 }
 
 }  // namespace pshard

@@ -5,14 +5,11 @@
 #include <limits>
 #include <stdexcept>
 
-#include "model/block_builder.hpp"
+#include "model/graph.hpp"
 
 namespace pshard {
 
 namespace {
-
-// `scale` of a whole row block; in place.
-int32_t scaled(BlockBuilder& b, Group group, int32_t input) { return b.elementwise(group, {input}, b.bytes_of(input)); }
 
 void check_count(const char* field, int64_t value, int64_t least) {
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
@@ -21,61 +18,110 @@ void check_count(const char* field, int64_t value, int64_t least) {
                               std::to_string(least) + " and " + std::to_string(kMost));
 }
 
-// Attention and FFN side by side on the layer's input; llama.cpp computes the FFN first, then the attention's output projection.
-int32_t parallel_layer(BlockBuilder& b, int32_t residual, bool drop_rows, int64_t row_bytes) {
-  const Pass& pass = b.pass();
-  const int32_t normed = b.norm("attn_norm", residual);
-  int32_t attended = build_attention(b, normed);
-  int32_t ffn_input = b.find("ffn_norm") != nullptr ? residual : normed;
-  int64_t rows = pass.n_tokens;
-  if (drop_rows) {
-    const bool same = ffn_input == residual;
-    ffn_input = b.output_rows(Group::norms, ffn_input, row_bytes);
-    if (same) residual = ffn_input;
-    rows = pass.n_outputs;
-  }
-  int32_t output = build_ffn(b, b.norm("ffn_norm", ffn_input), rows);
-  if (drop_rows && residual != ffn_input) residual = b.output_rows(Group::norms, residual, row_bytes);
-  output = b.add(Group::norms, output, residual);
-  int32_t projected = build_attention_output(b, attended, pass.n_tokens);
-  if (drop_rows) projected = b.output_rows(Group::norms, projected, row_bytes);
-  return b.add(Group::norms, output, projected);
+LateRows late_rows(const Graph& g) { return g.pass().pshard_runtime ? LateRows::no : g.traits().late_rows; }
+
+Node scaled(Graph& g, Node x) { return g.traits().scaled_residual ? g.map(x) : x; }
+
+// What a layer mixes tokens with: attention, a recurrent mixer, or both on the same input (Falcon-H1).
+Node mix_tokens(Graph& g, Node residual, Node normed, Node state) {
+  if (g.parameters().mixer == Mixer::attention) return build_attention(g, normed);
+  if (g.find("attn_output") == nullptr) return build_mixer(g, normed, state);
+  const Node attended = build_attention(g, normed);
+  const Node mixed = build_mixer(g, g.norm("attn_norm", residual), state);
+  g.in(Group::norms);
+  return g.add(attended, mixed);
 }
 
-int32_t sequential_layer(BlockBuilder& b, int32_t residual, bool drop_rows, int64_t row_bytes) {
-  const Pass& pass = b.pass();
-  // A "post" norm that no FFN norm follows is the FFN's own (GLM, gpt-oss, Qwen3-Next); without a first norm both are true post norms.
-  const bool has_ffn_norm = b.find("ffn_norm") != nullptr;
-  const bool post_norm_leads_ffn = !has_ffn_norm && b.find("attn_norm") != nullptr;
-  int32_t current = kNoValue;
-  if (b.parameters().mixer == Mixer::attention) {
-    current = build_attention_output(b, build_attention(b, b.norm("attn_norm", residual)), pass.n_tokens);
-  } else if (b.parameters().mixer == Mixer::none) {
-    current = residual;
-  } else if (b.find("attn_output") != nullptr) {  // both on the same input (Falcon-H1)
-    const int32_t attended = build_attention_output(b, build_attention(b, b.norm("attn_norm", residual)), pass.n_tokens);
-    current = b.add(Group::norms, attended, build_mixer(b, residual));
-  } else {
-    current = build_mixer(b, residual);
-  }
-  int64_t rows = pass.n_tokens;
+// Attention and FFN side by side on the layer's input.
+Node parallel_layer(Graph& g, Node residual, bool drop_rows) {
+  const Node normed = g.norm("attn_norm", residual);
+  const bool has_second_norm = g.find("attn_norm_2") != nullptr;  // of the attention (Falcon 40B)
+  Node attended = build_attention(g, has_second_norm ? g.norm("attn_norm_2", residual) : normed);
+  const bool has_ffn_norm = g.find("ffn_norm") != nullptr;
+  Node ffn_input = normed;
   if (drop_rows) {
-    const bool same = current == residual;
-    current = b.output_rows(Group::norms, current, row_bytes);
-    residual = same ? current : b.output_rows(Group::norms, residual, row_bytes);
-    rows = pass.n_outputs;
+    attended = g.output_rows(attended);
+    residual = g.output_rows(residual);
+    if (!has_ffn_norm) ffn_input = g.output_rows(normed);
   }
-  if (!post_norm_leads_ffn) current = b.norm("post_attention_norm", current);
-  if (b.traits().scaled_residual) current = scaled(b, Group::norms, current);
-  int32_t middle = current;
-  if (b.parameters().mixer != Mixer::none) middle = b.norm("attn_output_norm", b.add(Group::norms, current, residual));
-  if (b.find("ffn_down") == nullptr && b.find("ffn_down_exps") == nullptr) return middle;
-  const int32_t normed = b.norm(post_norm_leads_ffn ? "post_attention_norm" : "ffn_norm", middle);
-  int32_t output = b.norm("post_ffw_norm", build_ffn(b, normed, rows));
-  if (b.traits().scaled_residual) output = scaled(b, Group::norms, output);
-  const int32_t sum = b.traits().residual_first ? b.add(Group::norms, middle, output) : b.add(Group::norms, output, middle);
-  return b.norm("layer_output_norm", sum);
+  if (has_ffn_norm) ffn_input = g.norm("ffn_norm", residual);
+  const Node ffn = build_ffn(g, ffn_input);
+  g.in(Group::norms);
+  switch (g.traits().sum) {
+    case Sum::ffn_residual_attention:
+      return g.add(g.add(ffn, residual), attended);
+    case Sum::ffn_attention_residual:
+      return g.add(g.add(ffn, attended), residual);
+    case Sum::attention_ffn_residual:
+    case Sum::sequential:
+      break;
+  }
+  return g.add(g.add(attended, ffn), residual);
 }
+
+// The norm before the FFN. A "post" norm that no FFN norm follows is the FFN's own (GLM, gpt-oss, Qwen3-Next); without a first norm
+// both are true post norms.
+std::string_view ffn_norm(const Graph& g, bool mixes) {
+  if (g.find("ffn_norm") != nullptr) return "ffn_norm";
+  if (!mixes) return "attn_norm";
+  if (g.find("attn_norm") == nullptr) return "";
+  return g.find("post_attention_norm") != nullptr ? "post_attention_norm" : g.traits().causal ? "attn_output_norm" : "";
+}
+
+Node sequential_layer(Graph& g, Node residual, bool drop_rows, Node state) {
+  const GraphTraits& traits = g.traits();
+  const bool mixes = g.parameters().mixer != Mixer::none;
+  const std::string_view norm = ffn_norm(g, mixes);
+  const bool reads_first = traits.ffn_reads_attention_norm && g.find("ffn_norm") == nullptr;
+  Node first = kNoValue;
+  Node middle = residual;
+  if (mixes) {
+    first = g.norm("attn_norm", residual);
+    Node current = mix_tokens(g, residual, first, state);
+    const bool mixes_twice = g.parameters().mixer != Mixer::attention && g.parameters().n_head > 0;
+    if (drop_rows && !mixes_twice) {
+      current = g.output_rows(current);
+      residual = g.output_rows(residual);
+      if (reads_first) first = g.output_rows(first);
+    }
+    g.in(Group::norms);
+    if (norm != "post_attention_norm") current = g.norm("post_attention_norm", current);
+    current = scaled(g, current);
+    middle = traits.residual_first_in_attention ? g.add(residual, current) : g.add(current, residual);
+    if (norm != "attn_output_norm") middle = g.norm("attn_output_norm", middle);
+    if (drop_rows && mixes_twice) middle = g.output_rows(middle);
+    if (traits.residual_first) g.value(middle).is_named = false;
+  } else if (drop_rows) {
+    middle = g.output_rows(residual);
+  }
+  if (g.find("ffn_down") == nullptr && g.find("ffn_down_exps") == nullptr) return middle;
+  Node output = g.norm("post_ffw_norm", build_ffn(g, reads_first ? first : g.norm(norm, middle)));
+  g.in(Group::norms);
+  output = scaled(g, output);
+  return g.norm("layer_output_norm", traits.residual_first ? g.add(middle, output) : g.add(output, middle));
+}
+
+Layout state_of(const Layer& layer, const Pass& pass) { return Layout::packed({layer.parameters.conv_state, pass.n_seqs, 1, 1}); }
+
+// Reads the state of a layer behind before what is still to be computed of this one.
+Node load_next_state(Graph& g, const Layer& next) {
+  const size_t first = g.n_listed();
+  const Node state = load_state(g, next.parameters.conv_state);
+  for (size_t i = first; i < g.n_listed(); ++i) g.block().operations[i].is_for_next_layer = true;
+  return state;
+}
+
+Block finish(Graph& g, Node residual_in, Node residual_out, Node state_in = kNoValue, Node state_out = kNoValue) {
+  g.expand(residual_out);
+  Block block = g.take();
+  block.residual_in = residual_in;
+  block.residual_out = residual_out;
+  block.state_in = state_in;
+  block.state_out = state_out;
+  return block;
+}
+
+Layout rows_of(const Model& model, int64_t n) { return Layout::packed({model.hyperparameters().n_embd, n, 1, 1}); }
 
 }  // namespace
 
@@ -89,56 +135,75 @@ void check(const Pass& pass) {
 }
 
 Block embedding_block(const Model& model, const Pass& pass) {
-  BlockBuilder b(model, pass, model.embedding());
-  const int64_t row_bytes = model.hyperparameters().n_embd * kActivationBytes;
-  const int64_t bytes = row_bytes * pass.n_tokens;
-  const Tensor& table = b.require("token_embd");
-  int32_t current = b.fresh(OpKind::get_rows, Group::embedding, {b.graph_input(GraphInput::tokens, pass.n_tokens * 4)}, bytes, &table);
-  b.last().activation_bytes = bytes + table.type.row_bytes(table.shape[0]) * pass.n_tokens;
-  if (b.traits().scaled_embedding) current = scaled(b, Group::embedding, current);
-  int32_t place = kNoValue;
-  if (const Tensor* places = b.find("position_embd")) {
-    place = b.fresh(OpKind::get_rows, Group::embedding, {b.positions()}, bytes, places);
-    b.last().activation_bytes = 2 * bytes;
+  Graph g(model, pass, model.embedding());
+  g.in(Group::embedding);
+  const auto look_up = [&](const Tensor& table, Node ids) {
+    const Node rows = g.fresh(OpKind::get_rows, {kWeight, ids}, Layout::packed({table.shape[0], pass.n_tokens, 1, 1}), &table);
+    g.operation(rows).offload_rows = 0;
+    g.operation(rows).activation_bytes = g.layout(rows).n_bytes() + table.type.row_bytes(table.shape[0]) * pass.n_tokens;
+    return rows;
+  };
+  Node current = look_up(g.require("token_embd"), g.input(GraphInput::tokens, Layout::packed({pass.n_tokens, 1, 1, 1}, kI32)));
+  g.expand(current);
+  if (g.traits().scaled_embedding) current = g.map(current);
+  if (const Tensor* types = g.find("token_types")) {
+    current = g.add(current, *types);
+    // Every token is of the first type: a view of a weight, which does not decide where to add it.
+    g.operation(current).weight_part_bytes = types->type.row_bytes(types->shape[0]);
+    g.operation(current).weight_decides = false;
   }
-  if (const Tensor* types = b.find("token_types")) {
-    current = b.elementwise(Group::embedding, {current}, bytes, types);
-    b.last().weight_part_bytes = types->type.row_bytes(types->shape[0]);  // every token is of the first type
+  if (const Tensor* places = g.find("position_embd")) {
+    const Node place = look_up(*places, g.positions());
+    current = g.traits().causal ? g.add(current, place) : g.add(place, current);
   }
-  if (place != kNoValue) current = b.elementwise(Group::embedding, {place, current}, bytes);
-  current = b.norm("token_embd_norm", current, Group::norms);  // llama.cpp keeps it with layer 0
-  return b.take(kNoValue, current);
+  current = g.norm("token_embd_norm", current, Group::norms);  // llama.cpp keeps it with layer 0
+  return finish(g, kNoValue, current);
 }
 
-Block layer_block(const Model& model, const Layer& layer, const Pass& pass, bool is_last) {
-  BlockBuilder b(model, pass, layer.tensors, &layer);
-  const int64_t row_bytes = model.hyperparameters().n_embd * kActivationBytes;
-  const int32_t residual = b.add_value(row_bytes * pass.n_tokens);
-  const bool drop_rows = is_last && !b.traits().late_row_selection;
-  const int32_t output =
-      b.traits().parallel_block ? parallel_layer(b, residual, drop_rows, row_bytes) : sequential_layer(b, residual, drop_rows, row_bytes);
-  return b.take(residual, output);
+Block layer_block(const Model& model, const Layer& layer, const Pass& pass, bool is_last, const LayerChain& chain) {
+  Graph g(model, pass, layer.tensors, &layer);
+  const Node residual = g.given(rows_of(model, pass.n_tokens));
+  const bool is_early = reads_state_early(layer.parameters);
+  Node state_in = kNoValue;
+  if (is_early && chain.state_is_loaded) state_in = g.given(state_of(layer, pass));
+  if (chain.passes_for != nullptr) state_in = g.given(state_of(*chain.passes_for, pass));
+  const Node state = is_early && !chain.state_is_loaded ? load_state(g, layer.parameters.conv_state) : state_in;
+  const bool drop_rows = is_last && late_rows(g) == LateRows::no;
+  const bool sequential = g.traits().sum == Sum::sequential;
+  const Node output = sequential ? sequential_layer(g, residual, drop_rows, state) : parallel_layer(g, residual, drop_rows);
+  const Node state_out = chain.loads_for != nullptr    ? load_next_state(g, *chain.loads_for)
+                         : chain.passes_for != nullptr ? state_in
+                                                       : kNoValue;
+  return finish(g, residual, output, state_in, state_out);
 }
 
 Block head_block(const Model& model, const Pass& pass) {
-  BlockBuilder b(model, pass, model.head());
-  const int64_t row_bytes = model.hyperparameters().n_embd * kActivationBytes;
-  const bool late = b.traits().late_row_selection;
-  const int32_t residual = b.add_value(row_bytes * (late ? pass.n_tokens : pass.n_outputs));
-  int32_t current = residual;
-  if (late) current = b.output_rows(Group::head, current, row_bytes);
-  current = b.norm(b.find("output_norm") != nullptr ? "output_norm" : "token_embd_norm", current, Group::head);
-  if (!model.head().empty() && b.traits().causal) {
-    const Tensor* weight = b.find("output");
-    current = b.mul_mat(weight != nullptr ? *weight : b.require("token_embd"), current, pass.n_outputs);
-    b.last().group = Group::head;
-    if (const Tensor* bias = b.find_bias("output")) current = b.elementwise(Group::head, {current}, b.bytes_of(current), bias);
-    if (b.traits().scaled_logits) current = scaled(b, Group::head, current);
-    if (b.traits().logits_softcap > 0.0) {
-      for (int i = 0; i < 3; ++i) current = scaled(b, Group::head, current);  // divide, tanh, multiply
+  Graph g(model, pass, model.head());
+  const LateRows late = late_rows(g);
+  const Node residual = g.given(rows_of(model, late == LateRows::no ? pass.n_outputs : pass.n_tokens));
+  Node current = residual;
+  const auto keep_and_select = [&](LateRows when) {
+    if (late != when) return;
+    g.keep(current);
+    current = g.output_rows(current);
+  };
+  g.in(Group::head);
+  keep_and_select(LateRows::before_norm);
+  current = g.norm(g.find("output_norm") != nullptr ? "output_norm" : "token_embd_norm", current, Group::head);
+  keep_and_select(LateRows::behind_norm);
+  g.keep(current);
+  if (g.traits().scaled_head_input) current = g.map(current);
+  if (!model.head().empty() && g.traits().causal) {
+    const Tensor* weight = g.find("output");
+    current = g.mul_mat(weight != nullptr ? *weight : g.require("token_embd"), current);
+    g.operation(current).group = Group::head;
+    if (const Tensor* bias = g.find_bias("output")) current = g.add(current, *bias);
+    if (g.traits().scaled_logits) current = g.map(current);
+    if (g.traits().logits_softcap > 0.0) {
+      for (int i = 0; i < 3; ++i) current = g.map(current);  // divide, tanh, multiply
     }
   }
-  return b.take(residual, current);
+  return finish(g, residual, current);
 }
 
 }  // namespace pshard

@@ -2,11 +2,11 @@
 // nothing else describes a model's computation.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <vector>
 
 #include "model/model.hpp"
+#include "model/operation.hpp"
 
 namespace pshard {
 
@@ -20,82 +20,21 @@ struct Pass {
   int64_t n_kv = 256;         // cells that an attention over the whole context reads, per stream
   int64_t n_kv_window = 256;  // cells that a sliding-window attention reads, per stream
   bool flash_attn = true;
+  // llama.cpp transposes the V cache for attention that is not fused; not so where it found only later that it cannot be.
+  bool plain_v = false;
+  // The graph of the pshard runtime, whose llama.cpp (ggml 0.9.11) is older than the one described elsewhere (0.25.3): masks come as f32
+  // and are cast on the GPU, rows that are not wanted are dropped in the last layer of all architectures, quantised caches are not rotated,
+  // rope factors are on the GPU, fused attention runs where its sinks are, and the allocator knows neither fused kernels nor scratch
+  // behind attention.
+  bool pshard_runtime = false;
   DataType type_k{1, 1, 2};
   DataType type_v{1, 1, 2};
+
+  [[nodiscard]] bool transposed_v() const { return !flash_attn && !plain_v; }
 };
 // Throws std::invalid_argument, naming the field, unless tokens, outputs, sequences and streams are at least 1 and cells at least 0, and
 // all below 2^31, as llama.cpp counts them.
 void check(const Pass& pass);
-
-enum class OpKind : uint8_t {
-  mul_mat,       // weight x activation
-  mul_mat_id,    // routed experts
-  attention,     // fused attention over the cache
-  attention_kq,  // unfused: K x Q, and the weights x V
-  get_rows,
-  elementwise,  // norms, activations, additions, rope, soft-max, routing arithmetic
-  copy,         // into the cache, or to make contiguous
-  scan,         // recurrent scan or convolution
-};
-
-// What the host fills in before the pass. One tensor each, shared by all layers; a device that reads it gets one copy.
-enum class GraphInput : uint8_t {
-  none,
-  tokens,
-  positions,
-  state_rows,
-  key_cells,
-  value_cells,
-  mask,
-  key_cells_window,
-  value_cells_window,
-  mask_window,
-  attention_scale,
-  key_rotation,
-  value_rotation,
-  key_rotation_window,
-  value_rotation_window,
-  output_rows,
-  rope_factors,  // a weight that all layers share; like an input it is copied once, where they lie in host memory
-};
-inline constexpr int kGraphInputCount = 17;
-
-// An intermediate result (or graph input) of the pass.
-struct Value {
-  int64_t n_bytes = 0;
-  bool is_input = false;                // filled from the host before the pass: masks, positions, embeddings of the tokens
-  GraphInput input = GraphInput::none;  // which one
-  int64_t gpu_scratch_bytes = 0;        // what a GPU allocates behind it: flash attention's f16 copy of a quantised cache
-};
-
-inline constexpr int32_t kNoValue = -1;
-
-struct Operation {
-  OpKind kind = OpKind::elementwise;
-  Group group = Group::norms;  // the group whose placement says where this runs
-  const Tensor* weight = nullptr;
-  int64_t weight_part_bytes = 0;  // where only this much of the weight is read; 0: all of it
-  // False for rope factors and the sinks of fused attention: too small to decide where the operation runs, but copied where it does.
-  bool weight_decides = true;
-  // mul_mat and mul_mat_id: out[n, m] = weight[k, n] x in[k, m]; m counts (token, expert) rows for experts.
-  int64_t n = 0, k = 0, m = 0;
-  int64_t offload_rows = 0;  // what op-offload compares with its threshold: rows of the output, tokens for experts, 0 for look-ups
-  double flop = 0.0;
-  int64_t activation_bytes = 0;   // read and written besides weights and cache
-  int64_t cache_bytes = 0;        // read from (or written to) the KV cache or recurrent state
-  int64_t cache_value_bytes = 0;  // the part of it that is V, where one operation reads K and V
-  std::array<int32_t, 6> inputs{kNoValue, kNoValue, kNoValue, kNoValue, kNoValue, kNoValue};
-  int32_t output = kNoValue;
-  bool in_place = false;  // may overwrite an input of its output's size that nobody reads afterwards
-  bool is_view = false;   // output shares inputs[0]'s memory: no allocation, no work
-};
-
-// A GPU fuses the operations `first` to `last` into one kernel, if no split comes between: `value` then lives until `last`.
-struct FusedRun {
-  int32_t first = 0;
-  int32_t last = 0;
-  int32_t value = kNoValue;
-};
 
 // A run of operations with values of its own numbering. inputs of the block: `residual_in` (kNoValue in the first block) and the graph
 // inputs among its values.
@@ -105,12 +44,28 @@ struct Block {
   std::vector<FusedRun> fused;
   int32_t residual_in = kNoValue;
   int32_t residual_out = kNoValue;
+  // The recurrent state that this layer starts from, and the next layer's, where the block before has already read it.
+  int32_t state_in = kNoValue;
+  int32_t state_out = kNoValue;
 };
+
+// How a layer's block hangs together with its neighbours. A recurrent layer's state may be read before the layers before it have ended:
+// then the block that computes last before that does it, given whose state it is, and the block itself finds it loaded. Blocks between them
+// pass it on. Without neighbours a block is complete in itself.
+struct LayerChain {
+  const Layer* loads_for = nullptr;
+  const Layer* passes_for = nullptr;
+  bool state_is_loaded = false;
+};
+// Whether the layer's convolution state is the first that it reads, so that llama.cpp reads it early.
+[[nodiscard]] bool reads_state_early(const LayerParameters& layer);
+// Whether llama.cpp puts all of the layer behind what the next layer reads early: an FFN without experts, and nothing else.
+[[nodiscard]] bool is_put_off(const Layer& layer);
 
 // Embedding look-up (runs on the host) and what precedes layer 0.
 [[nodiscard]] Block embedding_block(const Model& model, const Pass& pass);
 // One layer. `is_last`: rows that are not wanted are dropped before its FFN, as llama.cpp does.
-[[nodiscard]] Block layer_block(const Model& model, const Layer& layer, const Pass& pass, bool is_last);
+[[nodiscard]] Block layer_block(const Model& model, const Layer& layer, const Pass& pass, bool is_last, const LayerChain& chain = {});
 // Final norm and output projection.
 [[nodiscard]] Block head_block(const Model& model, const Pass& pass);
 

@@ -1,310 +1,466 @@
 // Attention as llama.cpp's graph computes it: projections, rope, cache writes, the attention itself, the output projection.
 #include <algorithm>
+#include <string>
 
-#include "model/block_builder.hpp"
+#include "model/graph.hpp"
 
 namespace pshard {
 
 namespace {
 
 struct Heads {
-  int32_t query = kNoValue;
-  int32_t key = kNoValue;
-  int32_t value = kNoValue;
-  int32_t gate = kNoValue;  // output gate that came with the query projection
-  bool fused = false;       // all three are parts of one projection
+  Node query = kNoValue;
+  Node key = kNoValue;
+  Node value = kNoValue;
 };
 
-const Tensor* rope_factors(const Model& model) {
-  for (const Tensor& tensor : model.embedding()) {
-    if (tensor.name.starts_with("rope_f")) return &tensor;
-  }
-  return nullptr;
+bool slides(const Graph& g) { return g.parameters().window > 0; }
+
+int64_t cells(const Graph& g) { return slides(g) ? g.pass().n_kv_window : g.pass().n_kv; }
+
+GraphInput one_of(const Graph& g, GraphInput full, GraphInput window) { return slides(g) ? window : full; }
+
+// Hadamard rotation of what goes into a quantised cache: rows of queries, keys and values where the head size is a multiple of 64.
+bool is_rotated(const Graph& g, const DataType& type, int64_t head_dim) {
+  return !g.pass().pshard_runtime && type.block_elements > 1 && head_dim > 0 && head_dim % 64 == 0;
 }
 
-int32_t rope(BlockBuilder& b, int32_t input, int64_t out_bytes) {
-  const int32_t output = b.elementwise(Group::attention, {input, b.positions()}, out_bytes);
-  b.last().weight = rope_factors(b.model());
-  b.last().weight_decides = false;
-  return output;
+Node rotate(Graph& g, Node x, int64_t size, GraphInput matrix) {
+  const Node rotation = g.input(matrix, Layout::packed({size, size, 1, 1}));
+  const std::array<int64_t, 4> shape = g.layout(x).ne;
+  const std::array<int64_t, 4> by_block{size, g.layout(x).n_elements() / size, 1, 1};
+  const bool is_packed = g.layout(x) == Layout::packed(shape);
+  const Node rows = is_packed ? g.reshape(x, by_block) : g.cont(x, by_block);
+  return g.reshape(g.mul_mat(rotation, rows), shape);
 }
 
-// Hadamard rotation of a quantised cache's rows: llama.cpp rotates queries, keys and values where the head size is a multiple of 64.
-int64_t rotation_size(int64_t head_dim, bool smallest) {
+Node rotate_key(Graph& g, Node x) {
+  const int64_t head_dim = g.parameters().head_dim_k;
+  if (!is_rotated(g, g.pass().type_k, head_dim)) return x;
   int64_t size = 64;
-  while (!smallest && head_dim % (2 * size) == 0) size *= 2;
-  return size;
+  while (head_dim % (2 * size) == 0) size *= 2;
+  return rotate(g, x, size, one_of(g, GraphInput::key_rotation, GraphInput::key_rotation_window));
 }
 
-int32_t rotate(BlockBuilder& b, Group group, int32_t input, GraphInput rotation, int64_t head_dim) {
-  const int64_t size = rotation_size(head_dim, rotation == GraphInput::value_rotation);
-  if (b.parameters().window > 0) {
-    rotation = rotation == GraphInput::value_rotation ? GraphInput::value_rotation_window : GraphInput::key_rotation_window;
+Node rotate_value(Graph& g, Node x) {
+  if (!is_rotated(g, g.pass().type_v, g.parameters().head_dim_v)) return x;
+  return rotate(g, x, 64, one_of(g, GraphInput::value_rotation, GraphInput::value_rotation_window));
+}
+
+Node mask(Graph& g, int64_t n_kv, int64_t n_streams) {
+  const DataType type = g.pass().flash_attn ? kF16 : kF32;
+  return g.input(one_of(g, GraphInput::mask, GraphInput::mask_window),
+                 Layout::packed({n_kv, g.n_tokens() / n_streams, 1, n_streams}, type));
+}
+
+// Where rows of K and V go; with a transposed V every element has an index of its own.
+Node key_cells(Graph& g) {
+  return g.input(one_of(g, GraphInput::key_cells, GraphInput::key_cells_window), Layout::packed({g.n_tokens(), 1, 1, 1}, kI64));
+}
+
+int64_t widest_value(const Graph& g) {
+  int64_t widest = 0;
+  for (const LayerParameters& layer : g.hyperparameters().layers) widest = std::max(widest, layer.n_head_kv * layer.head_dim_v);
+  return widest;
+}
+
+Node value_cells(Graph& g) {
+  const int64_t each = g.pass().transposed_v() ? widest_value(g) : 1;
+  return g.input(one_of(g, GraphInput::value_cells, GraphInput::value_cells_window), Layout::packed({g.n_tokens() * each, 1, 1, 1}, kI64));
+}
+
+// A part of the cache: `rows` rows of `n` elements of which one operation reads the first `used`.
+CacheOperand cache_operand(const DataType& type, int64_t head_dim, int64_t n, int64_t rows, int64_t used) {
+  constexpr int64_t kGpuRowPadding = 512;
+  CacheOperand operand;
+  operand.n_bytes = type.row_bytes(n) * (rows - 1) + type.row_bytes(used);
+  const int64_t tail = head_dim % kGpuRowPadding;
+  if (type.block_elements > 1 && tail != 0) operand.gpu_padding_bytes = type.row_bytes(kGpuRowPadding - tail);
+  return operand;
+}
+
+// CUDA's fused attention exists for these head sizes, and the wide ones only for so many query heads per key head (fattn.cu).
+bool gpu_attends(const LayerParameters& p, int64_t key_dim, int64_t value_dim) {
+  const int64_t queries_per_key = p.n_head / std::max<int64_t>(p.n_head_kv, 1);
+  const bool shares_keys = queries_per_key >= 2;
+  switch (key_dim) {
+    case 40:
+    case 64:
+    case 72:
+    case 80:
+    case 96:
+    case 112:
+    case 128:
+    case 256:
+      return value_dim == key_dim;
+    case 192:
+      return value_dim == 128 && shares_keys && queries_per_key % 8 == 0;
+    case 320:
+      return value_dim == 256 && shares_keys && queries_per_key % 32 == 0;
+    case 512:
+      return value_dim == 512 && shares_keys;
+    case 576:
+      return value_dim == 512 && shares_keys;
+    default:
+      return false;
   }
-  const int64_t rows = b.bytes_of(input) / kActivationBytes / size;
-  const int32_t matrix = b.graph_input(rotation, size * size * kActivationBytes);
-  return b.reshape(b.product(group, {input, matrix}, size, size, rows, 1));
 }
 
-bool is_rotated(const DataType& type, int64_t head_dim) { return type.block_elements > 1 && head_dim > 0 && head_dim % 64 == 0; }
-
-int64_t cells(const BlockBuilder& b) { return b.parameters().window > 0 ? b.pass().n_kv_window : b.pass().n_kv; }
-
-int32_t mask(BlockBuilder& b) {
-  const bool window = b.parameters().window > 0;
-  const int64_t n_kv = b.traits().causal ? cells(b) : b.pass().n_tokens;
-  const int64_t element = b.pass().flash_attn ? 2 : 4;
-  return b.graph_input(window ? GraphInput::mask_window : GraphInput::mask, n_kv * b.pass().n_tokens * element);
-}
-
-// Where a row of K or V goes; with a transposed V cache every element has an index of its own.
-int32_t cell_indices(BlockBuilder& b, bool value) {
-  const bool window = b.parameters().window > 0;
-  const bool transposed = value && !b.pass().flash_attn;
-  int64_t widest = 1;
-  if (transposed) {
-    for (const LayerParameters& layer : b.hyperparameters().layers) widest = std::max(widest, layer.n_head_kv * layer.head_dim_v);
-  }
-  const GraphInput input = value ? (window ? GraphInput::value_cells_window : GraphInput::value_cells)
-                                 : (window ? GraphInput::key_cells_window : GraphInput::key_cells);
-  return b.graph_input(input, b.pass().n_tokens * widest * 8);
-}
-
-int32_t attend_fused(BlockBuilder& b, int32_t query, int64_t n_kv, int64_t k_bytes, int64_t v_bytes, int64_t key_dim, int64_t value_dim) {
-  const Pass& pass = b.pass();
-  const LayerParameters& p = b.parameters();
-  const int32_t output =
-      b.fresh(OpKind::attention, Group::cache, {query, mask(b)}, value_dim * p.n_head * pass.n_tokens * kActivationBytes);
-  Operation& operation = b.last();
-  operation.weight = b.find("attn_sinks");
-  operation.weight_decides = false;
-  operation.n = value_dim * p.n_head;
-  operation.k = n_kv;
-  operation.m = pass.n_tokens;
-  operation.flop = 2.0 * static_cast<double>((key_dim + value_dim) * p.n_head) * static_cast<double>(pass.n_tokens * n_kv);
-  operation.cache_bytes = k_bytes + v_bytes;
-  operation.cache_value_bytes = v_bytes;
-  const int64_t elements = n_kv * pass.n_streams * p.n_head_kv;
-  if (pass.type_k.id != 1) b.value(output).gpu_scratch_bytes += elements * key_dim * 2;
-  if (pass.type_v.id != 1 && p.head_dim_v > 0) b.value(output).gpu_scratch_bytes += elements * value_dim * 2;
-  return output;
-}
-
-int32_t attend_unfused(BlockBuilder& b, int32_t query, int64_t n_kv, int64_t k_bytes, int64_t v_bytes, int64_t key_dim, int64_t value_dim) {
-  const Pass& pass = b.pass();
-  const LayerParameters& p = b.parameters();
-  int32_t transposed = kNoValue;
-  if (p.head_dim_v == 0) {  // MLA caches no transposed V
-    transposed = b.fresh(OpKind::copy, Group::cache, {}, n_kv * pass.n_streams * value_dim * 2);
-    b.last().cache_bytes = k_bytes;
-  }
-  int32_t kq = b.product(Group::cache, {query}, n_kv, key_dim, pass.n_tokens, p.n_head);
-  b.last().cache_bytes = k_bytes;
-  const int64_t kq_bytes = b.bytes_of(kq);
-  if (b.traits().attention_softcap > 0.0) {
-    for (int i = 0; i < 3; ++i) kq = b.elementwise(Group::cache, {kq}, kq_bytes);  // scale, tanh, scale
-  }
-  const Tensor* sinks = b.find("attn_sinks");
-  kq = b.elementwise(sinks == nullptr ? Group::cache : Group::attention, {kq, mask(b)}, kq_bytes, sinks);  // soft-max
-  const int32_t kqv = b.product(Group::cache, {transposed, kq}, value_dim, n_kv, pass.n_tokens, p.n_head);
-  if (p.head_dim_v > 0) b.last().cache_bytes = v_bytes;
-  return kqv;
-}
-
-// Over the cache; returns [n_tokens, n_head * value_dim], before the output projection. `decompress` is MLA's V projection per head.
-int32_t attend(BlockBuilder& b, int32_t query, int64_t key_dim, int64_t value_dim, const Tensor* decompress) {
-  const Pass& pass = b.pass();
-  const LayerParameters& p = b.parameters();
-  const int64_t n_kv = cells(b);
-  const int64_t k_bytes = pass.type_k.row_bytes(p.n_head_kv * p.head_dim_k) * n_kv * pass.n_streams;
-  const int64_t v_bytes = pass.type_v.row_bytes(p.n_head_kv * p.head_dim_v) * n_kv * pass.n_streams;
-  int32_t output = pass.flash_attn ? attend_fused(b, query, n_kv, k_bytes, v_bytes, key_dim, value_dim)
-                                   : attend_unfused(b, query, n_kv, k_bytes, v_bytes, key_dim, value_dim);
-  if (decompress != nullptr) output = b.mul_mat(*decompress, output, pass.n_tokens);
-  if (!pass.flash_attn) return b.fresh(OpKind::copy, Group::cache, {output}, b.bytes_of(output));
-  if (decompress != nullptr) output = b.fresh(OpKind::copy, Group::attention, {output}, b.bytes_of(output));
-  return b.reshape(output);
-}
-
-// Encoders keep no cache: K and V are used where they were computed.
-int32_t attend_without_cache(BlockBuilder& b, const Heads& heads) {
-  const Pass& pass = b.pass();
-  const LayerParameters& p = b.parameters();
-  const int64_t n = pass.n_tokens;
-  const int64_t out_bytes = p.n_head * p.head_dim_v * n * kActivationBytes;
-  if (pass.flash_attn) {
-    const int32_t key = b.fresh(OpKind::copy, Group::attention, {heads.key}, p.n_head_kv * p.head_dim_k * n * 2);
-    const int32_t value = b.fresh(OpKind::copy, Group::attention, {heads.value}, p.n_head_kv * p.head_dim_v * n * 2);
-    const int32_t output = b.fresh(OpKind::attention, Group::attention, {heads.query, key, value, mask(b)}, out_bytes);
-    b.last().flop = 2.0 * static_cast<double>((p.head_dim_k + p.head_dim_v) * p.n_head) * static_cast<double>(n * n);
-    return output;
-  }
-  const int32_t value = b.fresh(OpKind::copy, Group::attention, {heads.value}, p.n_head_kv * p.head_dim_v * n * kActivationBytes);
-  int32_t kq = b.product(Group::attention, {heads.key, heads.query}, n, p.head_dim_k, n, p.n_head);
-  kq = b.elementwise(Group::attention, {kq, mask(b)}, b.bytes_of(kq));
-  const int32_t kqv = b.product(Group::attention, {value, kq}, p.head_dim_v, n, n, p.n_head);
-  return b.fresh(OpKind::copy, Group::attention, {kqv}, out_bytes);
-}
-
-int32_t query_or_key(BlockBuilder& b, int32_t head, std::string_view norm_name, int64_t bytes) {
-  const bool roped = b.parameters().uses_rope;
-  head = b.norm(norm_name, head);
-  if (roped) head = rope(b, head, bytes);
-  if (b.traits().norm_without_weight && roped) head = b.elementwise(Group::attention, {head}, bytes);
-  return head;
-}
-
-int32_t finish_query(BlockBuilder& b, int32_t query, int64_t bytes) {
-  query = query_or_key(b, query, "attn_q_norm", bytes);
-  if (b.traits().attention_temperature && !b.parameters().uses_rope) {
-    query = b.elementwise(Group::attention, {query, b.graph_input(GraphInput::attention_scale, b.pass().n_tokens * 4)}, bytes);
-  }
-  return query;
-}
-
-void store_heads(BlockBuilder& b, const Heads& heads) {
-  const Pass& pass = b.pass();
-  const LayerParameters& p = b.parameters();
-  b.store(Group::cache, {heads.key, cell_indices(b, false)}, pass.type_k.row_bytes(p.n_head_kv * p.head_dim_k) * pass.n_tokens);
-  if (p.head_dim_v == 0) return;
-  int32_t value = heads.value;
-  const int64_t v_elements = p.n_head_kv * p.head_dim_v * pass.n_tokens;
-  if (!pass.flash_attn && heads.fused) {  // rows with gaps are made contiguous first
-    value = b.fresh(OpKind::copy, Group::attention, {value}, v_elements * kActivationBytes);
-  }
-  b.store(Group::cache, {value, cell_indices(b, true)}, pass.type_v.row_bytes(p.n_head_kv * p.head_dim_v) * pass.n_tokens);
-}
-
-// The three projections with what is done to them before the cache, in llama.cpp's order: query, value, key; with windows and
-// in encoders query, key, value.
-class HeadsBuilder {
+// The attention itself. K and V lie in the cache, or (encoders) are `key` and `value`, [head size, heads, tokens] like the query.
+class Attention {
  public:
-  HeadsBuilder(BlockBuilder& b, int32_t normed) : b_(b), normed_(normed) {}
+  Attention(Graph& g, int64_t key_dim, int64_t value_dim) : g_(g), key_dim_(key_dim), value_dim_(value_dim) {}
 
-  Heads build() {
-    if (b_.find("attn_qkv") != nullptr) {
-      heads_.fused = true;
-      fused_ = b_.project("attn_qkv", normed_, n_);
+  // `latent` decompresses the values of latent attention.
+  Node over_cache(Node query, const Tensor* latent) {
+    const Pass& pass = g_.pass();
+    const LayerParameters& p = g_.parameters();
+    n_kv_ = cells(g_);
+    n_streams_ = pass.n_streams;
+    const int64_t n = n_kv_ * n_streams_;
+    const int64_t k_row = p.n_head_kv * p.head_dim_k;
+    const int64_t v_row = p.n_head_kv * p.head_dim_v;
+    k_bytes_ = pass.type_k.row_bytes(k_row) * n;
+    v_bytes_ = pass.type_v.row_bytes(v_row) * n;
+    k_ = cache_operand(pass.type_k, p.head_dim_k, k_row, n, k_row);
+    v_ = p.head_dim_v > 0 ? cache_operand(pass.type_v, p.head_dim_v, v_row, n, v_row)
+                          : cache_operand(pass.type_k, value_dim_, k_row, n, value_dim_);
+    g_.in(Group::cache);
+    Node out = pass.flash_attn ? fused(query, latent) : unfused(query, latent);
+    g_.expand(out);
+    return out;
+  }
+
+  Node without_cache(const Heads& heads) {
+    g_.in(Group::attention);
+    n_kv_ = g_.n_tokens();
+    const Node query = by_head(heads.query);
+    const Node key = by_head(heads.key);
+    const Node value = by_head(heads.value);
+    Node out = kNoValue;
+    if (g_.pass().flash_attn) {
+      const Node k = g_.fresh(OpKind::copy, {key}, Layout::packed(g_.layout(key).ne, kF16));
+      const Node v = g_.fresh(OpKind::copy, {value}, Layout::packed(g_.layout(value).ne, kF16));
+      out = g_.fresh(OpKind::attention, {query, k, v, mask(g_, n_kv_, 1)}, result());
+      count(out);
+      out = flat(out);
+    } else {
+      Node scores = soft_max(g_.mul_mat(key, query));
+      out = joined(g_.mul_mat(g_.cont(g_.transpose(value)), scores));
     }
-    bool key_first = !b_.traits().causal;
-    for (const LayerParameters& layer : b_.hyperparameters().layers) key_first = key_first || layer.window > 0;
-    query();
-    if (key_first) key();
-    value();
-    if (!key_first) key();
-    return heads_;
+    g_.expand(out);
+    return out;
   }
 
  private:
-  int32_t part(std::string_view name, int64_t n_bytes) { return b_.view(heads_.fused ? fused_ : b_.project(name, normed_, n_), n_bytes); }
-  // Contiguous first where it is a part of a fused projection.
-  int32_t rotated(int32_t head, const DataType& type, int64_t head_dim, GraphInput rotation, bool contiguous) {
-    if (!b_.traits().causal || !is_rotated(type, head_dim)) return head;
-    if (!contiguous) head = b_.fresh(OpKind::copy, Group::attention, {head}, b_.bytes_of(head));
-    return rotate(b_, Group::attention, head, rotation, head_dim);
+  // [head size, heads, tokens] as one matrix per head and stream.
+  Node by_head(Node x) {
+    const Layout in = g_.layout(x);
+    const int64_t n = in.ne[2] / n_streams_;
+    return g_.permute(g_.view(x, {in.ne[0], in.ne[1], n, n_streams_}, {in.nb[1], in.nb[2], in.nb[2] * n}), {0, 2, 1, 3});
+  }
+  [[nodiscard]] Layout result() const {
+    return Layout::packed({value_dim_, g_.parameters().n_head, g_.n_tokens() / n_streams_, n_streams_});
+  }
+  Node flat(Node x) { return g_.reshape(x, {g_.ne(x, 0) * g_.ne(x, 1), g_.ne(x, 2) * g_.ne(x, 3), 1, 1}); }
+  // Heads side by side again.
+  Node joined(Node x) {
+    const Node rows = g_.permute(x, {0, 2, 1, 3});
+    return g_.cont(rows, {g_.ne(rows, 0) * g_.ne(rows, 1), g_.ne(rows, 2) * g_.ne(rows, 3), 1, 1});
+  }
+  void count(Node out) {
+    Operation& operation = g_.operation(out);
+    operation.n = value_dim_ * g_.parameters().n_head;
+    operation.k = n_kv_;
+    operation.m = g_.n_tokens();
+    operation.host_only = !gpu_attends(g_.parameters(), key_dim_, value_dim_);
+    operation.flop =
+        2.0 * static_cast<double>((key_dim_ + value_dim_) * g_.parameters().n_head) * static_cast<double>(g_.n_tokens() * n_kv_);
   }
 
-  void query() {
-    const int64_t n_bytes = p_.n_head * p_.head_dim_k * n_ * kActivationBytes;
-    if (b_.traits().gated_attention && !heads_.fused) {  // query and gate come interleaved
-      heads_.gate = b_.project("attn_q", normed_, n_);
-      heads_.query = finish_query(b_, b_.view(heads_.gate, n_bytes), n_bytes);
-    } else {
-      heads_.query = finish_query(b_, part("attn_q", n_bytes), n_bytes);
+  Node fused(Node query, const Tensor* latent) {
+    const Pass& pass = g_.pass();
+    const LayerParameters& p = g_.parameters();
+    const Tensor* sinks = g_.find("attn_sinks");
+    Node out =
+        g_.fresh(OpKind::attention, {by_head(query), kCache, kCacheV, mask(g_, n_kv_, n_streams_), sinks != nullptr ? kWeight : kNoValue},
+                 result(), sinks);
+    count(out);
+    Operation& operation = g_.operation(out);
+    operation.weight_decides = pass.pshard_runtime;
+    operation.cache_bytes = k_bytes_ + v_bytes_;
+    operation.cache_value_bytes = v_bytes_;
+    operation.cache = {k_, v_};
+    const int64_t elements = n_kv_ * n_streams_ * p.n_head_kv;
+    int64_t unused = 0;
+    int64_t& scratch = pass.pshard_runtime ? unused : g_.value(out).gpu_scratch_bytes;
+    if (pass.type_k.id != kF16.id) scratch += elements * key_dim_ * kF16.block_bytes;
+    if (pass.type_v.id != kF16.id && p.head_dim_v > 0) scratch += elements * value_dim_ * kF16.block_bytes;
+    if (latent != nullptr) out = g_.cont(g_.permute(g_.mul_mat(*latent, g_.permute(out, {0, 2, 1, 3})), {0, 2, 1, 3}));
+    return flat(out);
+  }
+
+  Node soft_max(Node scores) {
+    if (g_.traits().attention_softcap > 0.0) {
+      for (int i = 0; i < 3; ++i) scores = g_.map(scores);  // scale, tanh, scale
     }
-    heads_.query = rotated(heads_.query, b_.pass().type_k, p_.head_dim_k, GraphInput::key_rotation, true);
-  }
-  void key() {
-    const int64_t n_bytes = p_.n_head_kv * p_.head_dim_k * n_ * kActivationBytes;
-    heads_.key = query_or_key(b_, part("attn_k", n_bytes), "attn_k_norm", n_bytes);
-    heads_.key = rotated(heads_.key, b_.pass().type_k, p_.head_dim_k, GraphInput::key_rotation, true);
-  }
-  void value() {
-    heads_.value = part("attn_v", p_.n_head_kv * p_.head_dim_v * n_ * kActivationBytes);
-    heads_.value = rotated(heads_.value, b_.pass().type_v, p_.head_dim_v, GraphInput::value_rotation, !heads_.fused);
+    const Tensor* sinks = g_.find("attn_sinks");
+    const Node weights = g_.element_wise({scores, mask(g_, n_kv_, n_streams_), sinks != nullptr ? kWeight : kNoValue},
+                                         Layout::packed(g_.layout(scores).ne), sinks);
+    if (sinks != nullptr) g_.operation(weights).group = Group::attention;
+    return weights;
   }
 
-  BlockBuilder& b_;
-  int32_t normed_;
-  int32_t fused_ = kNoValue;
-  const LayerParameters& p_ = b_.parameters();
-  int64_t n_ = b_.pass().n_tokens;
-  Heads heads_;
+  // A product with what lies in the cache: `rows` rows per head of the right operand's length.
+  Node cache_product(int64_t rows, Node right, int32_t operand, int64_t cache_bytes, const CacheOperand& read) {
+    const std::array<int64_t, 4> ne = g_.layout(right).ne;
+    const Node product = g_.fresh(OpKind::attention_kq, {operand, right}, Layout::packed({rows, ne[1], ne[2], ne[3]}));
+    Operation& operation = g_.operation(product);
+    operation.n = rows;
+    operation.k = ne[0];
+    operation.m = g_.n_tokens();
+    operation.flop = 2.0 * static_cast<double>(rows * ne[0]) * static_cast<double>(ne[1] * ne[2] * ne[3]);
+    operation.cache_bytes = cache_bytes;
+    operation.cache[operand == kCache ? 0 : 1] = read;
+    return product;
+  }
+
+  Node unfused(Node query, const Tensor* latent) {
+    Node scores = soft_max(cache_product(n_kv_, by_head(query), kCache, k_bytes_, k_));
+    Node out = kNoValue;
+    if (g_.pass().transposed_v() && g_.parameters().head_dim_v > 0) {
+      out = cache_product(value_dim_, scores, kCacheV, v_bytes_, v_);
+    } else {
+      const bool own = g_.parameters().head_dim_v > 0;
+      const int64_t heads = own ? g_.parameters().n_head_kv : 1;
+      const Node values = g_.fresh(OpKind::copy, {kCacheV},
+                                   Layout::packed({n_kv_, value_dim_, heads, n_streams_}, own ? g_.pass().type_v : g_.pass().type_k));
+      g_.operation(values).cache_bytes = own ? v_bytes_ : k_bytes_;
+      g_.operation(values).cache[1] = v_;
+      out = g_.mul_mat(values, scores);
+      g_.operation(out).m = g_.n_tokens();
+    }
+    if (latent != nullptr) out = g_.mul_mat(*latent, out);
+    return joined(out);
+  }
+
+  Graph& g_;
+  int64_t key_dim_;
+  int64_t value_dim_;
+  int64_t n_kv_ = 0;
+  int64_t n_streams_ = 1;
+  int64_t k_bytes_ = 0;
+  int64_t v_bytes_ = 0;
+  CacheOperand k_;
+  CacheOperand v_;
 };
 
-int32_t build_heads_attention(BlockBuilder& b, int32_t normed) {
-  const Pass& pass = b.pass();
-  const LayerParameters& p = b.parameters();
-  const Heads heads = HeadsBuilder(b, normed).build();
-  int32_t output = kNoValue;
-  if (!b.traits().causal) {
-    output = attend_without_cache(b, heads);
-  } else {
-    store_heads(b, heads);
-    output = attend(b, heads.query, p.head_dim_k, p.head_dim_v, nullptr);
-    if (is_rotated(pass.type_v, p.head_dim_v)) output = rotate(b, Group::cache, output, GraphInput::value_rotation, p.head_dim_v);
-  }
-  if (heads.gate != kNoValue) {
-    const int64_t n_bytes = b.bytes_of(output);
-    int32_t gate = b.fresh(OpKind::copy, Group::attention, {heads.gate}, n_bytes);
-    gate = b.elementwise(Group::attention, {gate}, n_bytes);  // sigmoid
-    output = b.elementwise(Group::attention, {output, gate}, n_bytes);
-  }
-  return output;
+void store_key(Graph& g, Node key) {
+  const LayerParameters& p = g.parameters();
+  const Layout in = g.layout(key);
+  const Node rows = g.view(key, {in.ne[0] * in.ne[1], in.ne[2], 1, 1}, {in.nb[2], in.nb[2] * in.ne[2], in.nb[2] * in.ne[2]});
+  g.store({rows, key_cells(g)}, g.pass().type_k.row_bytes(p.n_head_kv * p.head_dim_k) * g.n_tokens());
 }
 
-// Multi-head latent attention with the K and V projections absorbed: one cached row of latent plus rope dimensions serves all heads.
-int32_t build_latent_attention(BlockBuilder& b, int32_t normed) {
-  const Hyperparameters& h = b.hyperparameters();
-  const LayerParameters& p = b.parameters();
-  const int64_t n = b.pass().n_tokens;
+void store_value(Graph& g, Node value) {
+  const LayerParameters& p = g.parameters();
+  const Layout in = g.layout(value);
+  const int64_t width = in.ne[0] * in.ne[1];
+  Node rows = kNoValue;
+  if (!g.pass().transposed_v()) {
+    rows = g.view(value, {width, in.ne[2], 1, 1}, {in.nb[2], in.nb[2] * in.ne[2], in.nb[2] * in.ne[2]});
+  } else {
+    const bool gaps = in.type.row_bytes(width) != in.nb[2];
+    rows = gaps ? g.cont(value, {width, in.ne[2], 1, 1}) : g.reshape(value, {width, in.ne[2], 1, 1});
+    const int64_t widest = widest_value(g);
+    if (width < widest) rows = g.fresh(OpKind::copy, {rows}, Layout::packed({widest, in.ne[2], 1, 1}));
+    rows = g.reshape(rows, {1, g.layout(rows).n_elements(), 1, 1});
+  }
+  g.store({rows, value_cells(g)}, g.pass().type_v.row_bytes(p.n_head_kv * p.head_dim_v) * g.n_tokens());
+}
+
+// Windows and recurrent hybrids with windows build query, key and value in this order, others query, value and key.
+bool has_windows(const Graph& g) {
+  const auto& layers = g.hyperparameters().layers;
+  return std::any_of(layers.begin(), layers.end(), [](const LayerParameters& layer) { return layer.window > 0; });
+}
+
+Node attend(Graph& g, Heads heads) {
+  const LayerParameters& p = g.parameters();
+  heads.query = rotate_key(g, heads.query);
+  heads.key = rotate_key(g, heads.key);
+  heads.value = rotate_value(g, heads.value);
+  g.expand(heads.query);
+  const bool key_first = has_windows(g);
+  g.expand(key_first ? heads.key : heads.value);
+  g.expand(key_first ? heads.value : heads.key);
+  store_key(g, heads.key);
+  store_value(g, heads.value);
+  return rotate_value(g, Attention(g, p.head_dim_k, p.head_dim_v).over_cache(heads.query, nullptr));
+}
+
+// [width, tokens] as heads.
+Node split_heads(Graph& g, Node x, int64_t head_dim) { return g.reshape(x, {head_dim, g.ne(x, 0) / head_dim, g.n_tokens(), 1}); }
+
+struct Projections {
+  Node query = kNoValue;
+  Node key = kNoValue;
+  Node value = kNoValue;
+};
+
+Node clamped(Graph& g, Node x) { return g.traits().clamped_qkv ? g.map(x) : x; }
+
+// A norm over all heads at once, before they are taken apart.
+bool norms_all_heads(const Graph& g, std::string_view name, int64_t width) {
+  const Tensor* weight = g.find(name);
+  return g.traits().joined_heads && weight != nullptr && weight->shape[0] == width;
+}
+
+Node norm_and_split(Graph& g, Node x, std::string_view norm_name, int64_t head_dim) {
+  return split_heads(g, norms_all_heads(g, norm_name, g.ne(x, 0)) ? g.norm(norm_name, x) : x, head_dim);
+}
+
+// Query, key and value as heads: three projections, or parts of one.
+Projections project_heads(Graph& g, Node normed) {
+  const LayerParameters& p = g.parameters();
+  const int64_t n = g.n_tokens();
+  const int64_t q_dim = p.head_dim_k * (g.traits().gated_attention ? 2 : 1);  // the gate comes with the query
+  Projections parts;
+  if (g.find("attn_qkv") == nullptr) {
+    parts.query = clamped(g, g.project("attn_q", normed));
+    parts.key = clamped(g, g.project("attn_k", normed));
+    parts.value = clamped(g, g.project("attn_v", normed));
+  } else {
+    const Node all = clamped(g, g.project("attn_qkv", normed));
+    const int64_t row = g.layout(all).nb[1];
+    const auto part = [&](int64_t head_dim, int64_t heads) {
+      return g.traits().joined_heads ? g.cont(g.slice(all, head_dim * heads))
+                                     : g.view(all, {head_dim, heads, n, 1}, {head_dim * kActivationBytes, row, row * n});
+    };
+    parts.query = part(q_dim, p.n_head);
+    parts.key = part(p.head_dim_k, p.n_head_kv);
+    parts.value = part(p.head_dim_v, p.n_head_kv);
+    if (!g.traits().joined_heads) return parts;
+  }
+  parts.query = norm_and_split(g, parts.query, "attn_q_norm", q_dim);
+  parts.key = norm_and_split(g, parts.key, "attn_k_norm", p.head_dim_k);
+  parts.value = split_heads(g, parts.value, p.head_dim_v);
+  return parts;
+}
+
+// A norm over the head's width, or over all heads at once.
+Node norm_heads(Graph& g, std::string_view name, Node x) {
+  const Tensor* weight = g.find(name);
+  const std::array<int64_t, 4> ne = g.layout(x).ne;
+  if (norms_all_heads(g, name, ne[0] * ne[1])) return x;  // done
+  if (weight == nullptr || weight->shape[0] == ne[0]) return g.norm(name, x);
+  return g.reshape(g.norm(name, g.reshape(x, {ne[0] * ne[1], ne[2], 1, 1})), ne);
+}
+
+Node prepare_head(Graph& g, std::string_view norm_name, Node x) {
+  const bool roped = g.parameters().uses_rope;
+  const bool norm_last = g.traits().norm_behind_rope;
+  if (!norm_last) x = norm_heads(g, norm_name, x);
+  if (roped) x = g.rope(x);
+  if (norm_last) x = norm_heads(g, norm_name, x);
+  if (g.traits().norm_without_weight && roped) x = g.rms(x);
+  return x;
+}
+
+Node build_heads_attention(Graph& g, Node normed) {
+  const LayerParameters& p = g.parameters();
+  const int64_t n = g.n_tokens();
+  g.in(Group::attention);
+  const Projections parts = project_heads(g, normed);
+  Heads heads{.query = parts.query, .key = parts.key, .value = parts.value};
+  Node gate = kNoValue;
+  if (g.traits().gated_attention) {
+    const Layout both = g.layout(parts.query);
+    const auto half = [&] { return g.view(parts.query, {p.head_dim_k, p.n_head, n, 1}, {both.nb[1], both.nb[2], both.nb[3]}); };
+    heads.query = half();
+    gate = half();
+  }
+  heads.query = prepare_head(g, "attn_q_norm", heads.query);
+  heads.key = prepare_head(g, "attn_k_norm", heads.key);
+  const Temperature temperature = g.traits().temperature;
+  if (temperature == Temperature::all || (temperature == Temperature::unrotated && !p.uses_rope)) {
+    heads.query = g.mul(heads.query, g.input(GraphInput::attention_scale, Layout::packed({1, 1, n, 1})));
+  }
+  Node out = kNoValue;
+  if (g.traits().causal) {
+    out = attend(g, heads);
+  } else {
+    g.expand(heads.query);
+    g.expand(heads.key);
+    g.expand(heads.value);
+    out = Attention(g, p.head_dim_k, p.head_dim_v).without_cache(heads);
+  }
+  g.in(Group::attention);
+  if (gate != kNoValue) {
+    const Node open = g.map(g.cont(gate, {p.head_dim_k * p.n_head, n, 1, 1}));  // sigmoid
+    out = g.mul(out, open);
+  }
+  return g.project("attn_output", out);
+}
+
+// Multi-head latent attention. Absorbed: one cached row of latent plus rope dimensions serves all heads. Otherwise K and V are expanded.
+Node build_latent_attention(Graph& g, Node normed) {
+  const Hyperparameters& h = g.hyperparameters();
+  const LayerParameters& p = g.parameters();
+  const int64_t n = g.n_tokens();
   const int64_t rope_dim = h.rope_dim;
   const int64_t latent = h.kv_lora_rank;
-  int32_t query = kNoValue;
-  if (b.find("attn_q_a") != nullptr) {
-    query = b.norm("attn_q_a_norm", b.project("attn_q_a", normed, n));
-    query = b.project("attn_q_b", query, n);
+  g.in(Group::attention);
+  Node query = normed;
+  if (g.find("attn_q_a") != nullptr) {
+    query = g.project("attn_q_b", g.norm("attn_q_a_norm", g.project("attn_q_a", normed)));
   } else {
-    query = b.project("attn_q", normed, n);
+    query = g.project("attn_q", normed);
   }
-  query = b.reshape(query);
-  Heads heads;
-  const Tensor* decompress = b.find("attn_v_b");
-  const bool absorbed = decompress != nullptr;
-  if (absorbed) {
-    const int32_t no_rope = b.mul_mat(b.require("attn_k_b"), query, n);
-    const int32_t roped = rope(b, query, p.n_head * rope_dim * n * kActivationBytes);
-    heads.query = b.fresh(OpKind::copy, Group::attention, {no_rope, roped}, p.n_head * (latent + rope_dim) * n * kActivationBytes);
+  const Tensor* decompress = g.find("attn_v_b");
+  const int64_t head_dim = g.ne(query, 0) / p.n_head;
+  query = g.reshape(query, {head_dim, p.n_head, n, 1});
+  const Layout q = g.layout(query);
+  const auto of_query = [&](int64_t width) { return g.view(query, {width, p.n_head, n, 1}, {q.nb[1], q.nb[2], q.nb[3]}); };
+
+  const Node compressed = g.project("attn_kv_a_mqa", normed);
+  const int64_t row = g.layout(compressed).nb[1];
+  const Node key_rope = g.rope(g.view(compressed, {rope_dim, 1, n, 1}, {row, row, row * n}));
+  const Node kv = g.norm("attn_kv_a_norm", g.view(compressed, {latent, n, 1, 1}, {row, row * n, row * n}));
+  Node out = kNoValue;
+  if (decompress != nullptr) {
+    const Node query_rope = g.rope(of_query(rope_dim));
+    const Node absorbed = g.permute(g.mul_mat(g.require("attn_k_b"), g.permute(of_query(head_dim - rope_dim), {0, 2, 1, 3})), {0, 2, 1, 3});
+    const Node value = g.reshape(kv, {latent, 1, n, 1});
+    Heads heads{.query = g.concat(absorbed, query_rope, 0), .key = g.concat(value, key_rope, 0), .value = value};
+    if (g.traits().temperature == Temperature::all) {
+      heads.query = g.mul(heads.query, g.input(GraphInput::attention_scale, Layout::packed({1, 1, n, 1})));
+    }
+    g.expand(heads.query);
+    g.expand(heads.value);
+    g.expand(heads.key);
+    store_key(g, heads.key);
+    out = Attention(g, latent + rope_dim, latent).over_cache(heads.query, decompress);
   } else {
-    heads.query = rope(b, query, b.bytes_of(query));
+    const Node expanded = g.project("attn_kv_b", kv);
+    const int64_t nope = p.head_dim_k - rope_dim;
+    const int64_t each = (nope + p.head_dim_v) * kActivationBytes;
+    const auto of_heads = [&](int64_t width) {
+      return g.view(expanded, {width, p.n_head, n, 1}, {each, each * p.n_head, each * p.n_head * n});
+    };
+    const Node key_nope = of_heads(nope);
+    const Node value = g.cont(of_heads(p.head_dim_v));
+    const Node key = g.concat(key_nope, g.repeat(key_rope, {rope_dim, p.n_head, n, 1}), 0);
+    out = attend(g, {.query = g.rope(query), .key = key, .value = value});
   }
-  const int32_t compressed = b.project("attn_kv_a_mqa", normed, n);
-  const Tensor& norm_weight = b.require("attn_kv_a_norm");
-  const int64_t latent_bytes = latent * n * kActivationBytes;
-  int32_t kv = b.fresh(OpKind::elementwise, Group::attention, {compressed}, latent_bytes);
-  kv = b.elementwise(Group::attention, {kv}, latent_bytes, &norm_weight);
-  if (absorbed) {
-    const int32_t key_rope = rope(b, compressed, rope_dim * n * kActivationBytes);
-    heads.value = kv;
-    heads.key = b.fresh(OpKind::copy, Group::attention, {kv, key_rope}, (latent + rope_dim) * n * kActivationBytes);
-    store_heads(b, heads);
-    return attend(b, heads.query, latent + rope_dim, latent, decompress);
-  }
-  const int32_t expanded = b.project("attn_kv_b", kv, n);
-  heads.value = b.fresh(OpKind::copy, Group::attention, {expanded}, p.n_head * p.head_dim_v * n * kActivationBytes);
-  const int32_t key_rope = rope(b, compressed, rope_dim * n * kActivationBytes);
-  const int32_t repeated = b.fresh(OpKind::copy, Group::attention, {key_rope}, p.n_head * rope_dim * n * kActivationBytes);
-  heads.key = b.fresh(OpKind::copy, Group::attention, {expanded, repeated}, p.n_head * p.head_dim_k * n * kActivationBytes);
-  store_heads(b, heads);
-  return attend(b, heads.query, p.head_dim_k, p.head_dim_v, nullptr);
+  g.in(Group::attention);
+  return g.project("attn_output", out);
 }
 
 }  // namespace
 
-int32_t build_attention(BlockBuilder& b, int32_t normed) {
-  return b.find("attn_kv_a_mqa") != nullptr ? build_latent_attention(b, normed) : build_heads_attention(b, normed);
+Node build_attention(Graph& g, Node normed) {
+  return g.find("attn_kv_a_mqa") != nullptr ? build_latent_attention(g, normed) : build_heads_attention(g, normed);
 }
-
-int32_t build_attention_output(BlockBuilder& b, int32_t attended, int64_t rows) { return b.project("attn_output", attended, rows); }
 
 }  // namespace pshard

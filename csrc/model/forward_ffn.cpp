@@ -1,140 +1,182 @@
 // Dense feed-forward networks, routed experts, and the experts that every token passes.
 #include <string>
 
-#include "model/block_builder.hpp"
+#include "model/graph.hpp"
 
 namespace pshard {
 
 namespace {
 
+// What follows the up projection where there is no gate: one function, or two (squared ReLU).
+Node activate(Graph& g, Node x) {
+  x = g.map(x);
+  return g.traits().squared_activation ? g.map(x) : x;
+}
+
 // gate and up side by side, one tensor holding both, or up alone. The activation goes with the product that reads it.
-int32_t build_dense(BlockBuilder& b, int32_t normed, int64_t rows, const std::string& suffix, Group down) {
+Node build_dense(Graph& g, Node normed, const std::string& suffix, Group down) {
   const std::string up_name = "ffn_up" + suffix;
   const std::string gate_name = "ffn_gate" + suffix;
   const std::string down_name = "ffn_down" + suffix;
-  const int64_t n_ff = b.require(down_name).shape[0];
-  const int64_t bytes = n_ff * rows * kActivationBytes;
-  int32_t activated = kNoValue;
-  if (b.find(gate_name) != nullptr) {
-    const int32_t gate = b.project(gate_name, normed, rows);
-    const int32_t up = b.project(up_name, normed, rows);
-    activated = b.fresh(OpKind::elementwise, down, {gate, up}, bytes);
+  const int64_t n_ff = g.require(down_name).shape[0];
+  const Node up = g.project(up_name, normed);
+  const bool has_gate = g.find(gate_name) != nullptr;
+  const Node gate = has_gate ? g.project(gate_name, normed) : kNoValue;
+  g.in(down);
+  Node activated = kNoValue;
+  if (has_gate) {
+    activated = g.glu(gate, up);
   } else {
-    const int32_t up = b.project(up_name, normed, rows);
-    const bool fused = b.bytes_of(up) != bytes;  // gate and up in one tensor
-    activated = fused ? b.fresh(OpKind::elementwise, down, {up}, bytes) : b.elementwise(down, {up}, bytes);
+    activated = g.ne(up, 0) != n_ff ? g.glu(up, kNoValue) : activate(g, up);  // wider: gate and up in one tensor
   }
-  return b.project(down_name, activated, rows);
+  return g.project(down_name, g.norm("ffn_sub_norm", activated));
 }
 
 // CUDA weighs and adds the outputs of up to so many experts in one kernel.
 constexpr int64_t kMaxFusedExperts = 15;
 
 struct Routing {
-  int32_t ids = kNoValue;      // experts of every row, best first
-  int32_t weights = kNoValue;  // and what their outputs are multiplied by
+  Node ids = kNoValue;      // experts of every row, best first
+  Node weights = kNoValue;  // and what their outputs are multiplied by
 };
 
-// CUDA's top-k kernel: softmax or sigmoid gating over a power of two of experts (or two counts that models have).
+// CUDA's top-k kernel: softmax or sigmoid gating over a power of two of experts (or two counts that models have), all in one group.
 bool is_fused_routing(const GraphTraits& traits, int64_t n_expert) {
-  if (traits.gating == Gating::softmax_of_selected || traits.weight_before_ffn) return false;
+  if (traits.gating == Gating::softmax_of_selected || traits.weight_before_ffn || traits.n_expert_groups > 1) return false;
   return (n_expert <= 512 && (n_expert & (n_expert - 1)) == 0) || n_expert == 288 || n_expert == 576;
 }
 
-Routing build_router(BlockBuilder& b, int32_t normed, int64_t rows, int64_t n_expert, int64_t used) {
-  const GraphTraits& traits = b.traits();
-  const int32_t logits = b.project("ffn_gate_inp", normed, rows);
-  const size_t first = b.n_operations();
-  const int64_t all = n_expert * rows * kActivationBytes;
-  const int64_t chosen = used * rows * kActivationBytes;
-  int32_t probabilities = logits;
-  if (traits.gating != Gating::softmax_of_selected) probabilities = b.elementwise(Group::router, {logits}, all);
-  int32_t selection = traits.weight_before_ffn ? logits : probabilities;
-  if (const Tensor* bias = b.find_bias("exp_probs_b")) selection = b.elementwise(Group::router, {selection}, all, bias);
+Node top(Graph& g, Node scores, int64_t n) {
+  Layout all = Layout::packed(g.layout(scores).ne, kI32);
+  return g.slice(g.fresh(OpKind::elementwise, {scores}, all), n);  // all of every row are sorted
+}
+
+// Only the best groups of experts stay: a group counts by the sum of its two best.
+Node mask_groups(Graph& g, Node selection, int64_t n_expert, int64_t rows) {
+  const int64_t n_groups = g.traits().n_expert_groups;
+  const int64_t each = n_expert / n_groups;
+  const Node groups = g.reshape(selection, {each, n_groups, rows, 1});
+  const Node best = top(g, groups, 2);
+  Node scores = g.fresh(OpKind::get_rows, {g.reshape(groups, {1, each, n_groups, rows}), best}, Layout::packed({1, 2, n_groups, rows}));
+  scores = g.fresh(OpKind::elementwise, {g.reshape(scores, {2, n_groups, rows, 1})}, Layout::packed({1, n_groups, rows, 1}));
+  const Node chosen = top(g, g.reshape(scores, {n_groups, rows, 1, 1}), g.traits().n_expert_groups_used);
+  const Node kept = g.fresh(OpKind::get_rows, {groups, chosen}, Layout::packed({each, g.traits().n_expert_groups_used, rows, 1}));
+  const Node masked = g.write_rows(g.map(groups), kept, chosen);
+  return g.reshape(masked, {n_expert, rows, 1, 1});
+}
+
+Routing build_router(Graph& g, Node normed, int64_t n_expert, int64_t used) {
+  const GraphTraits& traits = g.traits();
+  const int64_t rows = g.ne(normed, 1);
+  const Node logits = g.project("ffn_gate_inp", normed);
+  g.in(Group::router);
+  g.expand(logits);
+  const size_t first = g.n_listed();
+  const Node probabilities = traits.gating == Gating::softmax_of_selected ? logits : g.map(logits);
+  Node selection = traits.weight_before_ffn ? logits : probabilities;
+  const Tensor* bias = g.find_bias("exp_probs_b");
+  if (bias != nullptr) selection = g.add(selection, *bias);
+  Node candidates = selection;
+  if (traits.n_expert_groups > 1) candidates = mask_groups(g, selection, n_expert, rows);
   Routing routing;
-  routing.ids = b.fresh(OpKind::elementwise, Group::router, {selection}, all);  // argsort of every row
-  routing.weights = b.fresh(OpKind::get_rows, Group::router, {probabilities, routing.ids}, chosen);
+  routing.ids = top(g, candidates, used);
+  const Node raw = g.get_rows(g.reshape(probabilities, {1, n_expert, rows, 1}), routing.ids);
+  routing.weights = raw;
   if (traits.gating == Gating::softmax_of_selected) {
-    routing.weights = b.reshape(b.elementwise(Group::router, {b.reshape(routing.weights)}, chosen));
+    const Node soft = g.map(g.reshape(raw, {used, rows, 1, 1}));
+    g.value(soft).is_named = false;
+    routing.weights = g.reshape(soft, {1, used, rows, 1});
   }
-  const int32_t raw_weights = routing.weights;
-  int32_t sum = kNoValue;
-  int32_t safe_sum = kNoValue;
+  Node sum = kNoValue;
+  Node safe_sum = kNoValue;
   if (traits.normalised_expert_weights) {
-    const int64_t sums = rows * kActivationBytes;
-    const int32_t flat = b.reshape(raw_weights);
-    sum = b.fresh(OpKind::elementwise, Group::router, {flat}, sums);
-    safe_sum = b.elementwise(Group::router, {sum}, sums);  // kept away from zero
-    routing.weights = b.reshape(b.elementwise(Group::router, {flat, safe_sum}, chosen));
+    const Node flat = g.reshape(routing.weights, {used, rows, 1, 1});
+    sum = g.fresh(OpKind::elementwise, {flat}, Layout::packed({1, rows, 1, 1}));
+    safe_sum = g.map(sum);  // kept away from zero
+    routing.weights = g.reshape(g.mul(flat, safe_sum), {1, used, rows, 1});
   }
-  const int32_t unscaled = routing.weights;
-  if (traits.scaled_expert_weights) routing.weights = b.elementwise(Group::router, {routing.weights}, chosen);
-  if (is_fused_routing(traits, n_expert))
-    b.fuse(first, {logits, probabilities, selection, routing.ids, raw_weights, sum, safe_sum, unscaled});
+  const Node unscaled = routing.weights;
+  if (traits.scaled_expert_weights) routing.weights = g.map(routing.weights);
+  g.expand(routing.weights);
+  if (is_fused_routing(traits, n_expert)) {
+    // and the operation behind, which reads the result
+    g.fuse(first, {logits, probabilities, selection, routing.ids, raw, sum, safe_sum, unscaled, routing.weights}, 1);
+  }
   return routing;
 }
 
-int32_t project_experts(BlockBuilder& b, const std::string& name, int32_t input, const Routing& routing, int64_t rows, int64_t used) {
-  const Tensor& weight = b.require(name);
-  const int32_t output = b.mul_mat_id(weight, input, routing.ids, rows, used);
-  const Tensor* bias = b.find_bias(name);
-  return bias == nullptr ? output : b.elementwise(group_of(weight.name), {output, routing.ids}, b.bytes_of(output), bias);
+Node project_experts(Graph& g, const std::string& name, Node x, const Routing& routing) {
+  const Tensor& weight = g.require(name);
+  const Node product = g.mul_mat_id(weight, x, routing.ids);
+  const Tensor* bias = g.find_bias(name);
+  if (bias == nullptr) return product;
+  const Node sum = g.element_wise({product, kWeight, routing.ids}, g.layout(product), bias);
+  g.operation(sum).group = group_of(weight.name);
+  return sum;
 }
 
-int32_t build_experts(BlockBuilder& b, int32_t normed, int64_t rows) {
-  const int64_t used = b.hyperparameters().n_expert_used;
-  const int64_t n_embd = b.hyperparameters().n_embd;
-  const Tensor& down = b.require("ffn_down_exps");
-  const Routing routing = build_router(b, normed, rows, down.shape[2], used);
-  int32_t input = normed;
-  if (b.traits().weight_before_ffn) {
-    input = b.fresh(OpKind::copy, Group::router, {normed}, n_embd * used * rows * kActivationBytes);
-    input = b.elementwise(Group::router, {input, routing.weights}, b.bytes_of(input));
-  }
-  const int64_t bytes = down.shape[0] * used * rows * kActivationBytes;
-  int32_t activated = kNoValue;
-  if (b.find("ffn_gate_up_exps") != nullptr) {
-    const int32_t both = project_experts(b, "ffn_gate_up_exps", input, routing, rows, used);
-    activated = b.fresh(OpKind::elementwise, Group::experts_down, {both}, bytes);
-  } else if (b.find("ffn_gate_exps") != nullptr) {
-    const int32_t gate = project_experts(b, "ffn_gate_exps", input, routing, rows, used);
-    const int32_t up = project_experts(b, "ffn_up_exps", input, routing, rows, used);
-    activated = b.fresh(OpKind::elementwise, Group::experts_down, {gate, up}, bytes);
+Node build_experts(Graph& g, Node normed) {
+  const int64_t used = g.hyperparameters().n_expert_used;
+  const int64_t rows = g.ne(normed, 1);
+  const Tensor& down = g.require("ffn_down_exps");
+  const Routing routing = build_router(g, normed, down.shape[2], used);
+  const int64_t n_in = g.ne(normed, 0);
+  const int64_t n_out = down.shape[1];
+  Node x = g.reshape(normed, {n_in, 1, rows, 1});
+  if (g.traits().weight_before_ffn) x = g.mul(g.repeat(x, {n_in, used, rows, 1}), routing.weights);
+  Node activated = kNoValue;
+  if (g.find("ffn_gate_up_exps") != nullptr) {
+    const Node both = project_experts(g, "ffn_gate_up_exps", x, routing);
+    const int64_t n_ff = g.ne(both, 0) / 2;
+    const Node gate = g.slice(both, n_ff);
+    const Node up = g.slice(both, n_ff);
+    g.in(Group::experts_down);
+    activated = g.glu(gate, up);
   } else {
-    const int32_t up = project_experts(b, "ffn_up_exps", input, routing, rows, used);
-    activated = b.elementwise(Group::experts_down, {up}, bytes);
+    const Node up = project_experts(g, "ffn_up_exps", x, routing);
+    const bool has_gate = g.find("ffn_gate_exps") != nullptr;
+    const Node gate = has_gate ? project_experts(g, "ffn_gate_exps", x, routing) : kNoValue;
+    g.in(Group::experts_down);
+    activated = has_gate ? g.glu(gate, up) : activate(g, up);
   }
-  int32_t experts = project_experts(b, "ffn_down_exps", activated, routing, rows, used);
-  const int32_t unweighted = experts;
-  const size_t first = b.n_operations();
-  if (!b.traits().weight_before_ffn) {
-    experts = b.elementwise(Group::experts_down, {experts, routing.weights}, b.bytes_of(experts));
+  Node experts = project_experts(g, "ffn_down_exps", activated, routing);
+  g.in(Group::experts_down);
+  const Node unweighted = experts;
+  g.expand(unweighted);
+  const size_t first = g.n_listed();
+  if (!g.traits().weight_before_ffn) experts = g.mul(experts, routing.weights);
+  g.expand(experts);
+  const int64_t row = g.layout(experts).nb[2];
+  const auto output_of_one = [&] {
+    const Node one = g.view(experts, {n_out, rows, 1, 1}, {row, row * rows, row * rows});
+    g.expand(one);
+    return one;
+  };
+  std::vector<Node> outputs;
+  for (int64_t i = 0; i < used; ++i) outputs.push_back(output_of_one());
+  if (used == 1) return g.cont(outputs[0]);
+  Node sum = outputs[0];
+  for (size_t i = 1; i < outputs.size(); ++i) {
+    sum = g.add(sum, outputs[i]);
+    g.expand(sum);
   }
-  const int64_t row_bytes = n_embd * rows * kActivationBytes;
-  if (used == 1) return b.fresh(OpKind::copy, Group::experts_down, {experts}, row_bytes);
-  int32_t sum = b.fresh(OpKind::elementwise, Group::experts_down, {experts}, row_bytes);
-  b.last().activation_bytes = 3 * row_bytes;
-  for (int64_t i = 2; i < used; ++i) {
-    sum = b.elementwise(Group::experts_down, {sum, experts}, row_bytes);
-    b.last().activation_bytes = 3 * row_bytes;
-  }
-  if (!b.traits().weight_before_ffn && used <= kMaxFusedExperts) b.fuse(first, {unweighted, routing.weights});
+  if (!g.traits().weight_before_ffn && used <= kMaxFusedExperts) g.fuse(first, {unweighted, routing.weights}, 0);
   return sum;
 }
 
 }  // namespace
 
-int32_t build_ffn(BlockBuilder& b, int32_t normed, int64_t rows) {
-  if (b.find("ffn_down_exps") == nullptr) return build_dense(b, normed, rows, "", Group::ffn_down);
-  const int32_t routed = build_experts(b, normed, rows);
-  if (b.find("ffn_down_shexp") == nullptr) return routed;
-  int32_t shared = build_dense(b, normed, rows, "_shexp", Group::shared_down);
-  if (const Tensor* gate_weight = b.find("ffn_gate_inp_shexp")) {
-    int32_t gate = b.mul_mat(*gate_weight, normed, rows);
-    gate = b.elementwise(group_of(gate_weight->name), {gate}, b.bytes_of(gate));  // sigmoid
-    shared = b.elementwise(Group::shared_down, {shared, gate}, b.bytes_of(shared));
+Node build_ffn(Graph& g, Node normed) {
+  if (g.find("ffn_down_exps") == nullptr) return build_dense(g, normed, "", Group::ffn_down);
+  const Node routed = build_experts(g, normed);
+  if (g.find("ffn_down_shexp") == nullptr) return routed;
+  Node shared = build_dense(g, normed, "_shexp", Group::shared_down);
+  if (const Tensor* gate_weight = g.find("ffn_gate_inp_shexp")) {
+    const Node gate = g.mul_mat(*gate_weight, normed);
+    const Node activated = g.map(gate);
+    shared = g.mul(shared, g.traits().shared_gate_by_ratio ? g.div(activated, gate) : activated);
   }
-  return b.add(Group::shared_down, routed, shared);
+  return g.add(routed, shared);
 }
 
 }  // namespace pshard

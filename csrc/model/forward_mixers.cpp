@@ -1,181 +1,291 @@
 // Recurrent mixers. Their state is read at the start and written behind the scan; every sequence of the micro-batch has one.
-#include "model/block_builder.hpp"
+#include <algorithm>
+
+#include "model/graph.hpp"
 
 namespace pshard {
 
 namespace {
 
-constexpr Group kMixer = Group::mixer;
+// llama.cpp clears one unused state before it reads one, and moves those of the sequences that are not in the batch behind it. Where all
+// are in it, as in a reservation, both do nothing, but they hold their places.
+void clear_unused_state(Graph& g) { g.store({}, 0); }
 
-// The rows of the state that the micro-batch's sequences use.
-int32_t load_state(BlockBuilder& b, int64_t elements) {
-  const int64_t bytes = elements * b.pass().n_seqs * kActivationBytes;
-  const int32_t rows = b.graph_input(GraphInput::state_rows, b.pass().n_seqs * 4);
-  const int32_t state = b.fresh(OpKind::get_rows, Group::cache, {rows}, bytes);
-  b.last().cache_bytes = bytes;
-  return state;
-}
-
-void store_state(BlockBuilder& b, int32_t from, int64_t elements) {
-  b.store(Group::cache, {from}, elements * b.pass().n_seqs * kActivationBytes);
-}
-
-// Causal convolution over a few tokens: the state's columns before the new ones. Returns channels x tokens.
-int32_t convolve(BlockBuilder& b, int32_t input, int32_t state, const Tensor& kernel, int64_t channels) {
-  const Pass& pass = b.pass();
-  const int64_t width = kernel.shape[0];
-  const int64_t padded = channels * ((width - 1) * pass.n_seqs + pass.n_tokens) * kActivationBytes;
-  const int32_t joined = b.fresh(OpKind::copy, kMixer, {state, input}, padded);
-  store_state(b, joined, (width - 1) * channels);
-  const int32_t output = b.fresh(OpKind::scan, kMixer, {joined}, channels * pass.n_tokens * kActivationBytes, &kernel);
-  b.last().offload_rows = pass.n_tokens;
-  b.last().flop = 2.0 * static_cast<double>(width * channels * pass.n_tokens);
-  return output;
-}
-
-// One selective scan: outputs for every token with the final state behind them.
-int32_t scan(BlockBuilder& b, std::initializer_list<int32_t> inputs, int64_t inner, int64_t state_elements, const Tensor* weight) {
-  const Pass& pass = b.pass();
-  const int64_t bytes = (inner * pass.n_tokens + state_elements * pass.n_seqs) * kActivationBytes;
-  const int32_t output = b.fresh(OpKind::scan, kMixer, inputs, bytes, weight);
-  b.last().offload_rows = 1;  // its output is one flat row, so op-offload never takes it
-  b.last().cache_bytes = state_elements * pass.n_seqs * kActivationBytes;
-  // per token and state element: decay, outer product, addition, read-out
-  b.last().flop = 6.0 * static_cast<double>(state_elements) * static_cast<double>(pass.n_tokens);
-  return output;
-}
-
-int32_t build_mamba(BlockBuilder& b, int32_t residual) {
-  const Hyperparameters& h = b.hyperparameters();
-  const int64_t n = b.pass().n_tokens;
-  const int64_t inner_bytes = h.ssm_inner_size * n * kActivationBytes;
-  const Tensor& kernel = b.require("ssm_conv1d");
-  const int32_t conv_state = load_state(b, b.parameters().conv_state);
-  const int32_t normed = b.norm("attn_norm", residual);
-  const int32_t xz = b.project("ssm_in", normed, n);
-  int32_t x = convolve(b, xz, conv_state, kernel, h.ssm_inner_size);
-  if (const Tensor* bias = b.find_bias("ssm_conv1d")) x = b.elementwise(kMixer, {x}, inner_bytes, bias);
-  x = b.elementwise(kMixer, {x}, inner_bytes);  // SiLU
-  const int32_t x_db = b.project("ssm_x", x, n);
-  int32_t dt = b.fresh(OpKind::copy, kMixer, {x_db}, h.ssm_time_step_rank * n * kActivationBytes);
-  dt = b.project("ssm_dt", dt, n);
-  const int32_t scanned = scan(b, {x, dt, x_db, b.graph_input(GraphInput::state_rows, b.pass().n_seqs * 4)}, h.ssm_inner_size,
-                               b.parameters().scan_state, b.find("ssm_a"));
-  store_state(b, scanned, b.parameters().scan_state);
-  const int32_t z = b.fresh(OpKind::copy, kMixer, {xz}, inner_bytes);
-  const int32_t skip = b.elementwise(kMixer, {x}, inner_bytes, b.find("ssm_d"));
-  const int32_t y = b.elementwise(kMixer, {b.view(scanned, inner_bytes), skip}, inner_bytes);
-  const int32_t gated = b.fresh(OpKind::elementwise, kMixer, {z, y}, inner_bytes);
-  return b.reshape(b.project("ssm_out", gated, n));
-}
-
-int32_t build_mamba2(BlockBuilder& b, int32_t residual) {
-  const Hyperparameters& h = b.hyperparameters();
-  const int64_t n = b.pass().n_tokens;
-  const int64_t inner_bytes = h.ssm_inner_size * n * kActivationBytes;
-  const int64_t channels = h.ssm_inner_size + 2 * h.ssm_group_count * h.ssm_state_size;
-  const Tensor& kernel = b.require("ssm_conv1d");
-  const int32_t conv_state = load_state(b, b.parameters().conv_state);
-  const int32_t normed = b.norm("attn_norm", residual);
-  const int32_t zxbcdt = b.project("ssm_in", normed, n);
-  int32_t xbc = convolve(b, zxbcdt, conv_state, kernel, channels);
-  if (const Tensor* bias = b.find_bias("ssm_conv1d")) xbc = b.elementwise(kMixer, {xbc}, b.bytes_of(xbc), bias);
-  xbc = b.elementwise(kMixer, {xbc}, b.bytes_of(xbc));  // SiLU
-  int32_t dt = b.fresh(OpKind::copy, kMixer, {zxbcdt}, h.ssm_time_step_rank * n * kActivationBytes);
-  dt = b.elementwise(kMixer, {dt}, b.bytes_of(dt), b.find_bias("ssm_dt"));
-  const int32_t scanned = scan(b, {xbc, dt, b.graph_input(GraphInput::state_rows, b.pass().n_seqs * 4)}, h.ssm_inner_size,
-                               b.parameters().scan_state, b.find("ssm_a"));
-  store_state(b, scanned, b.parameters().scan_state);
-  const int32_t z = b.fresh(OpKind::copy, kMixer, {zxbcdt}, inner_bytes);
-  const int32_t skip = b.fresh(OpKind::elementwise, kMixer, {xbc}, inner_bytes, b.find("ssm_d"));
-  const int32_t y = b.elementwise(kMixer, {b.view(scanned, inner_bytes), skip}, inner_bytes);
-  int32_t gated = b.fresh(OpKind::elementwise, kMixer, {z, y}, inner_bytes);
-  gated = b.norm("ssm_norm", b.reshape(gated));
-  return b.project("ssm_out", gated, n);
-}
-
-int32_t build_gated_delta(BlockBuilder& b, int32_t residual) {
-  const Hyperparameters& h = b.hyperparameters();
-  const int64_t n = b.pass().n_tokens;
-  const int64_t value_bytes = h.ssm_inner_size * n * kActivationBytes;
-  const int64_t key_bytes = h.ssm_state_size * h.ssm_group_count * n * kActivationBytes;
-  const int64_t heads_bytes = h.ssm_time_step_rank * n * kActivationBytes;
-  const int64_t channels = h.ssm_inner_size + 2 * h.ssm_group_count * h.ssm_state_size;
-  const Tensor& kernel = b.require("ssm_conv1d");
-  const int32_t normed = b.norm("attn_norm", residual);
-  const int32_t conv_state = load_state(b, b.parameters().conv_state);
-  int32_t qkv = kNoValue;
-  int32_t z = kNoValue;
-  if (b.find("attn_qkv") != nullptr) {
-    qkv = b.project("attn_qkv", normed, n);
-  } else {  // one projection holds z too, interleaved by key head
-    const int32_t mixed = b.project("ssm_in", normed, n);
-    const int32_t query = b.fresh(OpKind::copy, kMixer, {mixed}, key_bytes);
-    const int32_t key = b.fresh(OpKind::copy, kMixer, {mixed}, key_bytes);
-    const int32_t joined = b.fresh(OpKind::copy, kMixer, {query, key}, 2 * key_bytes);
-    const int32_t value = b.fresh(OpKind::copy, kMixer, {mixed}, value_bytes);
-    qkv = b.fresh(OpKind::copy, kMixer, {joined, value}, 2 * key_bytes + value_bytes);
-    z = b.fresh(OpKind::copy, kMixer, {mixed}, value_bytes);
-  }
-  int32_t convolved = convolve(b, qkv, conv_state, kernel, channels);
-  const int32_t state = load_state(b, b.parameters().scan_state);
-  convolved = b.elementwise(kMixer, {convolved}, b.bytes_of(convolved));  // SiLU
-  const bool repeats = h.ssm_group_count != h.ssm_time_step_rank;
-  const auto unit_heads = [&] {
-    int32_t unit = b.fresh(OpKind::elementwise, kMixer, {convolved}, key_bytes);  // L2 norm
-    return repeats ? b.fresh(OpKind::copy, kMixer, {unit}, value_bytes) : unit;
-  };
-  const int32_t query = unit_heads();
-  const int32_t key = unit_heads();
-  const int32_t ba = b.project(b.find("ssm_ba") != nullptr ? "ssm_ba" : "ssm_alpha", normed, n);
-  int32_t alpha = b.fresh(OpKind::copy, kMixer, {ba}, heads_bytes);
-  alpha = b.elementwise(kMixer, {alpha}, heads_bytes, b.find_bias("ssm_dt"));
-  alpha = b.elementwise(kMixer, {alpha}, heads_bytes);  // softplus
-  alpha = b.elementwise(kMixer, {alpha}, heads_bytes, b.find("ssm_a"));
-  const int32_t beta_source = b.find("ssm_beta") != nullptr ? b.project("ssm_beta", normed, n) : ba;
-  int32_t beta = b.fresh(OpKind::copy, kMixer, {beta_source}, heads_bytes);
-  beta = b.elementwise(kMixer, {beta}, heads_bytes);  // sigmoid
-  const int32_t scanned = scan(b, {query, key, convolved, alpha, beta, state}, h.ssm_inner_size, b.parameters().scan_state, nullptr);
-  b.last().cache_bytes = 0;  // the state came in as a value
-  store_state(b, scanned, b.parameters().scan_state);
-  int32_t output = b.fresh(OpKind::elementwise, kMixer, {scanned}, value_bytes);  // RMS norm of what lies before the state
-  output = b.elementwise(kMixer, {output}, value_bytes, b.find("ssm_norm"));
-  if (z == kNoValue) z = b.project("attn_gate", normed, n);
-  z = b.elementwise(kMixer, {b.reshape(z)}, value_bytes);  // SiLU
-  output = b.elementwise(kMixer, {output, z}, value_bytes);
-  return b.reshape(b.project("ssm_out", output, n));
-}
-
-int32_t build_short_convolution(BlockBuilder& b, int32_t residual) {
-  const int64_t n = b.pass().n_tokens;
-  const int64_t n_embd = b.hyperparameters().n_embd;
-  const int64_t bytes = n_embd * n * kActivationBytes;
-  const int32_t normed = b.norm("attn_norm", residual);
-  const int32_t state = load_state(b, b.parameters().conv_state);
-  const int32_t bcx = b.project("shortconv.in_proj", normed, n);
-  const int32_t bx = b.fresh(OpKind::elementwise, kMixer, {bcx}, bytes);
-  const int32_t convolved = convolve(b, bx, state, b.require("shortconv.conv"), n_embd);
-  const int32_t y = b.elementwise(kMixer, {b.view(bcx, bytes), convolved}, bytes);
-  return b.reshape(b.project("shortconv.out_proj", y, n));
+void move_other_states(Graph& g, int64_t elements) {
+  const Node none = g.fresh(OpKind::get_rows, {kCache, g.other_state_rows()}, Layout::packed({elements, 0, 1, 1}));
+  g.operation(none).cache[0].n_bytes = elements * g.pass().n_seqs * kActivationBytes;
+  g.store({none}, 0);
 }
 
 }  // namespace
 
-int32_t build_mixer(BlockBuilder& b, int32_t residual) {
-  switch (b.parameters().mixer) {
+Node load_state(Graph& g, int64_t elements) {
+  const Group outer = g.group();
+  g.in(Group::cache);
+  clear_unused_state(g);
+  const Node state = g.fresh(OpKind::get_rows, {kCache, g.state_rows()}, Layout::packed({elements, g.pass().n_seqs, 1, 1}));
+  g.operation(state).cache_bytes = g.layout(state).n_bytes();
+  g.operation(state).cache[0].n_bytes = g.layout(state).n_bytes();
+  g.expand(state);
+  move_other_states(g, elements);
+  g.in(outer);
+  return state;
+}
+
+namespace {
+
+void store_state(Graph& g, Node from, int64_t elements) { g.store({from}, elements * g.pass().n_seqs * kActivationBytes); }
+
+// [width, tokens] as [width, tokens of one sequence, sequences].
+Node by_sequence(Graph& g, Node x) { return g.reshape(x, {g.ne(x, 0), g.n_seq_tokens(), g.pass().n_seqs, 1}); }
+Node by_token(Graph& g, Node x) { return g.reshape(x, {g.ne(x, 0), g.n_tokens(), 1, 1}); }
+
+// `width` elements of every row, as `width / size` heads of `size`.
+Node heads_of(Graph& g, Node x, int64_t size, int64_t heads) {
+  const Layout in = g.layout(x);
+  return g.view(x, {size, heads, in.ne[1], in.ne[2]}, {size * kActivationBytes, in.nb[1], in.nb[2]});
+}
+
+Node convolve(Graph& g, Node joined, const Tensor& kernel) {
+  const int64_t channels = g.ne(joined, 1);
+  const Node output = g.fresh(OpKind::scan, {joined, kWeight}, Layout::packed({channels, g.n_seq_tokens(), g.pass().n_seqs, 1}), &kernel);
+  g.operation(output).flop = 2.0 * static_cast<double>(kernel.shape[0] * channels * g.n_tokens());
+  g.operation(output).host_only = channels % 128 != 0;
+  return output;
+}
+
+// Causal convolution over a few tokens: the state's columns before the new ones. Returns what is convolved, [columns, channels, sequences];
+// its last columns are the new state.
+Node join_state(Graph& g, Node x, Node state, const Tensor& kernel) {
+  const int64_t channels = g.ne(x, 0);
+  const int64_t kept = kernel.shape[0] - 1;
+  const Node before = g.reshape(state, {kept, channels, g.pass().n_seqs, 1});
+  const Node joined = g.concat(before, g.transpose(x), 0);
+  const Layout all = g.layout(joined);
+  store_state(g, g.view(joined, {kept, channels, g.pass().n_seqs, 1}, {all.nb[1], all.nb[2], all.nb[3]}), kept * channels);
+  return joined;
+}
+
+// One selective scan: outputs for every token with the final state behind them.
+Node scan(Graph& g, std::initializer_list<int32_t> operands, int64_t inner, const Tensor* weight) {
+  const int64_t state = g.parameters().scan_state;
+  const Node output = g.fresh(OpKind::scan, operands, Layout::packed({inner * g.n_tokens() + state * g.pass().n_seqs, 1, 1, 1}), weight);
+  Operation& operation = g.operation(output);
+  operation.cache_bytes = state * g.pass().n_seqs * kActivationBytes;
+  operation.cache[0].n_bytes = operation.cache_bytes;
+  // per token and state element: decay, outer product, addition, read-out
+  operation.flop = 6.0 * static_cast<double>(state) * static_cast<double>(g.n_tokens());
+  return output;
+}
+
+// A scan that reads the state where it is.
+Node scan_of_state(Graph& g, std::initializer_list<int32_t> operands, int64_t inner, const Tensor& decay) {
+  clear_unused_state(g);
+  const Node scanned = scan(g, operands, inner, &decay);
+  g.expand(scanned);
+  g.in(Group::cache);
+  move_other_states(g, g.parameters().scan_state);
+  g.in(Group::mixer);
+  return scanned;
+}
+
+void store_final_state(Graph& g, Node scanned) {
+  const int64_t n = g.parameters().scan_state * g.pass().n_seqs;
+  const int64_t bytes = n * kActivationBytes;
+  store_state(g, g.view(scanned, {n, 1, 1, 1}, {bytes, bytes, bytes}), g.parameters().scan_state);
+}
+
+// Norms over the time steps and both projections of Mamba, where the file has them (Jamba, FalconMamba); then without a gap.
+Node norm_or_pack(Graph& g, std::string_view name, Node x) {
+  if (g.find(name) != nullptr) return g.norm(name, x);
+  return g.traits().norms_time_step ? g.rms(x) : g.cont(x);
+}
+
+Node build_mamba(Graph& g, Node normed, Node conv_state) {
+  const Hyperparameters& h = g.hyperparameters();
+  const int64_t inner = h.ssm_inner_size;
+  const int64_t n_state = h.ssm_state_size;
+  const int64_t t = g.n_seq_tokens();
+  const int64_t s = g.pass().n_seqs;
+  if (conv_state == kNoValue) conv_state = load_state(g, g.parameters().conv_state);
+  g.in(Group::mixer);
+  const Node xz = g.project("ssm_in", by_sequence(g, normed));
+  const Node z = g.slice(xz, inner);
+  const Tensor& kernel = g.require("ssm_conv1d");
+  Node x = convolve(g, join_state(g, g.slice(xz, inner), conv_state, kernel), kernel);
+  if (const Tensor* bias = g.find_bias("ssm_conv1d")) x = g.add(x, *bias);
+  x = g.map(x);  // SiLU
+  const Node x_db = g.project("ssm_x", x);
+  const Layout parts = g.layout(x_db);
+  const auto state_part = [&] { return g.view(x_db, {n_state, 1, t, s}, {n_state * kActivationBytes, parts.nb[1], parts.nb[2]}); };
+  Node dt = g.slice(x_db, h.ssm_time_step_rank);
+  Node b = state_part();
+  Node c = state_part();
+  const bool has_norms = g.traits().norms_time_step || g.find("ssm_dt_norm") != nullptr;
+  dt = norm_or_pack(g, "ssm_dt_norm", dt);
+  if (has_norms) {
+    b = norm_or_pack(g, "ssm_b_norm", b);
+    c = norm_or_pack(g, "ssm_c_norm", c);
+  }
+  dt = g.project("ssm_dt", dt);
+  const Node by_head = g.reshape(x, {1, inner, t, s});
+  const Node scanned = scan_of_state(g, {kCache, by_head, dt, kWeight, b, c, g.state_rows()}, inner, g.require("ssm_a"));
+  store_final_state(g, scanned);
+  const int64_t row = inner * kActivationBytes;
+  const Node skip = g.mul(x, g.require("ssm_d"));
+  const Node y = g.add(g.view(scanned, {inner, t, s, 1}, {row, row * t, row * t * s}), skip);
+  return by_token(g, g.project("ssm_out", g.glu(g.cont(z), y)));
+}
+
+Node build_mamba2(Graph& g, Node normed, Node conv_state) {
+  const Hyperparameters& h = g.hyperparameters();
+  const int64_t inner = h.ssm_inner_size;
+  const int64_t heads = h.ssm_time_step_rank;
+  const int64_t head_dim = inner / heads;
+  const int64_t t = g.n_seq_tokens();
+  const int64_t s = g.pass().n_seqs;
+  if (conv_state == kNoValue) conv_state = load_state(g, g.parameters().conv_state);
+  g.in(Group::mixer);
+  const Node zxbcdt = by_sequence(g, g.project("ssm_in", normed));
+  const Node z = heads_of(g, zxbcdt, head_dim, heads);
+  const Tensor& kernel = g.require("ssm_conv1d");
+  const int64_t channels = inner + 2 * h.ssm_group_count * h.ssm_state_size;
+  Node xbc = convolve(g, join_state(g, g.slice(zxbcdt, channels), conv_state, kernel), kernel);
+  if (const Tensor* bias = g.find_bias("ssm_conv1d")) xbc = g.add(xbc, *bias);
+  xbc = g.map(xbc);  // SiLU
+  const Node x = heads_of(g, xbc, head_dim, heads);
+  const Node b = heads_of(g, xbc, h.ssm_state_size, h.ssm_group_count);
+  const Node c = heads_of(g, xbc, h.ssm_state_size, h.ssm_group_count);
+  Node dt = g.cont(g.slice(zxbcdt, heads));
+  if (const Tensor* bias = g.find_bias("ssm_dt")) dt = g.add(dt, *bias);
+  const Node scanned = scan_of_state(g, {kCache, x, dt, kWeight, b, c, g.state_rows()}, inner, g.require("ssm_a"));
+  const bool has_kernel = h.ssm_state_size == 96 || h.ssm_state_size == 128 || h.ssm_state_size == 256;
+  g.operation(scanned).host_only = !has_kernel || head_dim % 16 != 0;
+  store_final_state(g, scanned);
+  const int64_t row = inner * kActivationBytes;
+  const Node skip = g.mul(x, g.require("ssm_d"));
+  const Node output = g.view(scanned, {head_dim, heads, t, s}, {head_dim * kActivationBytes, row, row * t});
+  Node y = g.glu(g.cont(z), g.add(output, skip));
+  if (g.find("ssm_norm") != nullptr) y = g.norm("ssm_norm", g.reshape(y, {inner / h.ssm_group_count, h.ssm_group_count, t, s}));
+  return g.project("ssm_out", g.reshape(y, {inner, g.n_tokens(), 1, 1}));
+}
+
+// Query, key, value and gate of one projection, interleaved by key head.
+struct Interleaved {
+  Node qkv = kNoValue;
+  Node z = kNoValue;
+};
+
+Interleaved project_interleaved(Graph& g, Node normed) {
+  const Hyperparameters& h = g.hyperparameters();
+  const int64_t t = g.n_seq_tokens();
+  const int64_t s = g.pass().n_seqs;
+  const int64_t key = h.ssm_state_size;
+  const int64_t value = h.ssm_inner_size / h.ssm_group_count;
+  const Node mixed = g.reshape(g.project("ssm_in", normed), {2 * key + 2 * value, h.ssm_group_count, t, s});
+  const auto part = [&](int64_t width) { return g.cont(g.slice(mixed, width), {width * h.ssm_group_count, t, s, 1}); };
+  const Node z = g.cont(g.slice(mixed, value));
+  const Node query_and_key = g.concat(part(key), part(key), 0);
+  return {.qkv = g.concat(query_and_key, part(value), 0), .z = z};
+}
+
+Node build_gated_delta(Graph& g, Node normed) {
+  const Hyperparameters& h = g.hyperparameters();
+  const int64_t heads = h.ssm_time_step_rank;
+  const int64_t key_heads = h.ssm_group_count;
+  const int64_t key_dim = h.ssm_state_size;
+  const int64_t value_dim = h.ssm_inner_size / heads;
+  const int64_t t = g.n_seq_tokens();
+  const int64_t s = g.pass().n_seqs;
+  g.in(Group::mixer);
+  g.expand(normed);
+  Interleaved parts;
+  if (g.find("attn_qkv") != nullptr) {
+    parts.qkv = by_sequence(g, g.project("attn_qkv", normed));
+    parts.z = g.project("attn_gate", normed);
+  } else {
+    parts = project_interleaved(g, normed);
+  }
+  Node alpha = kNoValue;
+  Node beta = kNoValue;
+  if (g.find("ssm_ba") != nullptr) {
+    const Node both = g.reshape(g.project("ssm_ba", normed), {2 * heads / key_heads, key_heads, t, s});
+    beta = g.map(g.cont(g.slice(both, heads / key_heads)));  // sigmoid
+    alpha = g.cont(g.slice(both, heads / key_heads), {heads, t, s, 1});
+  } else {
+    beta = g.map(g.reshape(g.project("ssm_beta", normed), {1, heads, t, s}));
+    alpha = g.reshape(g.project("ssm_alpha", normed), {heads, t, s, 1});
+  }
+  alpha = g.map(g.add(alpha, *g.find_bias("ssm_dt")));  // softplus
+  alpha = g.reshape(g.mul(alpha, g.require("ssm_a")), {1, heads, t, s});
+  beta = g.reshape(beta, {1, heads, t, s});
+  const Tensor& kernel = g.require("ssm_conv1d");
+  const Node joined = join_state(g, parts.qkv, load_state(g, g.parameters().conv_state), kernel);
+  const Node state = g.reshape(load_state(g, g.parameters().scan_state), {value_dim, value_dim, heads, s});
+  const Node convolved = g.map(convolve(g, joined, kernel));  // SiLU
+  const Layout all = g.layout(convolved);
+  const auto heads_from = [&](int64_t size, int64_t n) {
+    return g.view(convolved, {size, n, t, s}, {size * kActivationBytes, all.nb[1], all.nb[2]});
+  };
+  const auto unit_heads = [&] {
+    const Node unit = g.map(g.rms(heads_from(key_dim, key_heads)));  // L2 norm
+    if (key_heads == heads || !g.traits().repeats_key_heads) return unit;
+    const Node spread = g.repeat(g.reshape(unit, {key_dim, 1, key_heads, t * s}), {key_dim, heads / key_heads, key_heads, t * s});
+    return g.reshape(spread, {key_dim, heads, t, s});
+  };
+  const Node query = unit_heads();
+  const Node key = unit_heads();
+  const Node value = heads_from(value_dim, heads);
+  const Node scanned = scan(g, {query, key, value, alpha, beta, state}, h.ssm_inner_size, nullptr);
+  g.operation(scanned).cache_bytes = 0;  // the state came in as a value
+  store_final_state(g, scanned);
+  const int64_t row = h.ssm_inner_size * kActivationBytes;
+  Node output = g.view(scanned, {value_dim, heads, t, s}, {value_dim * kActivationBytes, row, row * t});
+  output = g.norm("ssm_norm", output);
+  const Node open = g.map(g.reshape(parts.z, {value_dim, heads, t, s}));  // SiLU
+  output = g.reshape(g.mul(output, open), {h.ssm_inner_size, t, s, 1});
+  return by_token(g, g.project("ssm_out", output));
+}
+
+Node build_short_convolution(Graph& g, Node normed, Node conv_state) {
+  const int64_t n_embd = g.hyperparameters().n_embd;
+  g.in(Group::mixer);
+  const Node bcx = g.project("shortconv.in_proj", by_sequence(g, normed));
+  const Node b = g.slice(bcx, n_embd);
+  const Node c = g.slice(bcx, n_embd);
+  const Node x = g.slice(bcx, n_embd);
+  const Tensor& kernel = g.require("shortconv.conv");
+  const Node convolved = convolve(g, join_state(g, g.mul(b, x), conv_state, kernel), kernel);
+  return by_token(g, g.project("shortconv.out_proj", g.mul(c, convolved)));
+}
+
+}  // namespace
+
+bool reads_state_early(const LayerParameters& layer) {
+  return layer.n_head == 0 && (layer.mixer == Mixer::mamba || layer.mixer == Mixer::mamba2 || layer.mixer == Mixer::short_convolution);
+}
+
+bool is_put_off(const Layer& layer) {
+  if (layer.parameters.mixer != Mixer::none) return false;
+  const auto has_experts = [](const Tensor& tensor) { return local_name(tensor.name).starts_with("ffn_gate_inp"); };
+  return std::none_of(layer.tensors.begin(), layer.tensors.end(), has_experts);
+}
+
+Node build_mixer(Graph& g, Node normed, Node early_state) {
+  switch (g.parameters().mixer) {
     case Mixer::mamba:
-      return build_mamba(b, residual);
+      return build_mamba(g, normed, early_state);
     case Mixer::mamba2:
-      return build_mamba2(b, residual);
+      return build_mamba2(g, normed, early_state);
     case Mixer::gated_delta:
-      return build_gated_delta(b, residual);
+      return build_gated_delta(g, normed);
     case Mixer::short_convolution:
-      return build_short_convolution(b, residual);
+      return build_short_convolution(g, normed, early_state);
     case Mixer::attention:
     case Mixer::none:
       break;
   }
-  return residual;
+  return normed;
 }
 
 }  // namespace pshard

@@ -4,6 +4,16 @@
 
 namespace pshard {
 
+namespace {
+
+void check_gpu(Where where, int n_gpu) {
+  if (where == Where::cpu || gpu_of(where) < n_gpu) return;
+  throw std::invalid_argument("the placement uses GPU " + std::to_string(gpu_of(where)) + ", but has " + std::to_string(n_gpu) +
+                              " of them; count them from 0, or raise n_gpu");
+}
+
+}  // namespace
+
 void check(const Placement& placement, size_t n_layer) {
   if (placement.layer_pattern.size() != n_layer) {
     throw std::invalid_argument("the placement has " + std::to_string(placement.layer_pattern.size()) + " layers, the model " +
@@ -14,6 +24,18 @@ void check(const Placement& placement, size_t n_layer) {
     throw std::invalid_argument("layer_pattern[" + std::to_string(i) + "] is " + std::to_string(placement.layer_pattern[i]) +
                                 ", but the placement has " + std::to_string(placement.patterns.size()) +
                                 " patterns; count them from 0, or add the pattern");
+  }
+  if (placement.n_gpu < 0 || placement.n_gpu > kMaxGpus) {
+    throw std::invalid_argument("the placement has " + std::to_string(placement.n_gpu) + " GPUs; llama.cpp takes 0 to " +
+                                std::to_string(kMaxGpus));
+  }
+  if (placement.op_offload && placement.n_gpu == 0) {
+    throw std::invalid_argument("the placement has op_offload, but no GPU that operations could go to; leave it off");
+  }
+  check_gpu(placement.head, placement.n_gpu);
+  for (const TensorException& exception : placement.exceptions) check_gpu(exception.where, placement.n_gpu);
+  for (const uint8_t pattern : placement.layer_pattern) {
+    for (const Where where : placement.patterns[pattern].group) check_gpu(where, placement.n_gpu);
   }
 }
 

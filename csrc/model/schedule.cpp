@@ -1,93 +1,193 @@
 #include "model/schedule.hpp"
 
+#include <algorithm>
+#include <optional>
+#include <string_view>
+#include <utility>
+
 namespace pshard {
 
 namespace {
 
-Device device_of(Where where) { return where == Where::cpu ? Device::host : Device::gpu; }
-
 // What the operation's own weight or cache says. Rope and fused attention ignore their small tensors, as in llama.cpp.
 ScheduledOperation decide(const Operation& operation, const BlockPlacement& placement) {
   ScheduledOperation result;
+  if (operation.is_view) return result;
+  const auto run_on = [&](Where where) {
+    result.decided = true;
+    result.lane = where;
+  };
+  if (placement.ties_norms && operation.is_norm) {
+    run_on(placement.layer.device);
+    return result;
+  }
   const bool writes_cache = operation.kind == OpKind::copy && operation.output == kNoValue;
   const bool weight_decides = operation.weight != nullptr && operation.weight_decides;
-  if (operation.is_view || (!weight_decides && !writes_cache)) return result;
-  const Where where = placement.of(operation.group);
-  result.decided = true;
-  result.device = device_of(where);
-  result.lane = where;
+  if (!weight_decides && !writes_cache) return result;
+  const Where where = weight_decides ? placement.weight_of(operation) : placement.of(operation);
+  run_on(where);
   if (where == Where::cpu && operation.weight != nullptr && placement.op_offload && operation.offload_rows >= kOffloadMinTokens) {
-    result.device = Device::gpu;
-    result.lane = Where::pinned;
+    run_on(Where::pinned);
     result.copies_weight = true;
   }
   return result;
 }
 
+// The runtime gives each operation of a layer that streams a lane: that in which its operands were computed, or the layer's own where they
+// come from several lanes or from the layer before.
+void follow_operands(const Block& block, Where own, std::vector<ScheduledOperation>& scheduled) {
+  std::vector<std::optional<Where>> lane_of(block.values.size());  // as far as the runtime sees it
+  if (block.residual_in != kNoValue) lane_of[static_cast<size_t>(block.residual_in)] = own;
+  for (size_t i = 0; i < scheduled.size(); ++i) {
+    const Operation& operation = block.operations[i];
+    std::optional<Where> lane;
+    for (const int32_t input : operation.inputs) {
+      const std::optional<Where> from = is_value(input) ? lane_of[static_cast<size_t>(input)] : std::nullopt;
+      if (from) lane = lane.value_or(*from) == *from ? *from : own;
+    }
+    if (!scheduled[i].decided) {
+      scheduled[i].decided = true;
+      scheduled[i].lane = operation.host_only ? Where::cpu : lane.value_or(own);
+    }
+    if (operation.output == kNoValue) continue;
+    const auto output = static_cast<size_t>(operation.output);
+    if (!operation.is_view) lane = scheduled[i].lane;
+    if (block.values[output].is_named) lane_of[output] = lane;
+  }
+}
+
+// Everything that needs no neighbours.
+std::vector<ScheduledOperation> decide(const Block& block, const BlockPlacement& placement) {
+  std::vector<ScheduledOperation> result;
+  result.reserve(block.operations.size());
+  for (const Operation& operation : block.operations) result.push_back(decide(operation, placement));
+  if (placement.streams()) follow_operands(block, placement.of(Group::norms), result);
+  return result;
+}
+
+void follow_neighbours(const Block& block, const Neighbours& neighbours, std::vector<ScheduledOperation>& scheduled) {
+  const size_t n = scheduled.size();
+  // Layers that are resident stay out of the lanes beside them; only what belongs to no layer joins one.
+  const auto lane_beside = [&](size_t i, Where lane) {
+    return is_streamed(lane) && block.operations[i].group < Group::embedding ? Where::pinned : lane;
+  };
+  Where before = neighbours.before;
+  for (size_t i = 0; i < n; ++i) {
+    if (scheduled[i].decided) {
+      before = scheduled[i].lane;
+    } else if (!block.operations[i].host_only) {
+      scheduled[i].lane = lane_beside(i, before);
+    }
+  }
+  Where after = neighbours.after;
+  for (size_t i = n; i-- > 0;) {
+    if (scheduled[i].decided) {
+      after = scheduled[i].lane;
+    } else if (scheduled[i].lane == Where::cpu && !block.operations[i].host_only) {
+      scheduled[i].lane = lane_beside(i, after);
+    }
+  }
+}
+
+// What operations read from the other device, which is copied once.
+class Reads {
+ public:
+  Reads(const Block& block, const Neighbours& neighbours)
+      : block_(block), copied_inputs_(neighbours.copied_inputs), at_(block.values.size(), bit(device_of(neighbours.before))) {}
+
+  // Also notes where the operation's result is.
+  bool from_elsewhere(const Operation& operation, const ScheduledOperation& scheduled) {
+    bool found = scheduled.copies_cache;
+    for (const int32_t operand : operation.inputs) {
+      if (operand == kWeight && scheduled.copies_weight) {
+        found = (reads_rope_factors(operation) ? copy(GraphInput::rope_factors) : copy(operation.weight, scheduled.device)) || found;
+      } else if (is_value(operand)) {
+        found = value(operand, scheduled.device) || found;
+      }
+    }
+    if (operation.output != kNoValue) at(operation.output) = bit(scheduled.device);
+    return found;
+  }
+  void alias(const Operation& view) { at(view.output) = at(view.inputs[0]); }
+
+ private:
+  static uint16_t bit(Device device) { return static_cast<uint16_t>(1U << index(device)); }
+  uint16_t& at(int32_t value) { return at_[static_cast<size_t>(value)]; }
+
+  bool copy(const Tensor* weight, Device device) {
+    const std::pair copied{weight, device};
+    if (std::find(copied_weights_.begin(), copied_weights_.end(), copied) != copied_weights_.end()) return false;
+    copied_weights_.push_back(copied);
+    return true;
+  }
+  bool copy(GraphInput input) {
+    const bool is_new = (copied_inputs_ & input_bit(input)) == 0;
+    copied_inputs_ |= input_bit(input);
+    return is_new;
+  }
+  bool value(int32_t operand, Device device) {
+    const Value& read = block_.values[static_cast<size_t>(operand)];
+    if (read.is_input) return device != Device::host && copy(read.input);
+    const bool is_new = (at(operand) & bit(device)) == 0;
+    at(operand) |= bit(device);
+    return is_new;
+  }
+
+  const Block& block_;
+  InputBits copied_inputs_;
+  std::vector<std::pair<const Tensor*, Device>> copied_weights_;
+  std::vector<uint16_t> at_;  // by value: bits of the devices that have it
+};
+
 }  // namespace
 
-BlockEnds block_ends(const Block& block, const BlockPlacement& placement, Device fallback) {
-  BlockEnds ends{fallback, fallback};
+Where BlockPlacement::weight_of(const Operation& operation) const {
+  if (!exceptions.empty()) {
+    const std::string_view name = local_name(operation.weight->name);
+    for (const TensorException& exception : exceptions) {
+      if (exception.name == name) return exception.where;
+    }
+  }
+  if (operation.weight_decides || operation.group >= Group::embedding) return of(operation);
+  // Rope factors exist once per device with layers; any other small weight that does not decide belongs to the attention side.
+  return of(reads_rope_factors(operation) ? Group::norms : Group::attention);
+}
+
+BlockEnds block_ends(const Block& block, const BlockPlacement& placement) {
+  BlockEnds ends;
   bool found = false;
-  for (const Operation& operation : block.operations) {
-    const ScheduledOperation decided = decide(operation, placement);
-    if (!decided.decided) continue;
-    if (!found) ends.first = decided.device;
-    ends.last = decided.device;
+  for (const ScheduledOperation& operation : decide(block, placement)) {
+    if (!operation.decided) continue;
+    if (!found) ends.first = operation.lane;
+    ends.last = operation.lane;
     found = true;
   }
   return ends;
 }
 
 std::vector<ScheduledOperation> schedule(const Block& block, const BlockPlacement& placement, const Neighbours& neighbours) {
-  const size_t n = block.operations.size();
-  std::vector<ScheduledOperation> result(n);
-  for (size_t i = 0; i < n; ++i) result[i] = decide(block.operations[i], placement);
-
-  Device before = neighbours.before;
-  for (size_t i = 0; i < n; ++i) {
-    if (result[i].decided) {
-      before = result[i].device;
-    } else {
-      result[i].device = before;
-    }
-  }
-  Device after = neighbours.after;
-  for (size_t i = n; i-- > 0;) {
-    if (result[i].decided) {
-      after = result[i].device;
-    } else if (after == Device::gpu) {
-      result[i].device = Device::gpu;
-    }
-  }
-
-  // Undecided operations run in the lane of the operation before them on the same device.
-  Where lane = Where::pinned;
-  for (size_t i = 0; i < n; ++i) {
+  std::vector<ScheduledOperation> result = decide(block, placement);
+  follow_neighbours(block, neighbours, result);
+  Where before = neighbours.before;
+  Reads reads(block, neighbours);
+  bool split_reads = true;  // anything from elsewhere, so far
+  for (size_t i = 0; i < result.size(); ++i) {
     ScheduledOperation& current = result[i];
     const Operation& operation = block.operations[i];
-    const Where home = placement.of(operation.group);
-    if (operation.cache_bytes > 0) current.copies_cache = device_of(home) != current.device;
-    if (current.device == Device::host) {
-      current.lane = Where::cpu;
-    } else {
-      if (!current.decided) current.lane = is_streamed(home) ? home : lane;
-      lane = current.lane;
-      // A small weight that does not decide belongs to the attention side.
-      if (operation.weight != nullptr && !operation.weight_decides) current.copies_weight = placement.of(Group::attention) == Where::cpu;
-    }
-    if (operation.is_view) {  // no work: it stays in the split before it
-      if (i > 0) {
-        current.device = result[i - 1].device;
-        current.lane = lane = result[i - 1].lane;
-      }
+    if (operation.is_view && i > 0) current.lane = before;  // no work: it stays in the split before it
+    current.device = device_of(current.lane);
+    if (operation.is_view) {
+      reads.alias(operation);
       continue;
     }
-    if (i == 0) {
-      current.starts_split = current.device != neighbours.before || current.copies_weight || is_streamed(current.lane);
-    } else {
-      current.starts_split = current.device != result[i - 1].device || current.lane != result[i - 1].lane || current.copies_weight;
+    if (operation.reads_cache()) current.copies_cache = device_of(placement.cache_of(operation)) != current.device;
+    if (operation.weight != nullptr && !operation.weight_decides) {
+      current.copies_weight = device_of(placement.weight_of(operation)) != current.device;
     }
+    current.starts_split = current.lane != before || (current.copies_weight && split_reads && operation.weight_part_bytes == 0);
+    if (current.starts_split) split_reads = false;
+    split_reads = reads.from_elsewhere(operation, current) || split_reads;
+    before = current.lane;
   }
   return result;
 }

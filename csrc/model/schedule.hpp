@@ -1,8 +1,10 @@
-// Which device runs each operation of a block, and where splits begin, as llama.cpp's scheduler decides it: operations with weights run
-// where their weights are (with op-offload: on the GPU, weights copied), writes into the cache run where the cache is, and whatever lies
-// between follows the GPU if either neighbour runs there. Memory and time both read this. O(operations).
+// Which device runs each operation of a block, in which lane, and where splits begin, as ggml's scheduler decides it: operations with
+// weights run where their weights are (with op-offload: on the first GPU, weights copied), and writes into the cache run where the cache
+// is. Whatever lies between goes on with the GPU before it, else with the GPU behind it, else on the host; in a layer that streams, which
+// only the pshard runtime can, it follows its operands. Memory and time both read this. O(operations).
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -11,42 +13,62 @@
 
 namespace pshard {
 
-enum class Device : uint8_t { gpu, host };
+// The host, or a GPU: number i is `gpu` + i.
+enum class Device : uint8_t { host, gpu };
+inline constexpr int kMaxDevices = kMaxGpus + 1;
+
+[[nodiscard]] constexpr bool is_gpu(Device device) { return device != Device::host; }
+[[nodiscard]] constexpr Device gpu_device(int gpu) { return static_cast<Device>(static_cast<int>(Device::gpu) + gpu); }
+[[nodiscard]] constexpr size_t index(Device device) { return static_cast<size_t>(device); }
+[[nodiscard]] constexpr Device device_of(Where where) { return where == Where::cpu ? Device::host : gpu_device(gpu_of(where)); }
 
 // Where the groups of one block are. Layers take theirs from a placement; the embedding is always on the host.
 struct BlockPlacement {
   LayerPlacement layer;
   Where outside = Where::cpu;  // of the groups `embedding` and `head`
   bool op_offload = false;
+  // llama.cpp ties the norms of a layer to the layer's device where all layers are on GPUs, and below 32 tokens; but it forgets that where
+  // it reserves memory without allocating it.
+  bool ties_norms = false;
+  Where next_cache = Where::cpu;              // of the layer whose state the block loads ahead
+  std::vector<TensorException> exceptions{};  // the layer's, by local names
 
   bool operator==(const BlockPlacement&) const = default;
   [[nodiscard]] Where of(Group group) const { return group >= Group::embedding ? outside : layer[group]; }
+  [[nodiscard]] Where of(const Operation& operation) const { return operation.is_for_next_layer ? next_cache : of(operation.group); }
+  [[nodiscard]] Where cache_of(const Operation& operation) const { return operation.is_for_next_layer ? next_cache : of(Group::cache); }
+  // Where the operation's weight lies.
+  [[nodiscard]] Where weight_of(const Operation& operation) const;
+  [[nodiscard]] bool streams() const { return std::any_of(layer.group.begin(), layer.group.end(), is_streamed); }
 };
 
 struct ScheduledOperation {
   Device device = Device::host;
-  Where lane = Where::cpu;     // the lane that brings what it needs, where that is streamed; else pinned or cpu like `device`
-  bool decided = false;        // by its weight or cache; else it follows its neighbours
+  Where lane = Where::cpu;     // the lane that brings what it needs, where that is streamed; else where `device` computes what it keeps
+  bool decided = false;        // by its own block; else it follows its neighbours
   bool starts_split = false;   // see `schedule`
   bool copies_weight = false;  // op-offload: the weight is in host memory and is copied for this operation
   bool copies_cache = false;   // the cache is on the other device: what is read of it is copied
 };
 
-// What a block's neighbours are: the devices of the nearest decided operations before and after it.
+// What lies around a block: the lanes of the nearest decided operations before and after it.
 struct Neighbours {
-  Device before = Device::host;
-  Device after = Device::host;
+  Where before = Where::cpu;
+  Where after = Where::cpu;
+  InputBits copied_inputs = 0;  // those that blocks before have on a GPU
+
+  bool operator==(const Neighbours&) const = default;
 };
 
-// Devices of the first and the last decided operation: what the neighbouring blocks see. A block without any takes `fallback`.
+// Lanes of the first and the last decided operation: what the neighbouring blocks see. A block without any counts as on the host.
 struct BlockEnds {
-  Device first = Device::host;
-  Device last = Device::host;
+  Where first = Where::cpu;
+  Where last = Where::cpu;
 };
-[[nodiscard]] BlockEnds block_ends(const Block& block, const BlockPlacement& placement, Device fallback);
+[[nodiscard]] BlockEnds block_ends(const Block& block, const BlockPlacement& placement);
 
-// One entry per operation. A split starts where the device or the lane changes and at every copied weight; the first operation starts one
-// by the same rule against `neighbours.before` (a streamed block always starts one).
+// One entry per operation. A split starts where the lane changes, and at every copied weight unless the split has read nothing from
+// elsewhere so far; the first operation starts one by the same rule against `neighbours.before`.
 [[nodiscard]] std::vector<ScheduledOperation> schedule(const Block& block, const BlockPlacement& placement, const Neighbours& neighbours);
 
 }  // namespace pshard

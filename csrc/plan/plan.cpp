@@ -22,7 +22,7 @@ void scale(PassTime& time, double factor) {
 }
 
 bool fits(const MemoryReport& memory, const Budget& budget) {
-  return memory.gpu.total() <= budget.vram_bytes && memory.host.total() <= budget.ram_bytes;
+  return memory.gpu().total() <= budget.vram_bytes && memory.host.total() <= budget.ram_bytes;
 }
 
 Candidate stock_fit_candidate(const ContextParameters& context, const Budget& budget, int64_t batch_size, const StockFit& fit) {
@@ -32,25 +32,28 @@ Candidate stock_fit_candidate(const ContextParameters& context, const Budget& bu
   candidate.placement = fit.placement;
   candidate.memory = fit.memory;
   candidate.viable = fits(fit.memory, budget);
-  candidate.missing_vram_bytes = std::max<int64_t>(0, fit.memory.gpu.total() - budget.vram_bytes);
+  candidate.missing_vram_bytes = std::max<int64_t>(0, fit.memory.gpu().total() - budget.vram_bytes);
   candidate.missing_ram_bytes = std::max<int64_t>(0, fit.memory.host.total() - budget.ram_bytes);
-  candidate.knobs.n_pinned = std::max(fit.n_gpu_layers - 1 - fit.n_partial, 0);
-  candidate.knobs.n_attn_pinned = std::max(fit.n_gpu_layers - 1, 0);
-  candidate.knobs.overflow = fit.overflow;
-  candidate.knobs.output_on_gpu = fit.n_gpu_layers > 0;
+  for (size_t layer = 0; layer < fit.placement.layer_pattern.size(); ++layer) {
+    const LayerPlacement& where = fit.placement.layer(layer);
+    candidate.knobs.n_pinned += where == LayerPlacement::uniform(Where::pinned) ? 1 : 0;
+    candidate.knobs.n_attn_pinned += where[Group::cache] == Where::pinned ? 1 : 0;
+  }
+  candidate.knobs.overflow = fit.layers.empty() ? Overflow::none : fit.layers.front().overflow;
+  candidate.knobs.output_on_gpu = is_pinned(fit.placement.head);
   candidate.knobs.pin_from_back = true;
   return candidate;
 }
 
-// Stock fit in a tier: as many of its own micro-batches as make the tier's batch.
+// Stock fit in a tier: as many of its own micro-batches as make the tier's batch, over as many cells as the tier reads.
 PassTime stock_fit_time(const Model& model, const Machine& machine, const ContextParameters& context, const Workload& workload,
-                        int64_t batch_size, const StockFit& fit, PassCost& tier_cost) {
-  if (batch_size <= context.n_ubatch) return tier_cost.price(fit.placement);
-  Pass pass = tier_pass(model, context, workload, context.n_ubatch);
-  pass.n_kv = tier_cost.pass().n_kv;
-  pass.n_kv_window = std::min(tier_cost.pass().n_kv_window, pass.n_kv_window);
+                        int64_t batch_size, const StockFit& fit, const Pass& tier) {
+  const int64_t n_ubatch = std::min(batch_size, context.n_ubatch);
+  Pass pass = tier_pass(model, context, workload, n_ubatch);
+  pass.n_kv = tier.n_kv;
+  pass.n_kv_window = std::min(tier.n_kv_window, pass.n_kv_window);
   PassTime time = PassCost(model, machine, pass).price(fit.placement);
-  scale(time, static_cast<double>(batch_size) / static_cast<double>(context.n_ubatch));
+  if (n_ubatch < batch_size) scale(time, static_cast<double>(batch_size) / static_cast<double>(n_ubatch));
   return time;
 }
 
@@ -58,8 +61,9 @@ PassTime stock_fit_time(const Model& model, const Machine& machine, const Contex
 auto rank(const Candidate& candidate) {
   const Knobs& knobs = candidate.knobs;
   const bool by_bytes = candidate.time.seconds == 0.0;
-  return by_bytes ? std::tuple(0.0, -knobs.n_pinned, -knobs.n_attn_pinned, -static_cast<int>(knobs.overflow), candidate.memory.gpu.total())
-                  : std::tuple(candidate.time.seconds, 0, 0, 0, int64_t{0});
+  return by_bytes
+             ? std::tuple(0.0, -knobs.n_pinned, -knobs.n_attn_pinned, -static_cast<int>(knobs.overflow), candidate.memory.gpu().total())
+             : std::tuple(candidate.time.seconds, 0, 0, 0, int64_t{0});
 }
 
 }  // namespace
@@ -91,7 +95,7 @@ TierPlan plan_tier(const Model& model, const Machine* machine, const ContextPara
     tier.candidates.push_back(std::move(candidate));
   }
   tier.candidates.push_back(stock_fit_candidate(fit_context, budget, batch_size, fit));
-  if (cost) tier.candidates.back().time = stock_fit_time(model, *machine, fit_context, workload, batch_size, fit, *cost);
+  if (cost) tier.candidates.back().time = stock_fit_time(model, *machine, fit_context, workload, batch_size, fit, cost->pass());
   const size_t n_eligible = tier.candidates.size() - (allow_stock_fit ? 0 : 1);
   for (size_t i = 0; i < n_eligible; ++i) {
     const Candidate& candidate = tier.candidates[i];

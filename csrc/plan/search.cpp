@@ -32,14 +32,8 @@ struct Sums {
     for (size_t t = 0; t < kMaxTerms; ++t) bound[t] -= other.bound[t];
     return *this;
   }
-  [[nodiscard]] MemoryReport memory() const {
-    MemoryReport report;
-    report.gpu.weights_bytes = gpu_weights;
-    report.gpu.cache_bytes = gpu_cache;
-    report.host.weights_bytes = host_weights;
-    report.host.cache_bytes = host_cache;
-    return report;
-  }
+  [[nodiscard]] int64_t gpu_bytes() const { return gpu_weights + gpu_cache; }
+  [[nodiscard]] int64_t host_bytes() const { return host_weights + host_cache; }
 };
 
 // Sums are taken in another order than the timeline adds, so a bound may exceed the price by rounding; this keeps it a bound.
@@ -51,8 +45,11 @@ struct Excess {
   [[nodiscard]] int64_t total() const { return vram + ram; }
 };
 
+Excess excess_of(int64_t gpu_bytes, int64_t host_bytes, const Budget& budget) {
+  return {std::max<int64_t>(0, gpu_bytes - budget.vram_bytes), std::max<int64_t>(0, host_bytes - budget.ram_bytes)};
+}
 Excess excess_of(const MemoryReport& memory, const Budget& budget) {
-  return {std::max<int64_t>(0, memory.gpu.total() - budget.vram_bytes), std::max<int64_t>(0, memory.host.total() - budget.ram_bytes)};
+  return excess_of(memory.gpus.front().total(), memory.host.total(), budget);
 }
 
 class Search {
@@ -64,7 +61,7 @@ class Search {
     n_layer_ = static_cast<int32_t>(model.layers().size());
     knobs_ = all_knobs(strategy, model);
     placement_.op_offload = budget.vram_bytes > 0 && uses_op_offload(strategy);
-    placement_.head_op_offload = offloads_head(strategy);
+    placement_.head_op_offload = offloads_head(strategy, model);
     intern_patterns();
     sum_layers(context);
     interned_.resize(terms.size());
@@ -114,7 +111,7 @@ class Search {
     Sums sums;
     sums.gpu_weights = gpu_weight_bytes(layer, placement);
     sums.host_weights = host_weight_bytes(layer, placement);
-    const int64_t cache = cache_bytes(model_, layer, context);
+    const int64_t cache = cache_bytes(model_, layer, context, placement[Group::cache]);
     (placement[Group::cache] == Where::pinned ? sums.gpu_cache : sums.host_cache) = cache;
     return sums;
   }
@@ -205,14 +202,13 @@ class Search {
     return sums;
   }
 
-  // Bytes without a replay: weights and cache, and the least that the compute buffer can be.
-  [[nodiscard]] MemoryReport memory_at_least(const Knobs& knobs, const Sums& sums) const {
-    MemoryReport memory = sums.memory();
-    memory.gpu.compute_bytes = head_floor_[knobs.output_on_gpu ? 1 : 0];
+  // Without a replay: weights and cache, and the least that the compute buffer can be.
+  [[nodiscard]] Excess excess_at_least(const Knobs& knobs, const Sums& sums) const {
+    int64_t compute_bytes = head_floor_[knobs.output_on_gpu ? 1 : 0];
     for (const Run& run : runs_of(strategy_, knobs, n_layer_)) {
-      memory.gpu.compute_bytes = std::max(memory.gpu.compute_bytes, rule_floor_[static_cast<size_t>(run.rule)]);
+      compute_bytes = std::max(compute_bytes, rule_floor_[static_cast<size_t>(run.rule)]);
     }
-    return memory;
+    return excess_of(sums.gpu_bytes() + compute_bytes, sums.host_bytes(), budget_);
   }
 
   [[nodiscard]] bool uses_gpu(const Knobs& knobs) const {
@@ -223,7 +219,7 @@ class Search {
   void rank_by_bound() {
     for (size_t index = 0; index < knobs_.size(); ++index) {
       const Sums sums = sums_of(knobs_[index]);
-      if (excess_of(memory_at_least(knobs_[index], sums), budget_).total() > 0) continue;
+      if (excess_at_least(knobs_[index], sums).total() > 0) continue;
       double bound = 0.0;
       for (size_t t = 0; t < terms_.size(); ++t) {
         PassBound least = sums.bound[t];
@@ -250,15 +246,19 @@ class Search {
 
   MemoryReport memory_of(const Knobs& knobs) {
     lay_out(knobs);
-    MemoryReport memory = sums_of(knobs).memory();
+    const Sums sums = sums_of(knobs);
     const Sums& ends = ends_[knobs.output_on_gpu ? 1 : 0];
     const WeightBytes outside = outside_weight_bytes(model_, placement_);
-    memory.gpu.weights_bytes += outside.gpu_bytes - ends.gpu_weights;
-    memory.host.weights_bytes += outside.host_bytes - ends.host_weights;
     const ComputeBytes compute = compute_(placement_);
-    memory.gpu.compute_bytes = compute.gpu_bytes;
-    memory.gpu.stream_bytes = compute.gpu_stream_bytes;
-    memory.host.compute_bytes = compute.host_bytes;
+    MemoryReport memory;
+    memory.gpus = {{.weights_bytes = sums.gpu_weights + outside.gpu_bytes - ends.gpu_weights,
+                    .cache_bytes = sums.gpu_cache,
+                    .compute_bytes = compute.gpu_bytes.front(),
+                    .stream_bytes = compute.gpu_stream_bytes}};
+    memory.host = {.weights_bytes = sums.host_weights + outside.host_bytes - ends.host_weights,
+                   .cache_bytes = sums.host_cache,
+                   .compute_bytes = compute.host_bytes,
+                   .stream_bytes = 0};
     return memory;
   }
 
@@ -275,7 +275,7 @@ class Search {
       seconds += terms_[t].weight * terms_[t].cost->price(placement).seconds;
     }
     const auto rank = [](double s, const Knobs& k, const MemoryReport& m, size_t i) {
-      return std::tuple(s, -k.n_pinned, -k.n_attn_pinned, -static_cast<int>(k.overflow), m.gpu.total(), i);
+      return std::tuple(s, -k.n_pinned, -k.n_attn_pinned, -static_cast<int>(k.overflow), m.gpus.front().total(), i);
     };
     if (best.viable && rank(seconds, knobs, memory, index) >= rank(best.seconds, best.knobs, best.memory, best_index_)) return;
     best = {.viable = true, .knobs = knobs, .seconds = seconds, .memory = memory, .missing_vram_bytes = 0, .missing_ram_bytes = 0};
@@ -286,7 +286,7 @@ class Search {
   Found closest() {
     std::vector<std::pair<int64_t, size_t>> by_excess;
     for (size_t index = 0; index < knobs_.size(); ++index) {
-      by_excess.emplace_back(excess_of(memory_at_least(knobs_[index], sums_of(knobs_[index])), budget_).total(), index);
+      by_excess.emplace_back(excess_at_least(knobs_[index], sums_of(knobs_[index])).total(), index);
     }
     std::sort(by_excess.begin(), by_excess.end());
     Found found;

@@ -1,31 +1,65 @@
-// What stock llama.cpp's --fit decides for one GPU: whole layers from the back by false position; for expert models first all layers with
-// their experts in host memory, then experts back on the GPU from the front, then a part of one more layer.
+// What stock llama.cpp's --fit decides: a shorter context, where that was left open; else layers for each GPU, and which experts stay in
+// host memory.
 //
-// The rules are those of llama.cpp at ggml 0.25.3, its quirks included: the output layer counts as a layer, so that for an expert model
-// the first layer on the GPU keeps its experts; next-token-prediction layers are forgotten, so that the first layers stay on the CPU.
+// The rules are those of llama.cpp at ggml 0.25.3 (common/fit.cpp), its quirks included; docs/fit.md tells them.
 #pragma once
 
 #include <cstdint>
+#include <optional>
+#include <vector>
 
 #include "memory/memory.hpp"
 #include "model/model.hpp"
 #include "model/placement.hpp"
-#include "plan/strategy.hpp"
+#include "plan/fit_shape.hpp"
 
 namespace pshard {
 
-struct StockFit {
-  int32_t n_gpu_layers = 0;            // -ngl; the output layer included
-  int32_t n_partial = 0;               // layers on the GPU whose experts (all, or a part for the first) stay in host memory
-  Overflow overflow = Overflow::none;  // what the first partial layer keeps; none: everything but its experts
-  bool fits_whole = false;             // nothing had to change
-  Placement placement;
-  MemoryReport memory;
-  int32_t n_probes = 0;  // placements whose memory was asked for
+struct FitDevice {
+  int64_t free_bytes = 0;
+  int64_t margin_bytes = 0;  // that should stay free
+  [[nodiscard]] int64_t target_bytes() const { return free_bytes - margin_bytes; }
 };
 
-// Fits into `target_bytes` of device memory (llama.cpp: free memory less the margin) at the context's n_ubatch. Without a GPU there is
-// nothing to fit: everything is on the CPU.
-[[nodiscard]] StockFit stock_fit(const Model& model, const ContextParameters& context, int64_t target_bytes, bool has_gpu = true);
+// The shortest context that --fit may choose, where it may not shorten it at all (`-c 0`).
+inline constexpr int64_t kFullContext = UINT32_MAX;
+
+struct FitRequest {
+  std::vector<FitDevice> gpus;
+  std::optional<FitDevice> host = std::nullopt;  // looked at where there is no GPU; beside one, llama.cpp takes host memory for unlimited
+  int64_t n_ctx_min = 4096;                      // per sequence that has a cache of its own
+  bool offload_kqv = true;
+  bool op_offload = true;
+  std::optional<Placement> given = std::nullopt;  // by -ngl, -ts or -ot, which --fit does not change
+  int32_t n_gpu_layers = -1;                      // -ngl of the given placement; negative: all
+};
+
+enum class FitOutcome : uint8_t {
+  unchanged,        // everything is on GPUs and leaves the margins free
+  shorter_context,  // the same, at a shorter context
+  distributed,      // layers were distributed, also where not even one fits
+  refused,          // the placement is given, or there is no GPU, and no context is short enough
+};
+
+// A distribution that was tried, and the bytes that it takes of each GPU.
+struct FitProbe {
+  std::vector<GpuLayers> layers;
+  std::vector<int64_t> bytes;
+};
+
+struct StockFit {
+  FitOutcome outcome = FitOutcome::unchanged;
+  int64_t n_ctx = 0;
+  std::vector<GpuLayers> layers;  // by GPU, where they were distributed
+  Placement placement;
+  MemoryReport memory;  // of this placement at this context
+  bool ends = true;     // false: a count wrapped, and llama.cpp would fail or go on for ever
+  std::vector<FitProbe> probes;
+  int32_t n_measured = 0;  // placements whose memory was asked for, the probes among them
+};
+
+// The context's n_ctx may be 0: as long as the model was trained for (per sequence that has a cache of its own), or shorter where that
+// does not fit. Throws std::invalid_argument where then nothing tells a length, and where a given placement has other GPUs.
+[[nodiscard]] StockFit stock_fit(const Model& model, const ContextParameters& context, const FitRequest& request);
 
 }  // namespace pshard

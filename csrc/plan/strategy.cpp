@@ -54,7 +54,10 @@ std::string_view to_string(Overflow overflow) {
 
 bool uses_op_offload(Strategy strategy) { return is_static(strategy); }
 
-bool offloads_head(Strategy strategy) { return strategy == Strategy::stock; }
+bool offloads_head(Strategy strategy, const Model& model) {
+  const GraphTraits& traits = model.hyperparameters().traits;
+  return strategy == Strategy::stock || traits.scaled_logits || traits.logits_softcap > 0.0;
+}
 
 LayerPlacement pattern_of(Strategy strategy, Rule rule, bool odd_layer) {
   const Where lane = odd_layer ? Where::stream_b : Where::stream_a;
@@ -161,7 +164,7 @@ Placement make_placement(Strategy strategy, const Knobs& knobs, const Model& mod
   Placement placement;
   placement.head = knobs.output_on_gpu ? Where::pinned : Where::cpu;
   placement.op_offload = has_gpu && uses_op_offload(strategy);
-  placement.head_op_offload = offloads_head(strategy);
+  placement.head_op_offload = offloads_head(strategy, model);
   placement.layer_pattern.resize(static_cast<size_t>(n_layer));
   const auto number_of = [&](const LayerPlacement& pattern) {
     const auto known = std::find(placement.patterns.begin(), placement.patterns.end(), pattern);

@@ -73,8 +73,9 @@ struct Runs {
 }
 
 [[nodiscard]] bool uses_op_offload(Strategy strategy);
-// Only stock llama.cpp's op-offload takes the head with it.
-[[nodiscard]] bool offloads_head(Strategy strategy);
+// The pshard runtime keeps the product that it knows as the result where its weight lies; stock llama.cpp's op-offload takes every head
+// with it, and the runtime's those whose logits are scaled or capped afterwards.
+[[nodiscard]] bool offloads_head(Strategy strategy, const Model& model);
 
 // Every combination of knobs that the strategy allows, in a fixed order; their number is linear in layers.
 [[nodiscard]] std::vector<Knobs> all_knobs(Strategy strategy, const Model& model);

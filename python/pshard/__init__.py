@@ -4,6 +4,7 @@
 >>> model = pshard.read_model("llama-3.3-70b:Q4_K_M")       # or the path of a GGUF
 >>> machine = pshard.load_machine("rtx-3060-12g")           # or the path of a profile
 >>> pshard.plan(model, machine, vram_bytes=12 << 30).to_dict()
+>>> pshard.estimate_memory(model, n_ctx=8192, devices=[24 << 30, 24 << 30]).devices[0].compute_bytes
 
 Names are loaded when they are first used, so that ``import pshard`` and ``pshard --help`` cost nothing.
 """
@@ -17,32 +18,50 @@ from pshard.errors import GgufError, MachineError, ModelError, NoFeasiblePlanErr
 
 if TYPE_CHECKING:
     from pshard.machine import Machine, load_machine
+    from pshard.memory import Draft, estimate_memory
+    from pshard.memory_report import MemoryReport
     from pshard.model import Model, read_model
     from pshard.planner import Plan, plan
+    from pshard.projector import Projector, read_projector
+    from pshard.stock_fit import Fit, fit
 
 __all__ = [
+    "Draft",
+    "Fit",
     "GgufError",
     "Machine",
     "MachineError",
+    "MemoryReport",
     "Model",
     "ModelError",
     "NoFeasiblePlanError",
     "Plan",
+    "Projector",
     "PshardError",
     "SettingError",
     "__version__",
+    "estimate_memory",
+    "fit",
     "load_machine",
     "plan",
     "read_model",
+    "read_projector",
 ]
 
 _HOME = {
     "Machine": "pshard.machine",
     "load_machine": "pshard.machine",
+    "Draft": "pshard.memory",
+    "estimate_memory": "pshard.memory",
+    "MemoryReport": "pshard.memory_report",
     "Model": "pshard.model",
     "read_model": "pshard.model",
     "Plan": "pshard.planner",
     "plan": "pshard.planner",
+    "Projector": "pshard.projector",
+    "read_projector": "pshard.projector",
+    "Fit": "pshard.stock_fit",
+    "fit": "pshard.stock_fit",
 }
 
 

@@ -4,9 +4,11 @@ Compiled core of pshard: model, machine, memory, cost and plan.
 from __future__ import annotations
 import collections.abc
 import enum
+import numpy
+import numpy.typing
 import typing
 import typing_extensions
-__all__: list[str] = ['Basis', 'Budget', 'CacheCells', 'Candidate', 'ComputeBuffers', 'ComputeBytes', 'ContextParameters', 'DataType', 'DeviceBytes', 'Found', 'Gating', 'GpuDevice', 'GpuQuery', 'GraphTraits', 'Group', 'Hyperparameters', 'Knobs', 'Lane', 'Layer', 'LayerParameters', 'LayerPlacement', 'LinkCurve', 'Machine', 'MemoryReport', 'Mixer', 'Model', 'OpKind', 'Pass', 'PassTime', 'Placement', 'Processor', 'RateSeries', 'RuntimePlan', 'StockFit', 'StockPlan', 'SwitchCost', 'Tensor', 'TensorException', 'TierPlan', 'Where', 'Workload', 'WorkloadTime', 'all_knobs', 'built_with_cuda', 'cache_bytes', 'cache_cells', 'distinct_expert_share', 'embedding_bytes', 'embedding_operations', 'gpu_head_bytes', 'gpu_tensor_bytes', 'gpu_weight_bytes', 'group_of', 'head_operations', 'host_head_bytes', 'host_weight_bytes', 'kv_bytes_per_cell', 'layer_of', 'layer_operations', 'local_name', 'make_placement', 'memory', 'plan_runtime', 'plan_stock', 'plan_tier', 'price_pass', 'price_workload', 'query_gpus', 'reserved_pass', 'search', 'skip_strings', 'state_bytes', 'stock_fit', 'strategy_names', 'switch_cost', 'tier_ladder', 'tier_pass']
+__all__: list[str] = ['Basis', 'Budget', 'CacheCells', 'Candidate', 'ComputeBuffers', 'ComputeBytes', 'Contention', 'ContextParameters', 'CpuProbe', 'DataType', 'DeviceBytes', 'FitDevice', 'FitOutcome', 'FitProbe', 'Found', 'Gating', 'GpuDevice', 'GpuLayers', 'GpuQuery', 'GraphTraits', 'Group', 'Hyperparameters', 'KernelDemand', 'Knobs', 'Lane', 'LateRows', 'Layer', 'LayerParameters', 'LayerPlacement', 'LinkCurve', 'Machine', 'MeasurePolicy', 'Measurement', 'MemoryReport', 'Mixer', 'Model', 'OpCost', 'OpKind', 'Pass', 'PassTime', 'Peak', 'Placement', 'ProbeError', 'ProbeResult', 'Processor', 'RateSeries', 'RuntimePlan', 'StockFit', 'StockPlan', 'Sum', 'SwitchCost', 'Temperature', 'Tensor', 'TensorException', 'TierPlan', 'Where', 'Workload', 'WorkloadTime', 'all_knobs', 'built_with_cuda', 'cache_bytes', 'cache_cells', 'cpu_paths', 'distinct_expert_share', 'embedding_bytes', 'embedding_operations', 'gpu_head_bytes', 'gpu_of', 'gpu_tensor_bytes', 'gpu_weight_bytes', 'group_of', 'head_operations', 'host_head_bytes', 'host_weight_bytes', 'is_pinned', 'kernel_demand', 'kv_bytes_per_cell', 'last_level_cache_bytes', 'layer_of', 'layer_operations', 'layer_places', 'local_name', 'make_placement', 'memory', 'multiply', 'offloads_head', 'pinned_on', 'plan_runtime', 'plan_stock', 'plan_tier', 'price_pass', 'price_workload', 'probe_storage', 'query_gpus', 'reserved_pass', 'resolve_flash_attention', 'search', 'skip_strings', 'state_bytes', 'stock_fit', 'strategy_names', 'switch_cost', 'tier_ladder', 'tier_pass']
 class Group(enum.IntEnum):
     norms = 0
     attention = 1
@@ -31,6 +33,19 @@ class Mixer(enum.IntEnum):
     gated_delta = 3
     short_convolution = 4
     none = 5
+class LateRows(enum.IntEnum):
+    no = 0
+    before_norm = 1
+    behind_norm = 2
+class Sum(enum.IntEnum):
+    sequential = 0
+    ffn_residual_attention = 1
+    ffn_attention_residual = 2
+    attention_ffn_residual = 3
+class Temperature(enum.IntEnum):
+    none = 0
+    unrotated = 1
+    all = 2
 class Gating(enum.IntEnum):
     softmax = 0
     sigmoid = 1
@@ -118,20 +133,30 @@ class LayerParameters:
     def window(self, arg0: int) -> None:
         ...
 class GraphTraits:
-    attention_temperature: bool
     causal: bool
+    clamped_qkv: bool
+    ffn_reads_attention_norm: bool
     gated_attention: bool
     gating: Gating
-    late_row_selection: bool
+    joined_heads: bool
+    late_rows: LateRows
     layer_norm: bool
+    norm_behind_rope: bool
     norm_without_weight: bool
     normalised_expert_weights: bool
-    parallel_block: bool
+    norms_time_step: bool
+    repeats_key_heads: bool
     residual_first: bool
+    residual_first_in_attention: bool
     scaled_embedding: bool
     scaled_expert_weights: bool
+    scaled_head_input: bool
     scaled_logits: bool
     scaled_residual: bool
+    shared_gate_by_ratio: bool
+    squared_activation: bool
+    sum: Sum
+    temperature: Temperature
     weight_before_ffn: bool
     def __init__(self) -> None:
         ...
@@ -146,6 +171,24 @@ class GraphTraits:
         ...
     @logits_softcap.setter
     def logits_softcap(self, arg0: float) -> None:
+        ...
+    @property
+    def n_expert_groups(self) -> int:
+        ...
+    @n_expert_groups.setter
+    def n_expert_groups(self, arg0: int) -> None:
+        ...
+    @property
+    def n_expert_groups_used(self) -> int:
+        ...
+    @n_expert_groups_used.setter
+    def n_expert_groups_used(self, arg0: int) -> None:
+        ...
+    @property
+    def positions_per_token(self) -> int:
+        ...
+    @positions_per_token.setter
+    def positions_per_token(self, arg0: int) -> None:
         ...
 class Hyperparameters:
     architecture: str
@@ -493,7 +536,22 @@ class Where(enum.IntEnum):
     stream_a = 1
     stream_b = 2
     cpu = 3
+    gpu1 = 4
+    gpu2 = 5
+    gpu3 = 6
+    gpu4 = 7
+    gpu5 = 8
+    gpu6 = 9
+    gpu7 = 10
+    gpu8 = 11
+    gpu9 = 12
+    gpu10 = 13
+    gpu11 = 14
+    gpu12 = 15
+    gpu13 = 16
+    gpu14 = 17
 class LayerPlacement:
+    device: Where
     def __eq__(self, other: object) -> bool:
         ...
     def __getitem__(self, group: Group) -> Where:
@@ -517,6 +575,7 @@ class Placement:
     head: Where
     head_op_offload: bool
     op_offload: bool
+    pipeline: bool
     def __init__(self) -> None:
         ...
     @property
@@ -530,6 +589,12 @@ class Placement:
         ...
     @layer_pattern.setter
     def layer_pattern(self, arg0: collections.abc.Sequence[int]) -> None:
+        ...
+    @property
+    def n_gpu(self) -> int:
+        ...
+    @n_gpu.setter
+    def n_gpu(self, arg0: int) -> None:
         ...
     @property
     def patterns(self) -> list[LayerPlacement]:
@@ -589,9 +654,10 @@ class OpKind(enum.IntEnum):
     copy = 6
     scan = 7
 class ContextParameters:
-    casts_mask: bool
     flash_attn: bool
+    flash_attn_auto: bool
     kv_unified: bool
+    pshard_runtime: bool
     swa_full: bool
     type_k: DataType
     type_v: DataType
@@ -608,6 +674,12 @@ class ContextParameters:
         ...
     @n_ctx.setter
     def n_ctx(self, arg0: int) -> None:
+        ...
+    @property
+    def n_outputs_max(self) -> int:
+        ...
+    @n_outputs_max.setter
+    def n_outputs_max(self, arg0: int) -> None:
         ...
     @property
     def n_seq_max(self) -> int:
@@ -651,11 +723,21 @@ class MemoryReport:
     def gpu(self) -> DeviceBytes:
         ...
     @property
+    def gpus(self) -> list[DeviceBytes]:
+        ...
+    @property
     def host(self) -> DeviceBytes:
+        ...
+class KernelDemand:
+    @property
+    def n_kernels(self) -> int:
+        ...
+    @property
+    def pool_bytes(self) -> int:
         ...
 class ComputeBytes:
     @property
-    def gpu_bytes(self) -> int:
+    def gpu_bytes(self) -> typing.Annotated[list[int], "FixedSize(15)"]:
         ...
     @property
     def gpu_stream_bytes(self) -> int:
@@ -666,7 +748,7 @@ class ComputeBytes:
 class ComputeBuffers:
     def __call__(self, placement: Placement) -> ComputeBytes:
         ...
-    def __init__(self, model: Model, context: ContextParameters, n_tokens: int) -> None:
+    def __init__(self, model: Model, context: ContextParameters, n_tokens: int, n_gpu: int = 1) -> None:
         ...
     @property
     def n_replays(self) -> int:
@@ -784,27 +866,64 @@ class Found:
     @property
     def viable(self) -> bool:
         ...
-class StockFit:
-    @property
-    def fits_whole(self) -> bool:
+class FitDevice:
+    def __init__(self, free_bytes: int, margin_bytes: int = 0) -> None:
         ...
     @property
-    def memory(self) -> MemoryReport:
+    def free_bytes(self) -> int:
         ...
     @property
-    def n_gpu_layers(self) -> int:
+    def margin_bytes(self) -> int:
+        ...
+    @property
+    def target_bytes(self) -> int:
+        ...
+class GpuLayers:
+    @property
+    def n_layer(self) -> int:
         ...
     @property
     def n_partial(self) -> int:
         ...
     @property
-    def n_probes(self) -> int:
+    def overflow(self) -> str:
+        ...
+class FitProbe:
+    @property
+    def bytes(self) -> list[int]:
         ...
     @property
-    def overflow(self) -> str:
+    def layers(self) -> list[GpuLayers]:
+        ...
+class FitOutcome(enum.Enum):
+    unchanged = 0
+    shorter_context = 1
+    distributed = 2
+    refused = 3
+class StockFit:
+    @property
+    def ends(self) -> bool:
+        ...
+    @property
+    def layers(self) -> list[GpuLayers]:
+        ...
+    @property
+    def memory(self) -> MemoryReport:
+        ...
+    @property
+    def n_ctx(self) -> int:
+        ...
+    @property
+    def n_measured(self) -> int:
+        ...
+    @property
+    def outcome(self) -> FitOutcome:
         ...
     @property
     def placement(self) -> Placement:
+        ...
+    @property
+    def probes(self) -> list[FitProbe]:
         ...
 class Candidate:
     @property
@@ -963,12 +1082,378 @@ class GpuQuery:
     @property
     def reason(self) -> str:
         ...
+class ProbeError(RuntimeError):
+    """
+    A measurement that cannot be trusted: a wrong result, a clock that is too coarse, a CPU, file or memory that is not there.
+    """
+class MeasurePolicy:
+    """
+    When a measurement ends.
+    
+    Parameters
+    ----------
+    max_spread : float
+        Relative spread at which a figure is settled.
+    noisy_spread : float
+        Relative spread, or drift between the halves of the samples, over which a figure is noisy.
+    budget_seconds : float
+        For warm-up and samples together. The least count is taken even where it needs longer.
+    min_count, max_count : int
+        Samples.
+    
+    Raises
+    ------
+    ValueError
+        A bound that no measurement can meet; the message names it.
+    """
+    def __init__(self, *, max_spread: float = 0.03, noisy_spread: float = 0.1, budget_seconds: float = 0.5, min_count: int = 5, max_count: int = 1000) -> None:
+        ...
+    @property
+    def budget_seconds(self) -> float:
+        ...
+    @property
+    def max_count(self) -> int:
+        ...
+    @property
+    def max_spread(self) -> float:
+        ...
+    @property
+    def min_count(self) -> int:
+        ...
+    @property
+    def noisy_spread(self) -> float:
+        ...
+class Measurement:
+    """
+    Seconds of one sample, over all that were taken after warm-up.
+    
+    Attributes
+    ----------
+    median_seconds, minimum_seconds : float
+    spread : float
+        Half the distance between the 16th and the 84th percentile, relative to the median.
+    drift : float
+        Distance between the medians of the first and the second half, relative to the median.
+    count, warmup_count : int
+        Samples that the figures rest on, and those before them.
+    is_settled : bool
+        The spread came under the policy's bound; otherwise its budget or its greatest count ended the measurement.
+    is_noisy : bool
+        Spread or drift are over the policy's bound of noise: something else ran, or clocks changed.
+    """
+    @property
+    def count(self) -> int:
+        ...
+    @property
+    def drift(self) -> float:
+        ...
+    @property
+    def is_noisy(self) -> bool:
+        ...
+    @property
+    def is_settled(self) -> bool:
+        ...
+    @property
+    def median_seconds(self) -> float:
+        ...
+    @property
+    def minimum_seconds(self) -> float:
+        ...
+    @property
+    def spread(self) -> float:
+        ...
+    @property
+    def warmup_count(self) -> int:
+        ...
+class ProbeResult:
+    """
+    What one sample of a probe did, and how long it took.
+    
+    Attributes
+    ----------
+    time : Measurement
+    n_bytes, n_flop : float
+        Of one sample: weights or cache that were read, or bytes copied; a multiplication and an addition are two FLOP.
+    bytes_per_second, flop_per_second : float
+        By the median.
+    n_threads : int
+    is_cold : bool
+        No sample found what it read in a cache.
+    note : str
+        Why it was not cold, or how the operating system was asked; empty where there is nothing to say.
+    """
+    @property
+    def bytes_per_second(self) -> float:
+        ...
+    @property
+    def flop_per_second(self) -> float:
+        ...
+    @property
+    def is_cold(self) -> bool:
+        ...
+    @property
+    def n_bytes(self) -> float:
+        ...
+    @property
+    def n_flop(self) -> float:
+        ...
+    @property
+    def n_threads(self) -> int:
+        ...
+    @property
+    def note(self) -> str:
+        ...
+    @property
+    def time(self) -> Measurement:
+        ...
+class Contention:
+    """
+    Copies and products, each alone and under the other.
+    
+    Attributes
+    ----------
+    copy_alone, copy_under_product : ProbeResult
+        `n_bytes` counts what was copied; memory reads and writes each of them.
+    product_alone, product_under_copy : ProbeResult
+    """
+    @property
+    def copy_alone(self) -> ProbeResult:
+        ...
+    @property
+    def copy_under_product(self) -> ProbeResult:
+        ...
+    @property
+    def product_alone(self) -> ProbeResult:
+        ...
+    @property
+    def product_under_copy(self) -> ProbeResult:
+        ...
+class OpCost:
+    """
+    Cost of starting operations that do nothing.
+    
+    Attributes
+    ----------
+    op : ProbeResult
+        One of many in a running pass: every thread takes part and waits for all others.
+    wake : ProbeResult
+        From a sleeping pool to the end of its first operation, once per pass.
+    """
+    @property
+    def op(self) -> ProbeResult:
+        ...
+    @property
+    def wake(self) -> ProbeResult:
+        ...
+class Peak:
+    """
+    Multiply-adds in registers, which no kernel of the same instruction set exceeds.
+    
+    Attributes
+    ----------
+    bytes : ProbeResult
+        Products of 8-bit numbers, summed in 32 bits.
+    floats : ProbeResult
+        Of 32 bits.
+    """
+    @property
+    def bytes(self) -> ProbeResult:
+        ...
+    @property
+    def floats(self) -> ProbeResult:
+        ...
+class CpuProbe:
+    """
+    Measures what the CPU and its memory reach. Every result is verified.
+    
+    Parameters
+    ----------
+    cpus : list of int
+        One thread is pinned to each. Give one CPU per physical core.
+    max_bytes : int
+        Bound of the memory that a probe takes. It is kept between probes.
+    path : str
+        Instruction set, one of `cpu_paths()`; the fastest by default.
+    
+    Raises
+    ------
+    ProbeError
+        A CPU is not available to this process.
+    ValueError
+        An unknown path, no CPU, or no memory.
+    """
+    def __init__(self, cpus: collections.abc.Sequence[int], *, max_bytes: int, path: str = '') -> None:
+        ...
+    def attention(self, *, n_heads: int, n_kv_heads: int, head_size: int, depth: int, batch: int, n_threads: int, policy: MeasurePolicy) -> ProbeResult:
+        """
+        Fused attention of `batch` query tokens over an F16 cache of `depth` cells, each of which every token reads.
+        
+        Parameters
+        ----------
+        n_heads, n_kv_heads, head_size : int
+        depth : int
+            Cells.
+        batch : int
+            Query tokens.
+        n_threads : int
+        policy : MeasurePolicy
+        
+        Returns
+        -------
+        ProbeResult
+            `n_bytes` is the cache; FLOP are 4 × head_size × n_heads × batch × depth.
+        
+        Raises
+        ------
+        ProbeError
+            As `product`.
+        ValueError
+            A shape that has no kernel.
+        """
+    def contention(self, type: str, layout: str, *, n_rows: int, n_columns: int, batch: int, chunk_bytes: int, policy: MeasurePolicy) -> Contention:
+        """
+        How copies and products slow each other down: one thread copies from memory to memory, the others multiply.
+        
+        Parameters
+        ----------
+        type, layout, n_rows, n_columns, batch
+            As those of `product`.
+        chunk_bytes : int
+            Of one copy.
+        policy : MeasurePolicy
+            For each of the four measurements.
+        
+        Returns
+        -------
+        Contention
+        
+        Raises
+        ------
+        ProbeError
+            As `product`; and where there is only one CPU.
+        ValueError
+            As `product`.
+        """
+    def experts(self, type: str, layout: str, *, n_rows: int, n_columns: int, batch: int, n_used: int, n_threads: int, policy: MeasurePolicy) -> ProbeResult:
+        """
+        Products with `n_used` different experts, `batch` rows of activations each.
+        
+        Parameters
+        ----------
+        type, layout, n_rows, n_columns, n_threads, policy
+            As those of `product`, for each expert.
+        batch : int
+            Rows per expert that is used at all.
+        n_used : int
+        
+        Returns
+        -------
+        ProbeResult
+            `n_bytes` and `n_flop` are those of all experts that one sample uses.
+        
+        Raises
+        ------
+        ProbeError, ValueError
+            As `product`.
+        """
+    def op_cost(self, *, n_threads: int, policy: MeasurePolicy) -> OpCost:
+        """
+        Cost of starting one operation on threads that poll, and of waking them.
+        
+        Parameters
+        ----------
+        n_threads : int
+        policy : MeasurePolicy
+        
+        Returns
+        -------
+        OpCost
+            Seconds are those of one operation.
+        
+        Raises
+        ------
+        ProbeError
+            An operation was left out, or the clock is too coarse.
+        """
+    def peak(self, *, n_threads: int, policy: MeasurePolicy) -> Peak:
+        """
+        What the multiplying units do at most.
+        
+        Parameters
+        ----------
+        n_threads : int
+        policy : MeasurePolicy
+        
+        Returns
+        -------
+        Peak
+        
+        Raises
+        ------
+        ProbeError
+            A wrong sum.
+        """
+    def product(self, type: str, layout: str, *, n_rows: int, n_columns: int, batch: int, n_threads: int, policy: MeasurePolicy) -> ProbeResult:
+        """
+        Product of an n_rows × n_columns matrix with `batch` rows of activations, rounding of the activations included.
+        
+        Parameters
+        ----------
+        type : {"F16", "Q8_0", "Q4_0", "Q4_K", "Q6_K"}
+        layout : {"plain", "interleaved"}
+            As in the file, or interleaved by rows (Q4_0 and Q4_K).
+        n_rows, n_columns, batch : int
+        n_threads : int
+        policy : MeasurePolicy
+        
+        Returns
+        -------
+        ProbeResult
+            `n_bytes` is the matrix.
+        
+        Raises
+        ------
+        ProbeError
+            A wrong product, a sample that is too short for the clock, or too little memory.
+        ValueError
+            A type, layout or shape that has no kernel.
+        """
+    def read(self, *, n_threads: int, policy: MeasurePolicy) -> ProbeResult:
+        """
+        Read bandwidth of memory: threads sum their own parts of an array far larger than the caches.
+        
+        Parameters
+        ----------
+        n_threads : int
+            At most as many as there are CPUs.
+        policy : MeasurePolicy
+        
+        Returns
+        -------
+        ProbeResult
+            `n_bytes` is the array.
+        
+        Raises
+        ------
+        ProbeError
+            A wrong sum, or too little memory.
+        """
+    @property
+    def n_threads(self) -> int:
+        ...
+    @property
+    def path(self) -> str:
+        ...
 def all_knobs(strategy: str, model: Model) -> list[Knobs]:
     ...
-def cache_bytes(model: Model, layer: Layer, context: ContextParameters) -> int:
+def cache_bytes(model: Model, layer: Layer, context: ContextParameters, where: Where = Where.pinned) -> int:
     ...
 def cache_cells(model: Model, context: ContextParameters) -> CacheCells:
     ...
+def cpu_paths() -> list[str]:
+    """
+    Instruction sets that this build has kernels for and this CPU runs, from the plainest to the fastest.
+    """
 def distinct_expert_share(n_expert: int, n_expert_used: int, n_tokens: float) -> float:
     ...
 def embedding_bytes(model: Model) -> int:
@@ -976,6 +1461,8 @@ def embedding_bytes(model: Model) -> int:
 def embedding_operations(model: Model, pass_: Pass) -> list[typing.Any]:
     ...
 def gpu_head_bytes(model: Model) -> int:
+    ...
+def gpu_of(where: Where) -> int:
     ...
 def gpu_tensor_bytes(tensor: Tensor) -> int:
     ...
@@ -989,11 +1476,23 @@ def host_head_bytes(model: Model) -> int:
     ...
 def host_weight_bytes(layer: Layer, placement: LayerPlacement) -> int:
     ...
+def is_pinned(where: Where) -> bool:
+    ...
+def kernel_demand(model: Model, placement: Placement, context: ContextParameters, n_tokens: int) -> list[KernelDemand]:
+    """
+    What CUDA kernels take besides the compute buffers, by GPU.
+    """
 def kv_bytes_per_cell(layer: LayerParameters, type_k: DataType, type_v: DataType) -> int:
     ...
+def last_level_cache_bytes() -> int:
+    """
+    Bytes of the largest cache, as the operating system tells; 128 MiB where it does not.
+    """
 def layer_of(tensor_name: str) -> int:
     ...
 def layer_operations(model: Model, layer: int, pass_: Pass, is_last: bool = False) -> list[typing.Any]:
+    ...
+def layer_places(n_layer: int, n_gpu_layers: int, shares: collections.abc.Sequence[float]) -> list[Where]:
     ...
 def local_name(tensor_name: str) -> str:
     ...
@@ -1003,6 +1502,34 @@ def memory(model: Model, placement: Placement, context: ContextParameters, n_tok
     """
     Bytes per device for one placement.
     """
+def multiply(type: str, layout: str, *, weights: typing.Annotated[numpy.typing.ArrayLike, numpy.uint8], activations: typing.Annotated[numpy.typing.ArrayLike, numpy.float32], path: str = '') -> numpy.typing.NDArray[numpy.float32]:
+    """
+    Multiply by one of the kernels that are measured.
+    
+    Parameters
+    ----------
+    type, layout : str
+        As those of `CpuProbe.product`. Interleaving is done here.
+    weights : numpy.ndarray of uint8, shape (n_rows, bytes of a row)
+        Plain rows, as GGUF stores them.
+    activations : numpy.ndarray of float32, shape (batch, n_columns)
+        Finite. Rounded to eight bits per value (F16 weights: to F16), as llama.cpp does.
+    path : str
+        One of `cpu_paths()`; the fastest by default.
+    
+    Returns
+    -------
+    numpy.ndarray of float32, shape (batch, n_rows)
+    
+    Raises
+    ------
+    ValueError
+        A type, layout, path or shape that has no kernel.
+    """
+def offloads_head(strategy: str, model: Model) -> bool:
+    ...
+def pinned_on(gpu: int) -> Where:
+    ...
 def plan_runtime(model: Model, machine: Machine, context: ContextParameters, workload: Workload, tiers: collections.abc.Sequence[TierPlan]) -> RuntimePlan:
     ...
 def plan_stock(model: Model, machine: Machine, context: ContextParameters, workload: Workload, budget: Budget, micro_batches: collections.abc.Sequence[int]) -> StockPlan:
@@ -1013,11 +1540,38 @@ def price_pass(model: Model, machine: Machine, pass_: Pass, placement: Placement
     ...
 def price_workload(model: Model, machine: Machine, context: ContextParameters, workload: Workload, placement: Placement) -> WorkloadTime:
     ...
+def probe_storage(path: str, *, n_bytes: int, chunk_bytes: int, policy: MeasurePolicy) -> ProbeResult:
+    """
+    Sequential reads of a file past the cache of the operating system.
+    
+    Parameters
+    ----------
+    path : str
+    n_bytes : int
+        Only the first so many are read, again from the start where the policy asks for more.
+    chunk_bytes : int
+        That one sample reads, a multiple of 4096.
+    policy : MeasurePolicy
+    
+    Returns
+    -------
+    ProbeResult
+        `note` says how the cache was passed by.
+    
+    Raises
+    ------
+    ProbeError
+        The file cannot be read, is shorter than one chunk, or two reads of the same bytes differ.
+    ValueError
+        `chunk_bytes` is no multiple of a page.
+    """
 def query_gpus() -> GpuQuery:
     """
     Ask the CUDA runtime for the GPUs of this machine. Opens a context on each; an absent driver or device is an answer, not an error.
     """
 def reserved_pass(model: Model, context: ContextParameters, n_tokens: int) -> Pass:
+    ...
+def resolve_flash_attention(model: Model, placement: Placement, context: ContextParameters) -> ContextParameters:
     ...
 def search(strategy: str, model: Model, machine: Machine | None, context: ContextParameters, workload: Workload, budget: Budget, batch_size: int, exhaustively: bool = False) -> Found:
     ...
@@ -1027,7 +1581,7 @@ def skip_strings(data: typing_extensions.Buffer, count: int) -> tuple[int, int]:
     """
 def state_bytes(layer: LayerParameters) -> int:
     ...
-def stock_fit(model: Model, context: ContextParameters, target_bytes: int, has_gpu: bool = True) -> StockFit:
+def stock_fit(model: Model, context: ContextParameters, gpus: collections.abc.Sequence[FitDevice], *, host: FitDevice | None = None, n_ctx_min: int = 4096, offload_kqv: bool = True, op_offload: bool = True, given: Placement | None = None, n_gpu_layers: int = -1) -> StockFit:
     ...
 def strategy_names() -> list[str]:
     ...

@@ -124,13 +124,9 @@ def _candidate(plan: Plan, tier: _core.TierPlan, candidate: _core.Candidate, fas
     """One strategy at one tier; where it does not fit, every figure is null and the missing bytes stand."""
     viable, time, memory, knobs = candidate.viable, candidate.time, candidate.memory, candidate.knobs
     layers = _layers(plan, candidate.placement)
-    n_pinned, n_attn_pinned = knobs.n_pinned, knobs.n_attn_pinned
-    if candidate.strategy == "STOCK_FIT":  # its own counts are those of -ngl, prediction layers among them
-        n_pinned = sum(stretch["count"] for stretch in layers if not stretch["streamed"] and not stretch["cpu"])
-        n_attn_pinned = sum(stretch["count"] for stretch in layers if "cache" in stretch["pinned"])
     placed: Document = {
-        "n_pinned": n_pinned,
-        "n_attn_pinned": n_attn_pinned,
+        "n_pinned": knobs.n_pinned,
+        "n_attn_pinned": knobs.n_attn_pinned,
         "overflow": knobs.overflow,
         "output_on_gpu": knobs.output_on_gpu,
         "pin_from_back": knobs.pin_from_back,
@@ -214,7 +210,7 @@ def _stock_fit(plan: Plan) -> Document:
     return {
         "flags": stock_arguments(plan.model, plan.fit.placement),
         "viable": _fit_fits(plan),
-        "fits_whole": plan.fit.fits_whole,
+        "fits_whole": plan.settings.budget_bytes > 0 and plan.fit.outcome.name == "unchanged",
         "n_ubatch": plan.settings.n_ubatch,
         **_stock_figures(plan.fit.memory, plan.fit_time),
     }

@@ -71,6 +71,11 @@ class _Keys:
         value = self._get(key)
         return default if value is None else bool(value)
 
+    def any(self, key: str) -> bool:
+        """Whether a list in the file has anything but zeros."""
+        value = self._get(key)
+        return isinstance(value, list) and any(bool(item) for item in value)
+
     def per_layer(self, key: str, n_layer: int, default: list[int]) -> list[int]:
         value = self._get(key)
         if value is None:
@@ -233,32 +238,49 @@ def _traits(keys: _Keys, architecture: Architecture) -> _core.GraphTraits:
 
     traits = _core.GraphTraits()
     traits.causal = architecture.causal and keys.flag("attention.causal", default=True)
-    parallel = architecture.parallel
-    traits.parallel_block = keys.flag("use_parallel_residual", default=False) if parallel is None else parallel
-    traits.scaled_embedding = architecture.scaled_embedding
-    if architecture.scales_in_file:
-        traits.scaled_embedding = keys.number("embedding_scale", 0.0) != 0.0
-        traits.scaled_residual = keys.number("residual_scale", 0.0) != 0.0
-        traits.scaled_logits = keys.number("logit_scale", 0.0) != 0.0
+    for scaled in ("embedding", "residual", "logits"):
+        in_file = architecture.scales_in_file and keys.number(f"{scaled.removesuffix('s')}_scale", 0.0) != 0.0
+        setattr(traits, f"scaled_{scaled}", in_file or scaled in architecture.scales)
+    traits.scaled_head_input = "head_input" in architecture.scales
     if architecture.softcaps is not None:
         traits.attention_softcap = keys.number("attn_logit_softcapping", architecture.softcaps[0])
         traits.logits_softcap = keys.number("final_logit_softcapping", architecture.softcaps[1])
+    has_sections = architecture.rope_sections
+    if has_sections is None:
+        has_sections = keys.any("rope.dimension_sections")
+    traits.positions_per_token = 4 if has_sections else 1
+    traits.layer_norm = architecture.layer_norm
+    parallel = architecture.sum is None and keys.flag("use_parallel_residual", default=False)
+    traits.sum = _core.Sum[architecture.sum or ("ffn_residual_attention" if parallel else "sequential")]
+    traits.residual_first_in_attention = architecture.residual_first_in_attention
+    traits.residual_first = architecture.residual_first
+    traits.late_rows = _core.LateRows[architecture.late_rows]
     traits.gated_attention = architecture.gated_attention
+    traits.joined_heads = architecture.joined_heads
+    traits.clamped_qkv = keys.number("attention.clamp_kqv", 0.0) > 0.0
+    traits.norm_behind_rope = architecture.norm_behind_rope
+    traits.norm_without_weight = architecture.unweighted_qk_norm and keys.integer("expert_count", default=0) != 128
+    temperature: str = architecture.temperature
+    if temperature == "in_file":
+        temperature = "all" if keys.number("attention.temperature_scale", 0.0) != 0.0 else "none"
+    traits.temperature = _core.Temperature[temperature]
+    traits.ffn_reads_attention_norm = architecture.ffn_reads_attention_norm
+    traits.squared_activation = architecture.squared_activation
     gating: str = architecture.gating
     if architecture.gating_in_file:
         gating = _GATING_IDS.get(keys.integer("expert_gating_func", default=0), gating)
     traits.gating = _core.Gating[gating]
+    traits.n_expert_groups = max(keys.integer("expert_group_count", default=0, limit=_MAX_EXPERTS), 1)
+    traits.n_expert_groups_used = max(keys.integer("expert_group_used_count", default=0, limit=_MAX_EXPERTS), 1)
     normalised = architecture.normalised
     traits.normalised_expert_weights = (
         keys.flag("expert_weights_norm", default=False) if normalised is None else normalised
     )
     traits.scaled_expert_weights = keys.number("expert_weights_scale", 0.0) not in (0.0, 1.0)
     traits.weight_before_ffn = architecture.weight_before_ffn
-    traits.layer_norm = "attention.layer_norm_epsilon" in keys
-    traits.residual_first = architecture.residual_first
-    traits.late_row_selection = architecture.late_rows
-    traits.norm_without_weight = architecture.unweighted_qk_norm and keys.integer("expert_count", default=0) != 128
-    traits.attention_temperature = architecture.attention_temperature
+    traits.shared_gate_by_ratio = architecture.shared_gate_by_ratio
+    traits.norms_time_step = keys.flag("ssm.dt_b_c_rms", default=False)
+    traits.repeats_key_heads = architecture.repeats_key_heads
     return traits
 
 
@@ -299,7 +321,8 @@ class _LayerDescriber:
             slides = pattern
         else:
             period = window.period if pattern is None else pattern
-            slides = [period == 0 or i % period != period - 1 for i in range(self._h.n_layer)]
+            full = 0 if window.full_first else period - 1
+            slides = [period == 0 or i % period != full for i in range(self._h.n_layer)]
         return [tokens if slide else 0 for slide in slides] + none[: self._h.n_layer_nextn]
 
     def _describe(self, index: int) -> _core.LayerParameters:
@@ -392,13 +415,15 @@ class _LayerDescriber:
             "always": True,
             "never": False,
             "windows": layer.window > 0,
+            "windows_if_any": layer.window > 0 or not any(self._windows),
             "switch": keys.flag("rope.scaling.finetuned", default=True),
         }[architecture.rope] and not (architecture.no_rope_period and (index + 1) % architecture.no_rope_period == 0)
 
     def _check_widths(self, index: int, layer: _core.LayerParameters, tensors: dict[str, TensorInfo]) -> None:
         """Hold the head counts against the projections; the KV cache is only as true as they are."""
         k, v = layer.n_head_kv * layer.head_dim_k, layer.n_head_kv * layer.head_dim_v
-        expected = {"attn_k": k, "attn_v": v, "attn_qkv": layer.n_head * layer.head_dim_k + k + v}
+        q = layer.n_head * layer.head_dim_k * (2 if self._architecture.gated_attention else 1)
+        expected = {"attn_k": k, "attn_v": v, "attn_qkv": q + k + v}
         for stem, width in expected.items():
             tensor = tensors.get(stem)
             if tensor is not None and len(tensor.shape) == 2 and tensor.shape[1] != width:

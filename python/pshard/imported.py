@@ -1,4 +1,4 @@
-"""A machine from the planner pull request's two profile files, and a profile written as those files.
+"""A profile from the planner pull request's two profile files, and a profile written as those files.
 
 Their rows are by shape, pshard's rates are over the batch; the seconds of one operation fall into a start, which the
 small shapes show, and the work. What the files do not say is filled with reference figures, and said.
@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from pshard.errors import MachineError, SettingError
-from pshard.machine import Machine
 from pshard.profile import (
     SCHEMA_VERSION,
     Capacities,
@@ -28,7 +27,7 @@ from pshard.profile import (
     Series,
 )
 from pshard.profile_checks import problems
-from pshard.rates import Rates, bits_per_weight, type_ids
+from pshard.rates import Rates, bits_per_weight, type_ids, weight_bytes_per_second
 from pshard.reference_rates import efficiency
 from pshard.text_profiles import (
     CPU_FILE,
@@ -47,6 +46,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Sequence
 
+    from pshard.machine import Machine
     from pshard.profile import Operation
 
     _Key = tuple[Operation, str]
@@ -71,7 +71,7 @@ N_EXPERT, N_EXPERT_USED = 128, 8
 ATTENTION_HEADS, ATTENTION_KV_HEADS, ATTENTION_HEAD_DIM, ATTENTION_CELLS = 32, 1, 128, 16384
 
 
-def machine_from_text_profiles(
+def profile_from_text_files(
     cpu_path: str | os.PathLike[str],
     gpu_path: str | os.PathLike[str],
     *,
@@ -79,8 +79,8 @@ def machine_from_text_profiles(
     ram_bytes: int | None = None,
     n_cores: int | None = None,
     budget_bytes: int | None = None,
-) -> Machine:
-    """Read the two files into a machine that plans can be made for.
+) -> Profile:
+    """Read the two files into a profile.
 
     Parameters
     ----------
@@ -96,7 +96,7 @@ def machine_from_text_profiles(
 
     Returns
     -------
-    Machine
+    Profile
         Its figures are marked imported; its notes say what was left out and what was filled in.
 
     Raises
@@ -160,9 +160,7 @@ def machine_from_text_profiles(
     for json_path, problem in problems(profile):
         msg = f"{cpu_path}, {gpu_path}: make no profile, {json_path}: {problem}"
         raise MachineError(msg)
-    source = f"Profiles of the planner pull request: {cpu_path}, {gpu_path}."
-    free_bytes = gpu_here.free_bytes if gpu_here else None
-    return Machine(profile.name, profile, (*profile.notes, source), free_vram_bytes=free_bytes)
+    return profile
 
 
 def write_text_profiles(
@@ -330,7 +328,8 @@ def _processor(
         msg = f"{name}: bandwidths for threads {sorted(memory, key=str)}, rows for {counts}; profile again"
         raise MachineError(msg)
     peak = max([peak_flop_per_second, *(rate for entry in series for rate in entry.flop_per_second)])
-    reading = max([*memory.values(), *(_reading(entry) for entry in series if entry.operation == "mul_mat")])
+    products = [entry for entry in series if entry.operation == "mul_mat"]
+    reading = max([*memory.values(), *map(weight_bytes_per_second, products)])
     processor = Processor(
         name=name,
         memory_peak_bytes_per_second=reading,
@@ -340,12 +339,6 @@ def _processor(
         n_cores=n_cores,
     )
     return processor, tuple(notes)
-
-
-def _reading(series: Series) -> float:
-    """Bytes/s of weights at the first point of a series, if a product of one row."""
-    seconds = 2.0 * series.batch[0] / series.flop_per_second[0]
-    return bits_per_weight(series.type) / 8.0 / seconds if series.batch[0] == 1.0 else 0.0
 
 
 def _series(rows: Sequence[Row], op_seconds: float, n_threads: int | None) -> list[Series]:

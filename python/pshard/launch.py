@@ -78,9 +78,6 @@ def stock_arguments(model: Model, placement: _core.Placement) -> list[str]:
     patterns = [placement.patterns[index] for index in placement.layer_pattern]
     on_cpu = _core.LayerPlacement(_core.Where.cpu)
     n_cpu_layers = next((i for i, pattern in enumerate(patterns) if pattern != on_cpu), len(patterns))
-    if placement.exceptions:
-        message = f"{placement.exceptions[0].name} lies elsewhere than its group; no strategy places single tensors"
-        raise ValueError(message)
     if placement.head not in (_core.Where.pinned, _core.Where.cpu):
         message = "the output head is streamed at every batch; stock llama.cpp cannot do that"
         raise ValueError(message)
@@ -89,8 +86,10 @@ def stock_arguments(model: Model, placement: _core.Placement) -> list[str]:
         return ["-ngl", "0"] if placement.op_offload else ["-dev", "none"]
 
     # Local names of what stays in host memory, of the layers that otherwise lie on the GPU.
+    exceptions = {exception.name: exception.where for exception in placement.exceptions}
     moved = {
-        index: _host_tensors(layers[index].tensors, patterns[index]) for index in range(n_cpu_layers, len(patterns))
+        index: _host_tensors(layers[index].tensors, patterns[index], exceptions)
+        for index in range(n_cpu_layers, len(patterns))
     }
     n_counted = model.n_layer + model.n_layer_nextn
     arguments = ["-ngl", "all" if n_cpu_layers == 0 else str(n_counted + 1 - n_cpu_layers)]
@@ -110,13 +109,15 @@ def stock_arguments(model: Model, placement: _core.Placement) -> list[str]:
     return arguments if placement.op_offload else [*arguments, "--no-op-offload"]
 
 
-def _host_tensors(tensors: Sequence[_core.Tensor], pattern: _core.LayerPlacement) -> tuple[str, ...]:
+def _host_tensors(
+    tensors: Sequence[_core.Tensor], pattern: _core.LayerPlacement, exceptions: Mapping[str, _core.Where]
+) -> tuple[str, ...]:
     """Local names of the tensors of one GPU layer that stay in host memory."""
     from pshard import _core
 
     names = []
     for tensor in tensors:
-        where = pattern[_core.group_of(tensor.name)]
+        where = exceptions.get(tensor.name, pattern[_core.group_of(tensor.name)])
         if where == _core.Where.cpu:
             names.append(_core.local_name(tensor.name))
         elif where != _core.Where.pinned:
@@ -125,7 +126,16 @@ def _host_tensors(tensors: Sequence[_core.Tensor], pattern: _core.LayerPlacement
     if pattern[_core.Group.cache] != _core.Where.pinned:
         message = f"{tensors[0].name} lies in a GPU layer whose KV is not on the GPU; stock flags cannot say that"
         raise ValueError(message)
+    stems = {_stem(name) for name in names}
+    stays = next((t for t in tensors if (name := _core.local_name(t.name)) not in names and _stem(name) in stems), None)
+    if stays is not None:
+        message = f"{stays.name} stays on the GPU, others of its name do not; overrides here take all of one name"
+        raise ValueError(message)
     return tuple(sorted(names))
+
+
+def _stem(local_name: str) -> str:
+    return local_name.rsplit(".", 1)[0]
 
 
 def _short_flag(model: Model, moved: Mapping[int, tuple[str, ...]]) -> list[str]:
@@ -152,13 +162,53 @@ def _local_names(model: Model, index: int) -> list[str]:
 def _name_pattern(names: Sequence[str]) -> str:
     """Regular expression for the beginnings of these tensor names; those that differ in one part are merged."""
     families: dict[tuple[str, str], list[str]] = {}
-    for stem in sorted({name.rsplit(".", 1)[0] for name in names}):
+    for stem in sorted({_stem(name) for name in names}):
         found = re.fullmatch(r"ffn_(up|down|gate|gate_up)(|_exps|_chexps|_shexp)", stem)
         prefix, part, suffix = ("ffn_", found[1], found[2]) if found else ("", stem.replace(".", r"\."), "")
         families.setdefault((prefix, suffix), []).append(part)
     parts = [f"{prefix}{alternatives('|'.join(merged))}{suffix}" for (prefix, suffix), merged in families.items()]
     end = r"\." if all("." in name for name in names) else r"(\.|$)"
     return (parts[0] if len(parts) == 1 else alternatives("|".join(parts))) + end
+
+
+# What llama.cpp's --fit matches of a partial layer, by what the layer keeps of its experts.
+_FIT_PATTERNS = {
+    "NONE": "ffn_(up|down|gate_up|gate)_(ch|)exps",
+    "ATTN": "ffn_(gate|up|gate_up|down).*",
+    "UP": "ffn_(gate|gate_up|down).*",
+    "GATE": "ffn_down.*",
+}
+
+
+def fit_overrides(
+    model: Model, devices: Sequence[_core.GpuLayers], names: Sequence[str]
+) -> tuple[tuple[str, str], ...]:
+    """Write overrides as ``--fit`` does, one for each partial layer.
+
+    Parameters
+    ----------
+    model : Model
+    devices : sequence of _core.GpuLayers
+        Layers of each device.
+    names : sequence of str
+        Their names.
+
+    Returns
+    -------
+    tuple of (str, str)
+        Pattern and buffer. The first partial layer of a device may keep a part of its experts, and hands the others to
+        the next device; all else goes to ``"CPU"``.
+    """
+    overrides = []
+    index = model.n_layer + 1 - sum(layers.n_layer for layers in devices)
+    for layers, next_name in zip(devices, (*names[1:], "CPU"), strict=True):
+        index += layers.n_layer - layers.n_partial
+        for order in range(layers.n_partial):
+            kept = layers.overflow if order == 0 else "NONE"
+            buffer = "CPU" if kept == "NONE" else next_name
+            overrides.append((rf"blk\.{index + order}\.{_FIT_PATTERNS[kept]}", buffer))
+        index += layers.n_partial
+    return tuple(overrides)
 
 
 def common_arguments(

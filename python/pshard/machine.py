@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from msgspec.structs import replace
 
 from pshard import _core
 from pshard.errors import SettingError
-from pshard.profile import LAYOUTS, Curve, Entry, Layout, Profile, Series, read_profile, stored_profile_path
+from pshard.profile import LAYOUTS, Curve, Entry, Layout, Profile, Series, read_profile
 from pshard.rates import Rates, bits_per_weight, estimate, type_ids
 from pshard.reference_rates import build_profile
 from pshard.references import (
@@ -31,7 +32,7 @@ from pshard.references import (
 if TYPE_CHECKING:
     from pshard.profile import Operation, Processor
 
-__all__ = ["Machine", "load_machine"]
+__all__ = ["Machine", "load_machine", "machine_from_text_profiles", "stored_machine"]
 
 WITHOUT_SPEEDS = "none"
 
@@ -53,6 +54,8 @@ class Machine:
         VRAM that was free when the GPU was asked; None where none was.
     has_speeds : bool
         False for a machine of which only the capacities count: plans go by bytes alone.
+    warnings : tuple of str
+        What weakens every prediction for it: a profile that no longer holds.
     """
 
     name: str
@@ -61,6 +64,7 @@ class Machine:
     reference: Reference | None = None
     free_vram_bytes: int | None = None
     has_speeds: bool = True
+    warnings: tuple[str, ...] = ()
     _cores: dict[tuple[int, Layout], _core.Machine] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -108,7 +112,9 @@ class Machine:
         _check_threads(n_threads)
         if self.reference is not None or not self.has_speeds:
             return n_threads
-        counts = {entry.n_threads or 1 for entry in self.profile.cpu.memory}
+        cpu = self.profile.cpu
+        # Reading may have been measured at more thread counts than the products.
+        counts = {series.n_threads or 1 for series in cpu.series} or {entry.n_threads or 1 for entry in cpu.memory}
         return min(counts, key=lambda count: (abs(count - n_threads), count))
 
     def notes_for(self, n_threads: int) -> tuple[str, ...]:
@@ -160,6 +166,7 @@ def load_machine(
     pcie: str | None = None,
     cpu: str | None = None,
     vram_bytes: int | None = None,
+    n_threads: int | None = None,
 ) -> Machine:
     """Find the machine to plan for.
 
@@ -180,6 +187,8 @@ def load_machine(
         Cores, like "8c", or a reference host, like "server-32c".
     vram_bytes : int, optional
         VRAM to plan for; chooses the reference GPU nearest to it where this machine has none.
+    n_threads : int, optional
+        CPU threads to plan for; of several stored profiles of this machine, the one for as many counts.
 
     Returns
     -------
@@ -211,7 +220,7 @@ def load_machine(
         sheet = find_gpu(gpu)
         base = join(sheet, default_host(sheet))
     else:
-        measured, notes = (None, ()) if given else _measured_here(vram_bytes)
+        measured, notes = (None, ()) if given else _measured_here(vram_bytes, n_threads)
         if measured is not None:
             return measured
         detected = detect(vram_bytes, ram_given=ram is not None)
@@ -224,6 +233,75 @@ def load_machine(
     profile = build_profile(base, base.host.n_cores)
     note = "All speeds are reference figures, not measurements: published specifications times stated efficiencies."
     return Machine(base.name, profile, (*base.notes, note), base, free_vram_bytes)
+
+
+def machine_from_text_profiles(
+    cpu_path: str | os.PathLike[str],
+    gpu_path: str | os.PathLike[str],
+    *,
+    vram_bytes: int | None = None,
+    ram_bytes: int | None = None,
+    n_cores: int | None = None,
+    budget_bytes: int | None = None,
+) -> Machine:
+    """Read the planner pull request's two profile files into a machine that plans can be made for.
+
+    Parameters
+    ----------
+    cpu_path, gpu_path, vram_bytes, ram_bytes, n_cores, budget_bytes
+        As those of `imported.profile_from_text_files`.
+
+    Returns
+    -------
+    Machine
+
+    Raises
+    ------
+    MachineError, SettingError
+        As `imported.profile_from_text_files`.
+    """
+    from pshard.imported import profile_from_text_files
+
+    profile = profile_from_text_files(
+        cpu_path, gpu_path, vram_bytes=vram_bytes, ram_bytes=ram_bytes, n_cores=n_cores, budget_bytes=budget_bytes
+    )
+    source = f"Profiles of the planner pull request: {cpu_path}, {gpu_path}."
+    gpu_here = next(iter(_core.query_gpus().devices), None)
+    free_bytes = gpu_here.free_bytes if gpu_here else None
+    return Machine(profile.name, profile, (*profile.notes, source), free_vram_bytes=free_bytes)
+
+
+def stored_machine(n_threads: int | None = None) -> Machine | None:
+    """Find the stored profile of this machine, as `pshard profile` leaves it.
+
+    Parameters
+    ----------
+    n_threads : int, optional
+        CPU threads: of several profiles, the one for as many counts.
+
+    Returns
+    -------
+    Machine or None
+        Where it no longer holds, its `warnings` say so. None where none is stored for this machine.
+
+    Raises
+    ------
+    MachineError
+        The stored file cannot be used.
+    """
+    from pshard.stored import any_stored, current_key, find_stored
+
+    stored = find_stored(current_key(n_threads)) if any_stored() else None
+    if stored is None:
+        return None
+    profile = stored.profile
+    stale = f"the profile of this machine is stale ({'; '.join(stored.changes)}); measure again: `pshard profile`."
+    return Machine(
+        profile.name,
+        profile,
+        (*profile.notes, f"Profile of this machine: {stored.path}."),
+        warnings=(stale,) if stored.changes else (),
+    )
 
 
 def _without_speeds(vram_bytes: int | None, *, ram: str | None, pcie: str | None, cpu: str | None) -> Machine:
@@ -246,12 +324,11 @@ def _without_speeds(vram_bytes: int | None, *, ram: str | None, pcie: str | None
     return Machine("this machine, unmeasured", profile, (note,), None, detected.free_vram_bytes, has_speeds=False)
 
 
-def _measured_here(vram_bytes: int | None) -> tuple[Machine | None, tuple[str, ...]]:
+def _measured_here(vram_bytes: int | None, n_threads: int | None) -> tuple[Machine | None, tuple[str, ...]]:
     """Find measured figures of this machine, and notes: the planner pull request's files, else the stored profile.
 
     What lies in the working directory, or is named by a variable, was put there for this call.
     """
-    from pshard.imported import machine_from_text_profiles
     from pshard.text_profiles import CPU_FILE, GPU_FILE, find_text_profiles
 
     cpu_path, gpu_path = find_text_profiles()
@@ -261,12 +338,9 @@ def _measured_here(vram_bytes: int | None) -> tuple[Machine | None, tuple[str, .
     if cpu_path or gpu_path:
         missing = GPU_FILE if cpu_path else CPU_FILE
         notes = (f"{cpu_path or gpu_path} is not used: {missing} is missing, and only both together tell speeds.",)
-    stored = stored_profile_path()
-    if stored.exists():
-        profile = read_profile(stored)
-        if profile.gpu is not None or not vram_bytes:
-            origin = f"Profile of this machine: {stored}."
-            return Machine(profile.name, profile, (*notes, *profile.notes, origin)), ()
+    stored = stored_machine(n_threads)
+    if stored is not None and (stored.has_gpu or not vram_bytes):
+        return dataclasses.replace(stored, notes=(*notes, *stored.notes)), ()
     return None, notes
 
 

@@ -130,6 +130,13 @@ class Model:
         return self.hyperparameters.architecture
 
     @property
+    def is_replayed(self) -> bool:
+        """The architecture is described, so that its compute buffers are replayed and not guessed."""
+        from pshard.architectures import ARCHITECTURES
+
+        return self.architecture in ARCHITECTURES
+
+    @property
     def n_layer(self) -> int:
         """Layers that a forward pass computes."""
         return len(self.layers)
@@ -238,7 +245,8 @@ def _in_group_order(by_group: dict[str, int]) -> dict[str, int]:
     return {group.name: by_group[group.name] for group in _core.Group if group.name in by_group}
 
 
-def _core_tensors(tensors: Iterable[TensorInfo]) -> list[_core.Tensor]:
+def core_tensors(tensors: Iterable[TensorInfo]) -> list[_core.Tensor]:
+    """Tensors as the core takes them."""
     from pshard import _core
 
     types = {type_id: _core.DataType(type_id, *size) for type_id, size in _sizes().items()}
@@ -304,7 +312,7 @@ def model_from_header(header: GgufHeader, name: str | None = None) -> Model:
 
     hyperparameters, warnings = describe(header)
     try:
-        core = _core.Model(hyperparameters, _core_tensors(header.tensors))
+        core = _core.Model(hyperparameters, core_tensors(header.tensors))
     except ValueError as error:
         message = f"{header.path or 'model'}: {error}. The file is incomplete; give the GGUF of a whole model."
         raise ModelError(message) from error

@@ -1,4 +1,4 @@
-"""Placements as llama.cpp's own flags describe them: ``-ngl``, ``-ot``, ``-nkvo``."""
+"""Placements as llama.cpp's own flags describe them: ``-ngl``, ``-ot``, ``-ts``, ``-sm``, ``-nkvo``."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from pshard import _core
 
 
+ONE_GPU = (1.0,)
+
+
 def placement_from_flags(
     model: _core.Model,
     n_gpu_layers: int = -1,
@@ -20,22 +23,34 @@ def placement_from_flags(
     *,
     offload_kqv: bool = True,
     op_offload: bool = True,
+    devices: Sequence[float] = ONE_GPU,
+    tensor_split: Sequence[float] | None = None,
+    split_mode: str = "layer",
+    main_gpu: int = 0,
 ) -> _core.Placement:
-    """Where stock llama.cpp puts everything on one GPU.
+    """Where stock llama.cpp puts everything.
 
     Parameters
     ----------
     model : _core.Model
     n_gpu_layers : int
-        ``-ngl``: so many layers from the back are on the GPU, the head first; negative: all. Next-token-prediction
+        ``-ngl``: so many layers from the back are on GPUs, the head first; negative: all. Next-token-prediction
         layers count, although nothing of them is loaded.
     overrides : iterable of (str, str)
-        ``-ot``: a regular expression that is searched in tensor names, and ``"CPU"`` or ``"CUDA0"``. The first that
-        fits wins. The KV cache does not follow them.
+        ``-ot``: a regular expression that is searched in tensor names, and ``"CPU"`` or ``"CUDA0"``, ``"CUDA1"``, ....
+        The first that fits wins. The KV cache does not follow them.
     offload_kqv : bool
         False (``-nkvo``): all KV caches and recurrent states in host memory.
     op_offload : bool
-        Batches of 32 tokens and more multiply host weights on the GPU.
+        Batches of 32 tokens and more multiply host weights on the first GPU.
+    devices : sequence of float
+        Free memory of each GPU, in any unit: layers are dealt out in these proportions. Empty: no GPU.
+    tensor_split : sequence of float, optional
+        ``-ts``: proportions to use instead; missing ones are 0. All 0 is as if not given.
+    split_mode : str
+        ``-sm``: ``"layer"``, or ``"none"`` to use ``main_gpu`` only.
+    main_gpu : int
+        ``-mg``: with ``split_mode="none"`` the placement has this GPU alone, as its GPU 0; negative: no GPU.
 
     Returns
     -------
@@ -44,26 +59,30 @@ def placement_from_flags(
     Raises
     ------
     SettingError
-        A pattern that is no regular expression, or a device that is neither ``CPU`` nor ``CUDA0``.
+        A pattern that is no regular expression, a device that is not there, a negative share, or a split mode that
+        cannot be placed.
     """
     from pshard import _core
 
-    rules = [_rule(pattern, device) for pattern, device in overrides]
+    shares = _shares(devices, tensor_split, split_mode, main_gpu)
+    rules = [_rule(pattern, device, len(shares)) for pattern, device in overrides]
     parameters = model.hyperparameters
     n_counted = parameters.n_layer + parameters.n_layer_nextn
-    first_on_gpu = 0 if n_gpu_layers < 0 else max(n_counted + 1 - n_gpu_layers, 0)
+    places = _core.layer_places(n_counted, n_gpu_layers, shares)
 
     placement = _core.Placement()
-    placement.op_offload = op_offload
-    placement.head = _core.Where.cpu if n_gpu_layers == 0 else _core.Where.pinned
+    placement.n_gpu = len(shares)
+    placement.op_offload = op_offload and placement.n_gpu > 0
+    whole = placement.n_gpu > 1 and _core.Where.cpu not in places
+    placement.pipeline = whole and split_mode == "layer" and offload_kqv and not rules
+    placement.head = places[-1]
     if model.head:  # it lies with its largest tensor; encoders have none
         head = max(model.head, key=lambda tensor: tensor.n_bytes)
         placement.head = _place(head.name, rules, placement.head)
     patterns: list[_core.LayerPlacement] = []
     layer_pattern: list[int] = []
     exceptions: list[_core.TensorException] = []
-    for index, layer in enumerate(model.layers):
-        where = _core.Where.pinned if index >= first_on_gpu else _core.Where.cpu
+    for layer, where in zip(model.layers, places, strict=False):
         pattern = _core.LayerPlacement(where)
         if not offload_kqv:
             pattern[_core.Group.cache] = _core.Where.cpu
@@ -78,13 +97,42 @@ def placement_from_flags(
     return placement
 
 
-def _rule(pattern: str, device: str) -> tuple[re.Pattern[str], _core.Where]:
+def _shares(
+    devices: Sequence[float], tensor_split: Sequence[float] | None, split_mode: str, main_gpu: int
+) -> list[float]:
+    """Return what each GPU that is used gets of the layers."""
+    if split_mode not in ("layer", "none"):
+        message = (
+            f"split mode {split_mode!r}: pshard places whole layers; use 'layer', or 'none' for one GPU (llama.cpp's "
+            "'row' and 'tensor' cut the weights of every layer)."
+        )
+        raise SettingError(message)
+    if split_mode == "none":
+        if main_gpu >= len(devices) > 0:
+            message = f"main GPU {main_gpu}, but there are {len(devices)}; count them from 0."
+            raise SettingError(message)
+        return [1.0] if main_gpu >= 0 and devices else []
+    shares = [float(share) for share in tensor_split or ()]
+    if len(shares) > len(devices) and any(shares[len(devices) :]):
+        message = f"{len(shares)} shares for {len(devices)} GPUs; give one for each."
+        raise SettingError(message)
+    if any(share < 0 for share in (*shares, *devices)):
+        message = f"shares {shares} for devices with {list(devices)}: none may be negative."
+        raise SettingError(message)
+    if not any(shares):
+        return [float(device) for device in devices]
+    return [shares[i] if i < len(shares) else 0.0 for i in range(len(devices))]
+
+
+def _rule(pattern: str, device: str, n_gpu: int) -> tuple[re.Pattern[str], _core.Where]:
     from pshard import _core
 
-    devices = {"CPU": _core.Where.cpu, "CUDA_HOST": _core.Where.cpu, "CUDA0": _core.Where.pinned}
-    where = devices.get(device.upper())
+    places = {"CPU": _core.Where.cpu, "CUDA_HOST": _core.Where.cpu}
+    places |= {f"CUDA{gpu}": _core.pinned_on(gpu) for gpu in range(n_gpu)}
+    where = places.get(device.upper())
     if where is None:
-        message = f"override {pattern}={device}: device {device!r} is none of CPU, CUDA_Host, CUDA0."
+        names = ", ".join(["CPU", "CUDA_Host", *(f"CUDA{gpu}" for gpu in range(n_gpu))])
+        message = f"override {pattern}={device}: device {device!r} is none of {names}."
         raise SettingError(message)
     try:
         return re.compile(pattern), where

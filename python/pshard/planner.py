@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from copy import copy
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from pshard.errors import NoFeasiblePlanError, SettingError
+from pshard.launch_line import CACHE_TYPES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,8 +27,6 @@ DEFAULT_N_UBATCH = 512
 DEFAULT_PROMPT_TOKENS = 2048
 DEFAULT_GENERATE_TOKENS = 256
 DEFAULT_FIT_TARGET_BYTES = 1024 * MIB
-# Types that llama.cpp keeps a cache in.
-CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 # Beyond these, nothing is meant: llama.cpp counts tokens in 32 bits.
 MAX_TOKENS = (1 << 31) - 1
 MAX_THREADS = 4096
@@ -198,8 +197,9 @@ def plan(
         core_machine = copy(machine.core(settings.n_threads, "plain" if has_gpu else "interleaved"))
         core_machine.has_gpu = has_gpu
 
-    def context(n_ubatch: int) -> _core.ContextParameters:
+    def context(n_ubatch: int, *, runtime: bool) -> _core.ContextParameters:
         parameters = _core.ContextParameters()
+        parameters.pshard_runtime = runtime
         parameters.n_ctx = settings.n_ctx
         parameters.n_batch = max(settings.n_batch, n_ubatch)
         parameters.n_ubatch = n_ubatch
@@ -211,12 +211,13 @@ def plan(
 
     workload = _core.Workload(settings.prompt_tokens, settings.generate_tokens)
     budget = _core.Budget(settings.budget_bytes, machine.ram_bytes)
-    stock_context = context(settings.n_ubatch)
-    ladder = _core.tier_ladder(context(settings.n_batch), settings.n_draft, settings.tier_max)
-    cache_context = context(ladder[-1])
+    stock_context = context(settings.n_ubatch, runtime=False)
+    ladder = _core.tier_ladder(context(settings.n_batch, runtime=True), settings.n_draft, settings.tier_max)
+    cache_context = context(ladder[-1], runtime=True)
     strategies = [settings.strategy] if settings.strategy else _core.strategy_names()
 
-    fit = _core.stock_fit(model.core, stock_context, settings.budget_bytes, has_gpu)
+    gpus = [_core.FitDevice(settings.budget_bytes)] if has_gpu else []
+    fit = _core.stock_fit(model.core, stock_context, gpus)
     tiers = tuple(
         _core.plan_tier(
             model.core, core_machine, cache_context, workload, budget, strategies, batch, fit, stock_context,
@@ -229,7 +230,7 @@ def plan(
         stock = _core.plan_stock(model.core, core_machine, stock_context, workload, budget, settings.micro_batches)
         fit_time = _core.price_workload(model.core, core_machine, stock_context, workload, fit.placement)
     if not any(tier.best >= 0 for tier in tiers) and (stock is None or not stock.viable):
-        on_cpu = _core.stock_fit(model.core, stock_context, 0, has_gpu=False).memory.host.total()
+        on_cpu = _core.stock_fit(model.core, stock_context, []).memory.host.total()
         raise _infeasible(settings, machine, tiers, stock, on_cpu)
     if core_machine is not None:
         runtime = _core.plan_runtime(model.core, core_machine, cache_context, workload, list(tiers))
@@ -242,8 +243,8 @@ def plan(
         fit_time=fit_time,
         stock=stock,
         runtime=runtime,
-        whole_vram_bytes=_whole_vram_bytes(model, ladder, context, settings.budget_bytes),
-        warnings=(*model.warnings, *_warnings(model, machine, settings)),
+        whole_vram_bytes=_whole_vram_bytes(model, ladder, partial(context, runtime=True), settings.budget_bytes),
+        warnings=(*model.warnings, *machine.warnings, *_warnings(model, machine, settings)),
     )
 
 

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from pshard.profile import Series
+
 FAMILIES: tuple[tuple[str, ...], ...] = (
     ("F64", "F32", "F16", "BF16"),
     ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q8_1", "MXFP4", "NVFP4", "Q1_0", "Q2_0"),
@@ -68,6 +70,11 @@ def bits_per_weight(name: str) -> float:
 
     elements, n_bytes = GGML_QUANT_SIZES[GGMLQuantizationType[name]]
     return 8.0 * n_bytes / elements
+
+
+def weight_bytes_per_second(series: Series) -> float:
+    """Bytes/s of weights that a product of one row reads; 0 for a series that has no such point."""
+    return series.flop_per_second[0] / 2.0 * bits_per_weight(series.type) / 8.0 if series.batch[0] == 1.0 else 0.0
 
 
 def estimate(name: str, known: Mapping[str, Rates], memory_bytes_per_second: float) -> Rates | None:

@@ -72,7 +72,7 @@ def context(run: Run) -> _core.ContextParameters:
     parameters = _core.ContextParameters()
     parameters.n_ctx = run.ctx
     parameters.n_batch = parameters.n_ubatch = run.cache_ubatch
-    parameters.casts_mask = True
+    parameters.pshard_runtime = True
     return parameters
 
 

@@ -8,12 +8,13 @@ from functools import cache
 from itertools import groupby
 
 import pytest
+from gguf_cases import oracle_header
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pshard import _core, catalogue
 from pshard.launch import common_arguments, number_pattern, stock_arguments
-from pshard.model import Model, read_model
+from pshard.model import Model, model_from_header, read_model
 from pshard.placements import placement_from_flags
 
 MIB = 1 << 20
@@ -114,19 +115,21 @@ def test_every_kind_of_stock_placement_is_said_exactly(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_stock_fit_is_said_exactly_at_every_budget(name: str) -> None:
     model = model_named(name)
-    whole = _core.stock_fit(model.core, context(), 1 << 60).memory.gpu.total()
+    whole = _core.stock_fit(model.core, context(), [_core.FitDevice(1 << 60)]).memory.gpu.total()
     for share in (0, 3, 11, 37, 68, 95, 100):
-        assert_exact(model, _core.stock_fit(model.core, context(), whole * share // 100).placement)
+        gpu = _core.FitDevice(whole, whole - whole * share // 100)
+        assert_exact(model, _core.stock_fit(model.core, context(), [gpu]).placement)
 
 
 def test_what_fits_is_one_flag() -> None:
     model = model_named("llama-3.1-8b:Q4_K_M")
-    assert stock_arguments(model, _core.stock_fit(model.core, context(), 1 << 60).placement) == ["-ngl", "all"]
+    fit = _core.stock_fit(model.core, context(), [_core.FitDevice(1 << 60)])
+    assert stock_arguments(model, fit.placement) == ["-ngl", "all"]
 
 
 def test_without_a_gpu_no_device_is_used() -> None:
     model = model_named("qwen3-30b-a3b:Q4_K_M")
-    fit = _core.stock_fit(model.core, context(), 0, has_gpu=False)
+    fit = _core.stock_fit(model.core, context(), [])
     assert assert_exact(model, fit.placement) == ["-dev", "none"]
 
 
@@ -185,13 +188,20 @@ def test_what_flags_cannot_say_is_refused() -> None:
     front = _core.make_placement("STATIC_ATTNPRIO_ALLMODELS", _core.Knobs(4, 4), model.core)
     with pytest.raises(ValueError, match="KV is not on the GPU"):
         stock_arguments(model, front)
-    single = placement_from_flags(model.core, 99, [(r"blk\.3\.attn_k\.weight", "CPU")])
-    with pytest.raises(ValueError, match=r"blk\.3\.attn_k\.weight lies elsewhere than its group"):
-        stock_arguments(model, single)
+    biased = model_from_header(oracle_header("qwen2-0.5b-q8_0"), "biased")
+    weight_alone = placement_from_flags(biased.core, 99, [(r"blk\.3\.attn_k\.weight", "CPU")])
+    with pytest.raises(ValueError, match=r"blk\.3\.attn_k\.bias stays on the GPU"):
+        stock_arguments(biased, weight_alone)
     streamed = stock(model, 32, 32)
     streamed.head = _core.Where.stream_a
     with pytest.raises(ValueError, match="head is streamed"):
         stock_arguments(model, streamed)
+
+
+def test_single_tensors_are_said_exactly() -> None:
+    model = model_named("llama-3.1-8b:Q4_K_M")
+    single = placement_from_flags(model.core, 99, [(r"blk\.3\.attn_k\.", "CPU")])
+    assert assert_exact(model, single) == ["-ngl", "all", "-ot", r"blk\.3\.attn_k\.=CPU"]
 
 
 def test_common_arguments_leave_defaults_out() -> None:

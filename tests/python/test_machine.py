@@ -15,6 +15,7 @@ from pshard.machine import load_machine
 from pshard.profile import SCHEMA_VERSION, write_profile
 from pshard.reference_rates import build_profile
 from pshard.references import default_host, find_gpu, join
+from pshard.stored import current_key, store
 
 GIB = 2**30
 Q4_K, F16 = 12, 1
@@ -94,10 +95,11 @@ def test_profile_file(tmp_path, profile):
 
 
 def test_stored_profile_comes_before_detection(profile):
-    path = write_profile(profile)
+    path = store(replace(profile, key=current_key()))
     machine = load_machine()
     assert machine.name == "workshop"
     assert machine.notes == (f"Profile of this machine: {path}.",)
+    assert machine.warnings == ()
     assert load_machine("rtx-3090").name != "workshop"
 
 

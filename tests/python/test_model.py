@@ -152,7 +152,7 @@ def test_cohere2_rotates_only_where_it_slides() -> None:
     assert windows(model) == [4096, 4096, 4096, 0] * 2
     assert ropes(model) == [True, True, True, False] * 2
     traits = model.hyperparameters.traits
-    assert traits.parallel_block
+    assert traits.sum == _core.Sum.ffn_residual_attention
     assert traits.scaled_logits
     assert not traits.scaled_embedding
 
@@ -236,22 +236,26 @@ def test_routing(architecture: str, keys: dict[str, Any], gating: str, normalise
 def test_llama4_norms_without_weights_but_not_in_its_128_expert_model(n_expert: int, normed: bool) -> None:
     traits = decoder("llama4", 1, expert_count=n_expert, expert_used_count=min(n_expert, 1)).hyperparameters.traits
     assert traits.norm_without_weight == normed
-    assert traits.attention_temperature
+    assert traits.temperature == _core.Temperature.unrotated
+
+
+def is_set(value: Any) -> bool:
+    return value not in (_core.Sum.sequential, _core.LateRows.no, _core.Temperature.none) and bool(value)
 
 
 def architectures_with(trait: str, **keys: Any) -> set[str]:
-    return {name for name in ARCHITECTURES if getattr(decoder(name, 1, **keys).hyperparameters.traits, trait)}
+    return {name for name in ARCHITECTURES if is_set(getattr(decoder(name, 1, **keys).hyperparameters.traits, trait))}
 
 
 @pytest.mark.parametrize(
     ("trait", "architectures"),
     [
-        ("late_row_selection", "gpt-oss qwen3next qwen35 qwen35moe nemotron_h nemotron_h_moe"),
-        ("parallel_block", "command-r cohere2 falcon phi2"),
+        ("late_rows", "gpt-oss qwen3next qwen35 qwen35moe nemotron_h nemotron_h_moe"),
+        ("sum", "command-r cohere2 falcon phi2"),
         ("gated_attention", "qwen3next qwen35 qwen35moe"),
-        ("scaled_embedding", "gemma gemma2 gemma3"),
+        ("scaled_embedding", "gemma gemma2 gemma3 minicpm minicpm3"),
         ("weight_before_ffn", "llama4"),
-        ("attention_temperature", "llama4"),
+        ("temperature", "llama4"),
         ("norm_without_weight", "llama4"),
         ("attention_softcap", "gemma2"),
         ("logits_softcap", "gemma2"),
@@ -262,9 +266,7 @@ def test_who_has_a_trait_without_being_told(trait: str, architectures: str) -> N
 
 
 def test_gptneox_is_parallel_where_its_file_says_so() -> None:
-    assert architectures_with("parallel_block", use_parallel_residual=True) - architectures_with("parallel_block") == {
-        "gptneox"
-    }
+    assert architectures_with("sum", use_parallel_residual=True) - architectures_with("sum") == {"gptneox"}
 
 
 def test_every_architecture_of_the_table_can_be_described() -> None:
@@ -322,7 +324,12 @@ def with_layers(*layers: dict[str, tuple[tuple[int, ...], int]]) -> Tensors:
 
 
 ATTENTION = {f"attn_{n}.weight": ((256, w), F16) for n, w in (("q", 256), ("k", 64), ("v", 64), ("output", 256))}
-SCAN = {"ssm_a": ((16, 512), F32), "ssm_dt.bias": ((512,), F32), "ssm_out.weight": ((512, 256), F16)}
+SCAN = {
+    "ssm_a": ((16, 512), F32),
+    "ssm_d": ((512,), F32),
+    "ssm_dt.bias": ((512,), F32),
+    "ssm_out.weight": ((512, 256), F16),
+}
 MAMBA = SCAN | {
     "ssm_in.weight": ((256, 1024), F16),
     "ssm_conv1d.weight": ((4, 512), F32),

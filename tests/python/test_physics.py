@@ -159,7 +159,7 @@ def test_only_lanes_that_work_matter_and_the_bottleneck_does(
 
 
 def best_seconds(model: Model, machine: _core.Machine, vram_bytes: int, batch: int) -> float | None:
-    fit = _core.stock_fit(model.core, context(), vram_bytes)
+    fit = _core.stock_fit(model.core, context(), [_core.FitDevice(vram_bytes)])
     tier = _core.plan_tier(
         model.core, machine, context(n_ubatch=max(batch, 512)), WORKLOAD, _core.Budget(vram_bytes, 1 << 50),
         _core.strategy_names(), batch, fit, context(),
@@ -253,7 +253,7 @@ def test_a_fuller_cache_is_never_faster(
 @given(model=models(), rates=rates(), batch=batches(), share=st.floats(0.1, 1.1))
 def test_the_same_question_has_the_same_answer(model: Model, rates: Rates, batch: int, share: float) -> None:
     vram_bytes = int(share * whole_model_bytes(model))
-    fit = _core.stock_fit(model.core, context(), vram_bytes)
+    fit = _core.stock_fit(model.core, context(), [_core.FitDevice(vram_bytes)])
 
     def answer() -> list[object]:
         tier = _core.plan_tier(

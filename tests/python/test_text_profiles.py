@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from pshard import _core, load_machine
 from pshard.errors import MachineError, SettingError
-from pshard.imported import machine_from_text_profiles, write_text_profiles
-from pshard.machine import Machine
-from pshard.profile import Profile, Series, write_profile
+from pshard.imported import write_text_profiles
+from pshard.machine import Machine, machine_from_text_profiles
+from pshard.profile import Profile, Series
+from pshard.stored import current_key, store
 from pshard.text_profiles import (
     CPU_FILE,
     CPU_VARIABLE,
@@ -238,7 +239,7 @@ def test_vram_that_nothing_tells_is_what_is_planned_for(here: Path) -> None:
 
 def test_files_that_are_here_come_before_the_stored_profile(here: Path) -> None:
     stored = load_machine(gpu="rtx-4070-12g").profile
-    path = write_profile(stored)
+    path = store(msgspec.structs.replace(stored, key=current_key()))
     assert load_machine(vram_bytes=6 * GIB).name != stored.name
     (here / GPU_FILE).unlink()
     found = load_machine(vram_bytes=6 * GIB)

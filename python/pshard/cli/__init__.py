@@ -16,6 +16,9 @@ from pshard.cli._errors import run
 # Name of the command: where its click.Command lies.
 COMMANDS = {
     "plan": "pshard.cli.plan:command",
+    "memory": "pshard.cli.memory:command",
+    "fit": "pshard.cli.fit:command",
+    "profile": "pshard.cli.profile:command",
     "models": "pshard.cli.models:command",
     "machines": "pshard.cli.machines:command",
     "inspect": "pshard.cli.inspect:command",

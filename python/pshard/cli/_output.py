@@ -74,6 +74,10 @@ class Output:
         """Say on stderr what weakens the result."""
         click.echo(f"warning: {text}", err=True)
 
+    def note(self, text: str) -> None:
+        """Say on stderr how a request was taken."""
+        click.echo(f"note: {text}", err=True)
+
     def hint(self, text: str) -> None:
         """Say on stderr what to try next: to a person at a terminal only."""
         if not self._as_json and sys.stderr.isatty():

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from pshard.cli._launch import MIB, size_option
 from pshard.cli._output import Output, with_output
-from pshard.planner import CACHE_TYPES
+from pshard.launch_line import CACHE_TYPES
 
 if TYPE_CHECKING:
     from pshard.machine import Machine
     from pshard.model import Model
-
-MIB = 1 << 20
-MEBIBYTES = {"": 1024, "g": 1024, "gib": 1024, "m": 1, "mib": 1}
 
 CHOOSES_LAYERS = "pshard chooses what lies on the GPU, and prints the flags for it"
 # llama.cpp's options that would decide what a plan decides: names, takes a value, why not.
@@ -46,17 +43,6 @@ def refused(command: Callable[..., None]) -> Callable[..., None]:
         kind: dict[str, Any] = {"metavar": "N"} if takes_value else {"is_flag": True}
         command = click.option(*names, hidden=True, expose_value=False, callback=refuse, **kind)(command)
     return command
-
-
-def parse_vram(context: click.Context, parameter: click.Parameter, text: str | None) -> int | None:
-    """Bytes of `12G`, `12GiB`, `12288M` or `12`, which is GiB as well."""
-    if text is None:
-        return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
-    if not found or found[2] not in MEBIBYTES:
-        message = f"{text!r} is not a size; examples: 12G, 12GiB, 12288M, 11.5 (GiB where no unit is given)."
-        raise click.BadParameter(message, context, parameter)
-    return round(float(found[1]) * MEBIBYTES[found[2]] * MIB)
 
 
 @click.command("plan")
@@ -95,7 +81,7 @@ def parse_vram(context: click.Context, parameter: click.Parameter, text: str | N
     help="CPU threads.  [default: one per physical core]",
 )  # fmt: skip
 @click.option(
-    "--vram", "vram_bytes", callback=parse_vram, metavar="SIZE",
+    "--vram", "vram_bytes", callback=size_option, metavar="SIZE",
     help="VRAM to use: 12G (GiB), 12288M; 0 plans for the CPU alone.  [default: what is free less --fit-target]",
 )  # fmt: skip
 @click.option(
@@ -187,7 +173,9 @@ def command(
         vram_bytes = vram_mib * MIB
 
     loaded = read_model(model or model_option or "")
-    chosen = load_machine(machine, gpu=gpu, ram=ram, pcie=pcie, cpu=cpu, vram_bytes=vram_bytes)
+    chosen = load_machine(
+        machine, gpu=gpu, ram=ram, pcie=pcie, cpu=cpu, vram_bytes=vram_bytes, n_threads=settings["n_threads"]
+    )
     result = plan(
         loaded,
         chosen,

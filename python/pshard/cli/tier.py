@@ -108,7 +108,7 @@ def _switch(
         raise RegistryError(message)
     model = read_model(model_name)
     context = context_of(section.settings, loaded.cache_ubatch, model)
-    machine = load_machine(machine_name)
+    machine = load_machine(machine_name, n_threads=section.settings.n_threads)
     before, after = tier_for(loaded.tiers, n_tokens), tier_for(loaded.tiers, 1)
     core = machine.core(section.settings.n_threads, "plain")
     cost = switch_cost(model, core, before, after, context, n_tokens)

@@ -22,6 +22,7 @@ def context_of(settings: Settings, cache_ubatch: int, model: Model) -> _core.Con
     from pshard.model import data_type
 
     context = _core.ContextParameters()
+    context.pshard_runtime = True
     context.n_ctx = settings.n_ctx or model.hyperparameters.n_ctx_train
     context.n_batch = context.n_ubatch = cache_ubatch
     context.n_seq_max = max(settings.n_seq_max, 1)

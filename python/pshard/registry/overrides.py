@@ -265,7 +265,7 @@ def placement_of(model: Model, found: Places, *, op_offload: bool) -> _core.Plac
 
     placement = _core.Placement()
     placement.op_offload = op_offload
-    placement.head_op_offload = False  # the pshard runtime computes the head where it lies
+    placement.head_op_offload = _core.offloads_head("STATIC_ATTNPRIO_ALLMODELS", model.core)
     patterns: list[_core.LayerPlacement] = []
     layer_pattern: list[int] = []
     exceptions: list[_core.TensorException] = []

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 MIB = 1 << 20
 # Kept free of the budget: the runtime aborts on a plan larger than its arena, and memory is predicted.
-MARGIN_BYTES = 32 * MIB
+MARGIN_BYTES = 16 * MIB
 DISABLED_UBATCH = 512
 STATIC = "STATIC_ATTNPRIO_ALLMODELS"
 STOCK_FIT = "STOCK_FIT"
@@ -193,7 +193,7 @@ class _Options:
         forced = self.plan.settings.strategy is not None
         for candidate in tier.candidates:
             is_fit = candidate.strategy == STOCK_FIT
-            if not candidate.viable or candidate.placement.exceptions or (is_fit and forced):
+            if not candidate.viable or (is_fit and forced):
                 continue
             if is_fit:
                 # Only where the runtime's batch is the micro-batch that it was priced at.

@@ -1,0 +1,150 @@
+// Writes a Block down as ggml builds a graph. A node is described first; it takes its place in the list when it is expanded, or when
+// something that reads it is: depth first, first operand first. So a description that expands what llama.cpp's expands has llama.cpp's
+// order, and with it the lifetimes. The forward_*.cpp files describe layers in these words; sizes, FLOP and bytes are counted here, once.
+//
+// Counting: a product of an n x k weight with m rows costs 2 n k m FLOP; element-wise work costs one FLOP per element that it writes
+// (negligible beside its bytes). Activations are f32. A view is an operation without work; it matters because ggml never overwrites
+// through a view, and because a view that another device reads is copied with the gaps in it.
+#pragma once
+
+#include <array>
+#include <initializer_list>
+#include <string_view>
+
+#include "model/forward.hpp"
+#include "model/layout.hpp"
+
+namespace pshard {
+
+using Node = int32_t;  // index of a value of the block
+
+class Graph {
+ public:
+  // Names are looked up in `tensors`; `layer` is null outside the layers. All must outlive the block.
+  Graph(const Model& model, const Pass& pass, const std::vector<Tensor>& tensors, const Layer* layer = nullptr)
+      : model_(model), pass_(pass), tensors_(tensors), layer_(layer) {
+    input_.fill(kNoValue);
+  }
+
+  [[nodiscard]] const Model& model() const { return model_; }
+  [[nodiscard]] const Hyperparameters& hyperparameters() const { return model_.hyperparameters(); }
+  [[nodiscard]] const GraphTraits& traits() const { return model_.hyperparameters().traits; }
+  [[nodiscard]] const LayerParameters& parameters() const { return layer_->parameters; }
+  [[nodiscard]] const Pass& pass() const { return pass_; }
+  [[nodiscard]] int64_t n_tokens() const { return pass_.n_tokens; }
+  [[nodiscard]] int64_t n_seq_tokens() const { return pass_.n_tokens / pass_.n_seqs; }
+
+  // Tensor "NAME.weight", else "NAME"; null where the layer has neither.
+  [[nodiscard]] const Tensor* find(std::string_view name) const;
+  [[nodiscard]] const Tensor* find_bias(std::string_view name) const;
+  // Same, throwing std::invalid_argument where it is missing.
+  [[nodiscard]] const Tensor& require(std::string_view name) const;
+
+  // The group of the nodes described from here on; a weight brings its own.
+  void in(Group group) { group_ = group; }
+  [[nodiscard]] Group group() const { return group_; }
+
+  [[nodiscard]] const Layout& layout(Node node) const { return nodes_[static_cast<size_t>(node)].layout; }
+  [[nodiscard]] int64_t ne(Node node, size_t dimension) const { return layout(node).ne[dimension]; }
+
+  // What is there before the block: a graph input (asking twice gives the same node; the layout must not differ), or a value that the
+  // block before leaves.
+  Node input(GraphInput input, const Layout& layout);
+  Node given(const Layout& layout) { return leaf(layout); }
+  Node positions();
+  Node state_rows();
+  Node other_state_rows() { return input(GraphInput::other_state_rows, Layout::packed({0, 1, 1, 1}, kI32)); }
+
+  // Products. A weight's rows are out[n]; every row of x passes one (mul_mat), or the experts that ids name for it (mul_mat_id).
+  Node mul_mat(const Tensor& weight, Node x);
+  Node mul_mat(Node a, Node b);
+  Node mul_mat_id(const Tensor& weight, Node x, Node ids);
+  // mul_mat with the bias of the same name where there is one.
+  Node project(std::string_view name, Node x);
+
+  // Element-wise: overwrites an operand of its own layout that nobody reads afterwards.
+  Node map(Node x) { return element_wise({x}, packed_like(x)); }  // scale, clamp, activation, square
+  Node add(Node a, Node b) { return element_wise({a, b}, packed_like(a)); }
+  Node add(Node a, const Tensor& weight) { return element_wise({a, kWeight}, packed_like(a), &weight); }
+  Node mul(Node a, Node b) { return add(a, b); }
+  Node div(Node a, Node b) { return add(a, b); }
+  Node mul(Node a, const Tensor& weight) { return add(a, weight); }
+  Node rms(Node x) { return map(x); }  // RMS norm without a weight
+  Node rope(Node x);                   // by position, with the model's frequency factors
+  Node element_wise(std::initializer_list<int32_t> operands, const Layout& layout, const Tensor* weight = nullptr);
+
+  // Into memory of their own.
+  Node glu(Node gate, Node up);  // act(gate) * up; `up` may be kNoValue: then both halves of `gate`
+  Node norm(Node x);             // mean and variance
+  Node cont(Node x) { return fresh(OpKind::copy, {x}, packed_like(x)); }
+  Node cont(Node x, std::array<int64_t, 4> ne) { return fresh(OpKind::copy, {x}, Layout::packed(ne)); }
+  Node repeat(Node x, std::array<int64_t, 4> ne) { return fresh(OpKind::copy, {x}, Layout::packed(ne)); }
+  Node concat(Node a, Node b, size_t dimension);
+  Node get_rows(Node x, Node ids);
+  Node write_rows(Node into, Node rows, Node ids);  // `into`'s memory, written over
+  Node fresh(OpKind kind, std::initializer_list<int32_t> operands, const Layout& layout, const Tensor* weight = nullptr);
+
+  // Norm with its weight and bias, by the model's kind of norm. Without such a tensor nothing happens.
+  Node norm(std::string_view name, Node x);
+  // The same in another group than the tensor's name says.
+  Node norm(std::string_view name, Node x, Group group);
+
+  // The same memory under another shape. `view` keeps x's strides from its first dimension on where none are given.
+  Node reshape(Node x, std::array<int64_t, 4> ne);
+  Node view(Node x, std::array<int64_t, 4> ne, std::array<int64_t, 3> strides);
+  Node permute(Node x, std::array<size_t, 4> axes);  // x's dimension i becomes dimension axes[i]
+  Node transpose(Node x) { return permute(x, {1, 0, 2, 3}); }
+  // The last `parts` of dimension 0.
+  Node slice(Node x, int64_t n_elements);
+
+  // Into the cache or state of the layer: `cache_bytes` written.
+  void store(std::initializer_list<int32_t> operands, int64_t cache_bytes);
+  // Keeps the rows whose logits are wanted.
+  Node output_rows(Node x);
+  // The node, and all that it needs, takes its place in the list.
+  void expand(Node node);
+  // It stays to the end of the pass: llama.cpp hands it out.
+  void keep(Node node) { nodes_[static_cast<size_t>(node)].value.is_kept = true; }
+
+  Operation& operation(Node node) { return nodes_[static_cast<size_t>(node)].operation; }
+  Value& value(Node node) { return nodes_[static_cast<size_t>(node)].value; }
+  [[nodiscard]] size_t n_listed() const { return block_.operations.size(); }
+  // The operations from `first` on are fused on a GPU, which keeps `values` alive until behind the `n_behind`-th operation after them.
+  void fuse(size_t first, std::initializer_list<Node> values, int32_t n_behind);
+
+  Block& block() { return block_; }
+  Block take();
+
+ private:
+  struct Described {
+    Layout layout;
+    Value value;
+    Operation operation;
+    bool is_leaf = false;
+    bool is_listed = false;
+  };
+
+  Node leaf(const Layout& layout);
+  Node describe(OpKind kind, std::initializer_list<int32_t> operands, const Layout& layout);
+  Node alias(Node x, const Layout& layout);
+  [[nodiscard]] Layout packed_like(Node x) const { return Layout::packed(layout(x).ne, layout(x).type); }
+
+  const Model& model_;
+  const Pass& pass_;
+  const std::vector<Tensor>& tensors_;
+  const Layer* layer_;
+  Block block_;
+  std::vector<Described> nodes_;
+  Group group_ = Group::norms;
+  std::array<Node, kGraphInputCount> input_{};
+};
+
+// The parts of a layer; each takes and returns nodes.
+Node build_attention(Graph& g, Node normed);  // output projection included
+Node build_mixer(Graph& g, Node normed, Node state);
+Node build_ffn(Graph& g, Node normed);  // dense FFN, or experts with shared experts
+
+// The rows of a state that the batch's sequences use: [elements, sequences].
+Node load_state(Graph& g, int64_t elements);
+
+}  // namespace pshard
