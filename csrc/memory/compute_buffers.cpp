@@ -205,7 +205,7 @@ void ComputeBuffers::lay_path(const Placement& placement, bool ties_norms) {
     neighbours.after = i + 1 < path_.size() ? patterns_[path_[i + 1].pattern].ends[path_[i + 1].block].first : Where::cpu;
     step.cell = &cell(step.pattern, step.block, neighbours);
     neighbours.before = patterns_[step.pattern].ends[step.block].last;
-    for (const Where place : places_) neighbours.copied_inputs |= place != Where::cpu ? step.scheduled().inputs[place] : 0;
+    neighbours.copied_inputs |= step.scheduled().copied_inputs;
   }
 }
 
@@ -310,16 +310,16 @@ size_t ComputeBuffers::variant_index(Cell& cell, const ReplayOutlook& outlook) {
   return cell.variants.back().id;
 }
 
-const ComputeBuffers::Transition& ComputeBuffers::advance(size_t state, const Step& step) {
+ComputeBuffers::Transition ComputeBuffers::advance(size_t state, const Step& step) {
   const size_t variant = variant_index(*step.cell, step.outlook);
   for (const Transition& transition : states_[state].transitions) {
     if (transition.variant == variant) return transition;
   }
-  ReplayState next = states_[state].state;
-  const ReplayPeaks peaks = replay(step.scheduled(), step.outlook, input_bytes_, next);
-  const size_t next_index = state_index(next);  // may move states_
+  replayed_ = states_[state].state;
+  peaks_.push_back(replay(step.scheduled(), step.outlook, input_bytes_, replayed_));
+  const size_t next = state_index(replayed_);  // may move states_
   ++n_replays_;
-  return states_[state].transitions.emplace_back(Transition{.variant = variant, .next = next_index, .peaks = peaks});
+  return states_[state].transitions.emplace_back(Transition{.variant = variant, .next = next, .peaks = peaks_.size() - 1});
 }
 
 ComputeBytes ComputeBuffers::operator()(const Placement& placement) {
@@ -327,24 +327,23 @@ ComputeBytes ComputeBuffers::operator()(const Placement& placement) {
   look_ahead(placement.pipeline);
   ComputeBytes result;
   size_t state = placement.pipeline ? 1 : 0;
-  PerDevice<int64_t> peaks{};
-  PerDevice<int64_t> kept{};
+  ReplayPeaks total{};
   int64_t last_stream_bytes = 0;
   for (const Step& step : path_) {
-    const Transition& transition = advance(state, step);
+    const Transition transition = advance(state, step);
+    const ReplayPeaks& peaks = peaks_[transition.peaks];
     for (size_t d = 0; d < n_devices_; ++d) {
-      peaks[d] = std::max(peaks[d], transition.peaks.bytes[d]);
-      kept[d] += transition.peaks.kept[d];
+      total[d].bytes = std::max(total[d].bytes, peaks[d].bytes);
+      total[d].kept += peaks[d].kept;
     }
-    for (const StreamedCopies& split : step.scheduled().streamed) {
-      const int64_t bytes = split.n_bytes();
+    for (const int64_t bytes : step.scheduled().stream_bytes) {
       result.gpu_stream_bytes = std::max(result.gpu_stream_bytes, last_stream_bytes + bytes);
       last_stream_bytes = bytes;
     }
     state = transition.next;
   }
-  result.host_bytes = peaks[index(Device::host)] + kept[index(Device::host)];
-  for (size_t d = 1; d < n_devices_; ++d) result.gpu_bytes[d - 1] = peaks[d] + kept[d];
+  result.host_bytes = total.front().bytes + total.front().kept;
+  for (size_t d = 1; d < n_devices_; ++d) result.gpu_bytes[d - 1] = total[d].bytes + total[d].kept;
   return result;
 }
 

@@ -61,7 +61,7 @@ class ComputeBuffers {
   struct Transition {
     size_t variant = 0;
     size_t next = 0;
-    ReplayPeaks peaks;
+    size_t peaks = 0;
   };
   struct State {
     ReplayState state;
@@ -97,7 +97,7 @@ class ComputeBuffers {
   void look_ahead_at_inputs();
   const StreamedCopies* joined(const StreamedCopies& part, const StreamedCopies* rest);
   size_t variant_index(Cell& cell, const ReplayOutlook& outlook);
-  const Transition& advance(size_t state, const Step& step);
+  Transition advance(size_t state, const Step& step);
 
   // Blocks: those of the layers, then the embedding, the head.
   std::vector<Block> blocks_;
@@ -113,9 +113,11 @@ class ComputeBuffers {
   std::vector<Pattern> patterns_;
   std::vector<State> states_;  // the first two are the states before the pass, without and with pipeline copies
   std::unordered_multimap<size_t, size_t> states_by_hash_;
+  std::vector<ReplayPeaks> peaks_;     // of the transitions
   std::deque<StreamedCopies> joined_;  // copies of splits that span blocks
   size_t n_variants_ = 0;
   int64_t n_replays_ = 0;
+  ReplayState replayed_{0};                // scratch: behind a block
   std::vector<Step> path_;                 // scratch: the blocks of a pass
   std::vector<size_t> placement_pattern_;  // scratch: index into patterns_ by the placement's own
   std::vector<LayerPlacement> interned_;   // whose numbers placement_pattern_ holds

@@ -17,8 +17,9 @@ constexpr int64_t kKept = -2;  // instead of an offset: a pipeline copy, which l
 
 template <typename Visit>
 void for_each_input(const Operation& operation, Visit visit) {
-  for (const int32_t value : operation.inputs) {
-    if (is_value(value)) visit(value);
+  for (const int32_t operand : operation.inputs) {
+    if (operand == kNoValue) return;
+    if (is_value(operand)) visit(operand);
   }
 }
 
@@ -47,6 +48,21 @@ bool copies_rope_factors(const ScheduledBlock& scheduled, size_t i) {
   return scheduled.operations[i].copies_weight && reads_rope_factors(scheduled.block->operations[i]);
 }
 
+Where fused_in(const ScheduledBlock& scheduled, const FusedRun& run) {
+  return place_on(scheduled.operations[static_cast<size_t>(run.first)].device);
+}
+
+// Fused kernels exist only on a GPU, where nothing comes between their operations.
+bool is_fused(const ScheduledBlock& scheduled, const FusedRun& run) {
+  const Device device = device_of(fused_in(scheduled, run));
+  if (!is_gpu(device)) return false;
+  for (int32_t i = run.first; i <= run.last; ++i) {
+    const ScheduledOperation& operation = scheduled.operations[static_cast<size_t>(i)];
+    if (operation.device != device || (i > run.first && operation.starts_split)) return false;
+  }
+  return true;
+}
+
 // Where an operation has its copy of a graph input.
 Where place_of(GraphInput input, Where lane, InputBits cast_inputs) {
   return is_streamed(lane) && (cast_inputs & input_bit(input)) != 0 ? Where::pinned : lane;
@@ -73,7 +89,7 @@ class Replay {
     take_over(block_.residual_in, {.offset = state.residual_offset, .n_bytes = state.residual_bytes}, state.residual_home);
     take_over(block_.state_in, {.offset = state.state_offset, .n_bytes = state.state_bytes}, state.state_home);
     if (block_.state_out != kNoValue) state_home_ = home(block_.state_out);
-    for (size_t d = 0; d < state.arenas.size(); ++d) peaks_.bytes[d] = state.arenas[d].extent();
+    for (size_t d = 0; d < state.arenas.size(); ++d) peaks_[d].bytes = state.arenas[d].extent();
     count_readers();
   }
 
@@ -130,49 +146,29 @@ class Replay {
       if (block_.operations[i].is_view) continue;
       const ScheduledOperation& scheduled = scheduled_.operations[i];
       if (copies_rope_factors(scheduled_, i)) ++rope_factor_readers_[index(scheduled.device)];
-      for_each_input(block_.operations[i], [&](int32_t value) {
-        const Where place = read_in(value, scheduled);
-        ++at(holder(value, place), place).readers;
-      });
+      for_each_input(block_.operations[i], [&](int32_t value) { count_read(value, read_in(value, scheduled)); });
     }
-    for (const FusedRun& run : block_.fused) {
-      const Where place = fused_in(run);
-      if (is_fused(run)) ++at(holder(run.value, place), place).readers;
-    }
+    for (const FusedRun& run : scheduled_.fused) count_read(run.value, fused_in(scheduled_, run));
     for (const int32_t value : {block_.residual_out, block_.state_out}) {
-      if (value != kNoValue) ++at(holder(value, home(value)), home(value)).readers;
+      if (value != kNoValue) count_read(value, home(value));
     }
     for (size_t v = 0; v < block_.values.size(); ++v) {
       const auto value = static_cast<int32_t>(v);
-      if (block_.values[v].is_kept) ++at(holder(value, home(value)), home(value)).readers;
-      for (size_t p = 0; p < n_places_; ++p) count_copy(value, static_cast<Where>(p));
+      if (block_.values[v].is_kept) count_read(value, home(value));
     }
   }
 
-  // Making the copy is one more read of the original.
-  void count_copy(int32_t value, Where place) {
-    if (place == home(value) || at(value, place).readers == 0) return;
+  void count_read(int32_t value, Where place) {
+    if (at(holder(value, place), place).readers++ > 0 || place == home(value)) return;
+    // The first read in another place is of a copy, and making that is one more read of the original.
     const bool copied_before = is_input(value) && input_offset(value_of(block_, value).input, place) != kNowhere;
     if (!copied_before) ++at(holder(value, home(value)), home(value)).readers;
-  }
-
-  [[nodiscard]] Where fused_in(const FusedRun& run) const { return place_on(scheduled_.operations[static_cast<size_t>(run.first)].device); }
-
-  // Fused kernels exist only where nothing comes between their operations.
-  [[nodiscard]] bool is_fused(const FusedRun& run) const {
-    const Device device = device_of(fused_in(run));
-    if (!is_gpu(device)) return false;
-    for (int32_t i = run.first; i <= run.last; ++i) {
-      const ScheduledOperation& operation = scheduled_.operations[static_cast<size_t>(i)];
-      if (operation.device != device || (i > run.first && operation.starts_split)) return false;
-    }
-    return true;
   }
 
   int64_t allocate(Where place, int64_t n_bytes) {
     Arena& arena = state_.arena(place);
     const int64_t offset = arena.allocate(n_bytes);
-    int64_t& peak = peaks_.bytes[index(device_of(place))];
+    int64_t& peak = peaks_[index(device_of(place))].bytes;
     peak = std::max(peak, offset + arena.padded(n_bytes));
     return offset;
   }
@@ -180,7 +176,7 @@ class Replay {
   // For what comes from another device.
   int64_t allocate_copy(Where place, int64_t n_bytes) {
     if (!outlook_.pipeline) return allocate(place, n_bytes);
-    peaks_.kept[index(device_of(place))] += kPipelineCopies * state_.arena(place).padded(n_bytes);
+    peaks_[index(device_of(place))].kept += kPipelineCopies * state_.arena(place).padded(n_bytes);
     return kKept;
   }
 
@@ -248,12 +244,13 @@ class Replay {
       const ScheduledOperation& scheduled = scheduled_.operations[i];
       if (operation.is_view) continue;
       for (const int32_t operand : operation.inputs) {
-        if (operand == kWeight) {
-          if (scheduled.copies_weight) copy_weight(i);
-        } else if (operand == kCache || operand == kCacheV) {
-          copy_cache(i, operand);
-        } else if (is_value(operand)) {
+        if (operand == kNoValue) break;
+        if (is_value(operand)) {
           bring(operand, read_in(operand, scheduled));
+        } else if (operand != kWeight) {
+          copy_cache(i, operand);
+        } else if (scheduled.copies_weight) {
+          copy_weight(i);
         }
       }
     }
@@ -336,21 +333,19 @@ class Replay {
     const bool opens = first > 0 || !outlook_.continues;
     if (opens) {
       for (Arrivals::Slot& slot : state_.here.caches) free(Where::pinned, slot.offset, slot.n_bytes);
-      state_.here = std::exchange(state_.next, {});
+      std::swap(state_.here, state_.next);
+      state_.next.clear();
     }
     const std::vector<StreamedCopies::Weight>& weights = scheduled_.streamed[split].weights;
     std::vector<int64_t>& arrived = state_.here.weights;
-    const auto own_end = arrived.begin() + static_cast<std::ptrdiff_t>(weights.size());
-    std::vector<int64_t> own(arrived.begin(), own_end);
-    arrived.erase(arrived.begin(), own_end);
     open_split(first, end);
     if (opens) receive_for_split(split + 1);
+    size_t read = 0;
     for (size_t i = first; i < end; ++i) {
       run_operation(i);
-      for (size_t w = 0; w < weights.size(); ++w) {
-        if (weights[w].reader == i) free(Where::pinned, own[w], weights[w].n_bytes);
-      }
+      for (; read < weights.size() && weights[read].reader == i; ++read) free(Where::pinned, arrived[read], weights[read].n_bytes);
     }
+    arrived.erase(arrived.begin(), arrived.begin() + static_cast<std::ptrdiff_t>(read));
   }
 
   void receive_for_split(size_t split) {
@@ -369,6 +364,7 @@ class Replay {
     const Where home = place_on(scheduled.device);
     if (operation.output != kNoValue && !is_written_over(operation) && !reuse(operation, home)) add(operation.output, home);
     for (const int32_t operand : operation.inputs) {
+      if (operand == kNoValue) break;
       if (is_value(operand)) {
         const Where place = read_in(operand, scheduled);
         release(holder(operand, place), place);
@@ -390,8 +386,10 @@ class Replay {
   }
 
   void end_fused(size_t i) {
-    for (const FusedRun& run : block_.fused) {
-      if (static_cast<size_t>(run.until) == i && is_fused(run)) release(holder(run.value, fused_in(run)), fused_in(run));
+    for (; next_fused_ < scheduled_.fused.size() && static_cast<size_t>(scheduled_.fused[next_fused_].until) == i; ++next_fused_) {
+      const FusedRun& run = scheduled_.fused[next_fused_];
+      const Where place = fused_in(scheduled_, run);
+      release(holder(run.value, place), place);
     }
   }
 
@@ -435,6 +433,7 @@ class Replay {
   std::vector<Where> homes_;
   std::vector<Instance> instances_;
   std::vector<Copy> copies_;  // of weights and caches, for one operation each
+  size_t next_fused_ = 0;
   PerDevice<int32_t> rope_factor_readers_{};
   Where state_home_ = Where::cpu;  // of block_.state_out
   ReplayPeaks peaks_;
@@ -484,14 +483,19 @@ ScheduledBlock schedule_block(const Block& block, const BlockPlacement& placemen
       }
     }
     if (i > 0 && scheduled.starts_split) first_split = false;
-    if (copies_rope_factors(result, i)) result.inputs[place_on(scheduled.device)] |= input_bit(GraphInput::rope_factors);
+    if (copies_rope_factors(result, i)) {
+      result.inputs[place_on(scheduled.device)] |= input_bit(GraphInput::rope_factors);
+      if (is_gpu(scheduled.device)) result.copied_inputs |= input_bit(GraphInput::rope_factors);
+    }
     for_each_input(operation, [&](int32_t value) {
       const Value& v = value_of(block, value);
       if (first_split && block.state_in != kNoValue && result.bases[static_cast<size_t>(value)] == block.state_in) {
         result.first_split_reads_state = true;
       }
       if (!v.is_input) return;
-      result.inputs[place_of(v.input, scheduled.lane, cast_inputs)] |= input_bit(v.input);
+      const Where place = place_of(v.input, scheduled.lane, cast_inputs);
+      result.inputs[place] |= input_bit(v.input);
+      if (place != Where::cpu) result.copied_inputs |= input_bit(v.input);
       if (first_split) result.first_split_inputs.add(v.input);
     });
   }
@@ -500,10 +504,15 @@ ScheduledBlock schedule_block(const Block& block, const BlockPlacement& placemen
     result.last_lane = result.operations.back().lane;
     result.may_continue = !result.operations.front().copies_weight;
   }
+  for (const FusedRun& run : block.fused) {
+    if (is_fused(result, run)) result.fused.push_back(run);
+  }
+  std::stable_sort(result.fused.begin(), result.fused.end(), [](const FusedRun& a, const FusedRun& b) { return a.until < b.until; });
   size_t first = 0;
   do {
     const size_t end = end_of_split(result, first);
     result.streamed.push_back(streamed_copies(result, first, end, cache_bytes));
+    result.stream_bytes.push_back(result.streamed.back().n_bytes());
     first = end;
   } while (first < n);
   return result;

@@ -49,6 +49,11 @@ struct Arrivals {
   };
   std::vector<int64_t> weights{};  // offsets, in the order of their readers; a block takes its own
   std::vector<Slot> caches{};      // KV or state: they stay to the end of the split
+
+  void clear() {
+    weights.clear();
+    caches.clear();
+  }
   bool operator==(const Arrivals&) const = default;
 };
 
@@ -100,7 +105,10 @@ struct ScheduledBlock {
   bool first_split_reads_state = false;  // the one that a block before has loaded
   InputBits cast_inputs = 0;             // masks that their first reader on the GPU casts from f32 to f16, for all lanes
   bool may_continue = false;             // the first operation needs no split of its own in the lane of the one before
+  InputBits copied_inputs = 0;           // graph inputs that are read anywhere but on the host
   std::vector<StreamedCopies> streamed;  // by split, at least one
+  std::vector<int64_t> stream_bytes;     // of these
+  std::vector<FusedRun> fused;           // those that nothing interrupts, by the operation that they live until
   Where first_lane = Where::cpu;         // of its first operation; an encoder's head has none
   Where last_lane = Where::cpu;
 };
@@ -120,10 +128,11 @@ struct ReplayOutlook {
   bool operator==(const ReplayOutlook&) const = default;
 };
 
-struct ReplayPeaks {
-  PerDevice<int64_t> bytes{};  // streamed weights and KV included
-  PerDevice<int64_t> kept{};   // of copies that stay, beside `bytes`
+struct DevicePeak {
+  int64_t bytes = 0;  // streamed weights and KV included
+  int64_t kept = 0;   // of copies that stay, beside `bytes`
 };
+using ReplayPeaks = PerDevice<DevicePeak>;
 
 // Changes `state` from before the block to behind it. O(operations x holes), allocates.
 [[nodiscard]] ReplayPeaks replay(const ScheduledBlock& scheduled, const ReplayOutlook& outlook, const InputBytes& input_bytes,

@@ -1,6 +1,7 @@
 // What a forward pass is made of: operations, and the values between them.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 
@@ -55,7 +56,7 @@ class InputList {
   [[nodiscard]] const GraphInput* begin() const { return inputs_.data(); }
   [[nodiscard]] const GraphInput* end() const { return inputs_.data() + n_; }
   [[nodiscard]] InputBits bits() const { return bits_; }
-  bool operator==(const InputList&) const = default;
+  bool operator==(const InputList& other) const { return bits_ == other.bits_ && std::equal(begin(), end(), other.begin()); }
 
  private:
   std::array<GraphInput, kGraphInputCount> inputs_{};
@@ -101,7 +102,8 @@ struct Operation {
   int64_t cache_bytes = 0;              // read from (or written to) the KV cache or recurrent state
   int64_t cache_value_bytes = 0;        // the part of it that is V, where one operation reads K and V
   std::array<CacheOperand, 2> cache{};  // what kCache and kCacheV take where they are copied to another device
-  std::array<int32_t, 8> inputs{kNoValue, kNoValue, kNoValue, kNoValue, kNoValue, kNoValue, kNoValue, kNoValue};  // in ggml's order
+  // In ggml's order; the first kNoValue ends them.
+  std::array<int32_t, 8> inputs{kNoValue, kNoValue, kNoValue, kNoValue, kNoValue, kNoValue, kNoValue, kNoValue};
   int32_t output = kNoValue;
   uint8_t overwrites = 0;          // bit i: the output may take inputs[i]'s place if nobody reads that afterwards
   int8_t writes_into = -1;         // the operand whose memory the output is, written over

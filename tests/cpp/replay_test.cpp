@@ -35,8 +35,8 @@ ReplayState residual_in(Where place, int64_t n_bytes) {
   return state;
 }
 
-int64_t gpu_bytes(const ReplayPeaks& peaks) { return peaks.bytes[index(Device::gpu)]; }
-int64_t host_bytes(const ReplayPeaks& peaks) { return peaks.bytes[index(Device::host)]; }
+int64_t gpu_bytes(const ReplayPeaks& peaks) { return peaks[index(Device::gpu)].bytes; }
+int64_t host_bytes(const ReplayPeaks& peaks) { return peaks[index(Device::host)].bytes; }
 
 ReplayPeaks run(const Block& b, Neighbours neighbours, ReplayState& state,
                 const LayerPlacement& layer = LayerPlacement::uniform(Where::pinned), bool op_offload = false, bool pipeline = false) {
@@ -85,7 +85,7 @@ TEST(Replay, CopiesFromGpuToGpuOnce) {
   const Device third = gpu_device(2);
   ReplayState state = residual_in(Where::pinned, 1024);
   const ReplayPeaks peaks = run(b, {pinned_on(2), pinned_on(2)}, state, LayerPlacement::uniform(pinned_on(2)));
-  EXPECT_EQ(peaks.bytes[index(third)], 1024 + 512 + 2048);
+  EXPECT_EQ(peaks[index(third)].bytes, 1024 + 512 + 2048);
   EXPECT_EQ(state.arena(Where::pinned).extent(), 0);
   EXPECT_EQ(state.residual_home, pinned_on(2));
 }
@@ -96,8 +96,8 @@ TEST(Replay, PipelineCopiesStay) {
   const Device second = gpu_device(1);
   ReplayState state = residual_in(Where::pinned, 1000);
   const ReplayPeaks peaks = run(b, {pinned_on(1), pinned_on(1)}, state, LayerPlacement::uniform(pinned_on(1)), false, true);
-  EXPECT_EQ(peaks.kept[index(second)], 4 * 1024);
-  EXPECT_EQ(peaks.bytes[index(second)], 1024);
+  EXPECT_EQ(peaks[index(second)].kept, 4 * 1024);
+  EXPECT_EQ(peaks[index(second)].bytes, 1024);
   EXPECT_EQ(state.arena(Where::pinned).extent(), 0);
 }
 
