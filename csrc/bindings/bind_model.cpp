@@ -80,7 +80,7 @@ void bind_tensors(py::module_& m) {
       .def("__hash__", [](const DataType& type) { return py::hash(py::int_(type.id)); });
   py::class_<Tensor>(m, "Tensor")
       .def(py::init([](std::string name, const DataType& type, const std::array<int64_t, 4>& shape, int64_t n_bytes) {
-             return Tensor{std::move(name), type, shape, n_bytes};
+             return Tensor{.name = std::move(name), .type = type, .shape = shape, .n_bytes = n_bytes};
            }),
            "name"_a, "type"_a, "shape"_a, "n_bytes"_a)
       .def_readonly("name", &Tensor::name)

@@ -23,10 +23,12 @@ int64_t block_floor(const Block& block, const BlockPlacement& placement) {
   return floor;
 }
 
+// Those of a layer and those outside the layers, or the latter alone.
 std::vector<TensorException> exceptions_of(const Placement& placement, size_t layer) {
   std::vector<TensorException> result;
   for (const TensorException& exception : placement.exceptions) {
-    if (layer_of(exception.name) != static_cast<int32_t>(layer)) continue;
+    const int32_t of = layer_of(exception.name);
+    if (of >= 0 && static_cast<size_t>(of) != layer) continue;
     result.push_back({.name = std::string(local_name(exception.name)), .where = exception.where});
   }
   return result;
@@ -186,18 +188,36 @@ size_t ComputeBuffers::layer_pattern(const Placement& placement, size_t layer, s
   return pattern;
 }
 
+// Its norm goes with the first layer's device, wherever that layer's own norms are.
+size_t ComputeBuffers::embedding_pattern(const Placement& placement) {
+  LayerPlacement first = placement.layer(0);
+  if (first[Group::norms] == first.device && placement.exceptions.empty()) return layer_pattern(placement, 0, kNoLayer);
+  first[Group::norms] = first.device;
+  return pattern_index({.layer = first,
+                        .outside = Where::cpu,
+                        .op_offload = interned_op_offload_,
+                        .ties_norms = interned_ties_norms_,
+                        .next_cache = Where::cpu,
+                        .exceptions = exceptions_of(placement, kNoLayer)});
+}
+
 void ComputeBuffers::lay_path(const Placement& placement, bool ties_norms) {
   intern_patterns(placement, ties_norms);
   const auto lay = [](Step& step, size_t block, size_t pattern) {
     step.block = block;
     step.pattern = pattern;
   };
-  lay(path_.front(), blocks_.size() - 2, layer_pattern(placement, 0, kNoLayer));
+  lay(path_.front(), blocks_.size() - 2, embedding_pattern(placement));
   for (size_t i = 0; i < layer_block_.size(); ++i) lay(path_[i + 1], layer_block_[i], layer_pattern(placement, i, loads_state_of_[i]));
   const LayerPlacement no_layer = LayerPlacement::uniform(Where::cpu);
   const bool offloads_head = placement.op_offload && placement.head_op_offload;
   lay(path_.back(), blocks_.size() - 1,
-      pattern_index({.layer = no_layer, .outside = placement.head, .op_offload = offloads_head, .ties_norms = false}));
+      pattern_index({.layer = no_layer,
+                     .outside = placement.head,
+                     .op_offload = offloads_head,
+                     .ties_norms = false,
+                     .next_cache = Where::cpu,
+                     .exceptions = exceptions_of(placement, kNoLayer)}));
 
   Neighbours neighbours;
   for (size_t i = 0; i < path_.size(); ++i) {

@@ -87,6 +87,7 @@ class ComputeBuffers {
 
   void describe_layer(const Model& model, const ContextParameters& context, const Pass& pass, size_t index);
   size_t pattern_index(const BlockPlacement& placement);
+  size_t embedding_pattern(const Placement& placement);
   size_t layer_pattern(const Placement& placement, size_t layer, size_t loads_state_of);
   void intern_patterns(const Placement& placement, bool ties_norms);
   Cell& cell(size_t pattern, size_t block, const Neighbours& neighbours);

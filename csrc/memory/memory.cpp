@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 
 #include "memory/meter.hpp"
 
@@ -15,6 +16,7 @@ constexpr int64_t kGpuAlignment = 128;
 constexpr int64_t kHostAlignment = 32;
 constexpr int64_t kGpuRowPadding = 512;  // elements
 constexpr DataType kFloat{0, 1, 4};
+constexpr std::string_view kEmbedding = "token_embd.weight";
 
 int64_t pad(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
@@ -42,42 +44,61 @@ int64_t sum(const std::vector<Tensor>& tensors, Bytes bytes) {
   return total;
 }
 
+// Where a tensor lies whose group is at `where`.
+Where home_of(const Tensor& tensor, Where where) { return tensor.host_only ? Where::cpu : where; }
+
 int64_t tensor_bytes(const Tensor& tensor, Where where) { return is_pinned(where) ? gpu_tensor_bytes(tensor) : host_tensor_bytes(tensor); }
 
 // Moves one tensor of a layer away from its group.
 void move_exception(const Model& model, const Placement& placement, const TensorException& exception, MemoryReport& report) {
   const auto layer = static_cast<size_t>(layer_of(exception.name));
-  if (layer >= model.layers().size()) return;  // outside the layers there are no groups to split
+  if (layer >= model.layers().size()) return;  // for_each_outside has those
   for (const Tensor& tensor : model.layers()[layer].tensors) {
     if (tensor.name != exception.name) continue;
+    if (tensor.host_only) continue;
     const Where group = placement.layer(layer)[group_of(tensor.name)];
     report.home(group).weights_bytes -= tensor_bytes(tensor, group);
     report.home(exception.where).weights_bytes += tensor_bytes(tensor, exception.where);
   }
 }
 
+Where place_of(const Tensor& tensor, const Placement& placement, Where otherwise) {
+  for (const TensorException& exception : placement.exceptions) {
+    if (exception.name == tensor.name) return exception.where;
+  }
+  return otherwise;
+}
+
 // Calls `add(tensor, where)` for every copy that a device keeps of what lies outside the layers.
 template <typename Add>
 void for_each_outside(const Model& model, const Placement& placement, Add add) {
-  uint32_t with_layers = 0;  // one bit per home
+  constexpr Where kEverywhere = Where::stream_a;  // with the layers
+  uint32_t with_layers = 0;                       // one bit per home
   for (size_t i = 0; i < placement.layer_pattern.size(); ++i) {
-    const Where where = placement.layer(i)[Group::norms];
+    const Where where = placement.layer(i).device;
     with_layers |= 1U << (is_pinned(where) ? gpu_of(where) : kMaxGpus);
   }
-  const Where first = placement.layer(0)[Group::norms];
+  const Where first = placement.layer(0).device;
+  Where embedding = Where::cpu;
   for (const Tensor& tensor : model.embedding()) {
-    if (tensor.name.starts_with("rope_f")) {
-      for (int gpu = 0; gpu < placement.n_gpu; ++gpu) {
-        if ((with_layers >> gpu & 1U) != 0) add(tensor, pinned_on(gpu));
-      }
-      if ((with_layers >> kMaxGpus & 1U) != 0) add(tensor, Where::cpu);
-    } else {
-      add(tensor, tensor.name.starts_with("token_embd_norm") && is_pinned(first) ? first : Where::cpu);
+    const bool is_rope = tensor.name.starts_with("rope_f");
+    const bool is_norm = tensor.name.starts_with("token_embd_norm") && is_pinned(first);
+    const Where where = place_of(tensor, placement, is_rope ? kEverywhere : is_norm ? first : Where::cpu);
+    if (tensor.name == kEmbedding) embedding = where;
+    if (where != kEverywhere) {
+      add(tensor, where);
+      continue;
     }
+    for (int gpu = 0; gpu < placement.n_gpu; ++gpu) {
+      if ((with_layers >> gpu & 1U) != 0) add(tensor, pinned_on(gpu));
+    }
+    if ((with_layers >> kMaxGpus & 1U) != 0) add(tensor, Where::cpu);
   }
   for (const Tensor& tensor : model.head()) {
-    const bool shared = !is_pinned(placement.head) && model.tied_head() && tensor.name == "token_embd.weight";
-    if (!shared) add(tensor, placement.head);
+    const Where where = place_of(tensor, placement, placement.head);
+    const auto home = [](Where place) { return is_pinned(place) ? place : Where::cpu; };
+    const bool shared = model.tied_head() && tensor.name == kEmbedding && home(where) == home(embedding);
+    if (!shared) add(tensor, where);
   }
 }
 
@@ -163,17 +184,17 @@ int64_t gpu_tensor_bytes(const Tensor& tensor) { return pad(tensor.n_bytes + row
 int64_t host_tensor_bytes(const Tensor& tensor) { return pad(tensor.n_bytes, kHostAlignment); }
 
 int64_t gpu_weight_bytes(const Layer& layer, const LayerPlacement& placement) {
-  return sum(layer.tensors, [&](const Tensor& t) { return is_pinned(placement[group_of(t.name)]) ? gpu_tensor_bytes(t) : 0; });
+  return sum(layer.tensors, [&](const Tensor& t) { return is_pinned(home_of(t, placement[group_of(t.name)])) ? gpu_tensor_bytes(t) : 0; });
 }
 
 int64_t host_weight_bytes(const Layer& layer, const LayerPlacement& placement) {
-  return sum(layer.tensors, [&](const Tensor& t) { return is_pinned(placement[group_of(t.name)]) ? 0 : host_tensor_bytes(t); });
+  return sum(layer.tensors, [&](const Tensor& t) { return is_pinned(home_of(t, placement[group_of(t.name)])) ? 0 : host_tensor_bytes(t); });
 }
 
 int64_t gpu_head_bytes(const Model& model) { return sum(model.head(), gpu_tensor_bytes); }
 
 int64_t host_head_bytes(const Model& model) {
-  return sum(model.head(), [&](const Tensor& t) { return model.tied_head() && t.name == "token_embd.weight" ? 0 : host_tensor_bytes(t); });
+  return sum(model.head(), [&](const Tensor& t) { return model.tied_head() && t.name == kEmbedding ? 0 : host_tensor_bytes(t); });
 }
 
 int64_t embedding_bytes(const Model& model) { return sum(model.embedding(), host_tensor_bytes); }
@@ -194,7 +215,7 @@ MemoryReport resident_memory(const Model& model, const Placement& placement, con
   for_each_outside(model, placement, add_weight);
   for (size_t i = 0; i < layers.size(); ++i) {
     const LayerPlacement& where = placement.layer(i);
-    for (const Tensor& tensor : layers[i].tensors) add_weight(tensor, where[group_of(tensor.name)]);
+    for (const Tensor& tensor : layers[i].tensors) add_weight(tensor, home_of(tensor, where[group_of(tensor.name)]));
     report.home(where[Group::cache]).cache_bytes += cache_bytes(model, layers[i], context, where[Group::cache]);
   }
   for (const TensorException& exception : placement.exceptions) move_exception(model, placement, exception, report);

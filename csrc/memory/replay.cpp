@@ -502,7 +502,9 @@ ScheduledBlock schedule_block(const Block& block, const BlockPlacement& placemen
   if (n > 0) {
     result.first_lane = result.operations.front().lane;
     result.last_lane = result.operations.back().lane;
-    result.may_continue = !result.operations.front().copies_weight;
+    const auto is_work = [](const Operation& operation) { return !operation.is_view; };
+    const auto work = std::find_if(block.operations.begin(), block.operations.end(), is_work) - block.operations.begin();
+    result.may_continue = static_cast<size_t>(work) == n || !result.operations[static_cast<size_t>(work)].copies_weight;
   }
   for (const FusedRun& run : block.fused) {
     if (is_fused(result, run)) result.fused.push_back(run);

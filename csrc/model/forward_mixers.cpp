@@ -50,7 +50,7 @@ Node convolve(Graph& g, Node joined, const Tensor& kernel) {
   const int64_t channels = g.ne(joined, 1);
   const Node output = g.fresh(OpKind::scan, {joined, kWeight}, Layout::packed({channels, g.n_seq_tokens(), g.pass().n_seqs, 1}), &kernel);
   g.operation(output).flop = 2.0 * static_cast<double>(kernel.shape[0] * channels * g.n_tokens());
-  g.operation(output).host_only = channels % 128 != 0;
+  g.operation(output).host_only = kernel.host_only;
   return output;
 }
 
@@ -71,6 +71,7 @@ Node scan(Graph& g, std::initializer_list<int32_t> operands, int64_t inner, cons
   const int64_t state = g.parameters().scan_state;
   const Node output = g.fresh(OpKind::scan, operands, Layout::packed({inner * g.n_tokens() + state * g.pass().n_seqs, 1, 1, 1}), weight);
   Operation& operation = g.operation(output);
+  operation.host_only = weight != nullptr && weight->host_only;
   operation.cache_bytes = state * g.pass().n_seqs * kActivationBytes;
   operation.cache[0].n_bytes = operation.cache_bytes;
   // per token and state element: decay, outer product, addition, read-out
@@ -159,8 +160,6 @@ Node build_mamba2(Graph& g, Node normed, Node conv_state) {
   Node dt = g.cont(g.slice(zxbcdt, heads));
   if (const Tensor* bias = g.find_bias("ssm_dt")) dt = g.add(dt, *bias);
   const Node scanned = scan_of_state(g, {kCache, x, dt, kWeight, b, c, g.state_rows()}, inner, g.require("ssm_a"));
-  const bool has_kernel = h.ssm_state_size == 96 || h.ssm_state_size == 128 || h.ssm_state_size == 256;
-  g.operation(scanned).host_only = !has_kernel || head_dim % 16 != 0;
   store_final_state(g, scanned);
   const int64_t row = inner * kActivationBytes;
   const Node skip = g.mul(x, g.require("ssm_d"));

@@ -24,6 +24,16 @@ bool has_tensor(const std::vector<Tensor>& tensors, std::string_view name) {
   return std::any_of(tensors.begin(), tensors.end(), [&](const Tensor& tensor) { return tensor.name == name; });
 }
 
+// CUDA's kernels convolve 128 channels at a time, and scan these sizes of a state.
+bool lacks_gpu_kernel(const Hyperparameters& h, Mixer mixer, const Tensor& tensor) {
+  const std::string_view name = local_name(tensor.name);
+  if (name == "ssm_conv1d.weight") return tensor.shape[1] % 128 != 0;
+  if (name != "ssm_a") return false;
+  if (mixer == Mixer::mamba) return tensor.shape[0] != 16 || tensor.shape[1] % 128 != 0;
+  const bool knows_state = h.ssm_state_size == 96 || h.ssm_state_size == 128 || h.ssm_state_size == 256;
+  return mixer == Mixer::mamba2 && (!knows_state || h.ssm_inner_size / tensor.shape[1] % 16 != 0);
+}
+
 void move_by_prefix(std::vector<Tensor>& from, std::vector<Tensor>& to, std::string_view prefix) {
   const auto split = std::stable_partition(from.begin(), from.end(), [&](const Tensor& t) { return !t.name.starts_with(prefix); });
   std::move(split, from.end(), std::back_inserter(to));
@@ -61,6 +71,7 @@ Model::Model(Hyperparameters hyperparameters, std::vector<Tensor> tensors) : hyp
     }
     if (layer >= h.n_layer) continue;  // next-token prediction: stored, never loaded for a forward pass
     if (layer >= 0) {
+      tensor.host_only = lacks_gpu_kernel(h, h.layers[static_cast<size_t>(layer)].mixer, tensor);
       layers_[static_cast<size_t>(layer)].tensors.push_back(std::move(tensor));
     } else if (group_of(tensor.name) == Group::head) {
       head_.push_back(std::move(tensor));

@@ -48,7 +48,8 @@ struct LayerPlacement {
   }
 };
 
-// A tensor that is not where the rest of its group is: llama.cpp's overrides may split a group.
+// A tensor that is not where the rest of its group is (outside the layers: not with the head, the first layer or the embedding):
+// llama.cpp's overrides name single tensors.
 struct TensorException {
   std::string name;
   Where where = Where::cpu;

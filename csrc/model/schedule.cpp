@@ -26,7 +26,8 @@ ScheduledOperation decide(const Operation& operation, const BlockPlacement& plac
   if (!weight_decides && !writes_cache) return result;
   const Where where = weight_decides ? placement.weight_of(operation) : placement.of(operation);
   run_on(where);
-  if (where == Where::cpu && operation.weight != nullptr && placement.op_offload && operation.offload_rows >= kOffloadMinTokens) {
+  if (where == Where::cpu && operation.weight != nullptr && !operation.host_only && placement.op_offload &&
+      operation.offload_rows >= kOffloadMinTokens) {
     run_on(Where::pinned);
     result.copies_weight = true;
   }
@@ -142,6 +143,7 @@ class Reads {
 }  // namespace
 
 Where BlockPlacement::weight_of(const Operation& operation) const {
+  if (operation.weight->host_only) return Where::cpu;
   if (!exceptions.empty()) {
     const std::string_view name = local_name(operation.weight->name);
     for (const TensorException& exception : exceptions) {
@@ -150,7 +152,7 @@ Where BlockPlacement::weight_of(const Operation& operation) const {
   }
   if (operation.weight_decides || operation.group >= Group::embedding) return of(operation);
   // Rope factors exist once per device with layers; any other small weight that does not decide belongs to the attention side.
-  return of(reads_rope_factors(operation) ? Group::norms : Group::attention);
+  return reads_rope_factors(operation) ? layer.device : of(Group::attention);
 }
 
 BlockEnds block_ends(const Block& block, const BlockPlacement& placement) {
@@ -168,13 +170,18 @@ BlockEnds block_ends(const Block& block, const BlockPlacement& placement) {
 std::vector<ScheduledOperation> schedule(const Block& block, const BlockPlacement& placement, const Neighbours& neighbours) {
   std::vector<ScheduledOperation> result = decide(block, placement);
   follow_neighbours(block, neighbours, result);
+  // Views do no work: they stay in the split before them, and those at the front in that of the first operation.
+  const auto is_work = [](const Operation& operation) { return !operation.is_view; };
+  const auto first =
+      static_cast<size_t>(std::find_if(block.operations.begin(), block.operations.end(), is_work) - block.operations.begin());
+  for (size_t i = 0; i < first && first < result.size(); ++i) result[i].lane = result[first].lane;
   Where before = neighbours.before;
   Reads reads(block, neighbours);
   bool split_reads = true;  // anything from elsewhere, so far
   for (size_t i = 0; i < result.size(); ++i) {
     ScheduledOperation& current = result[i];
     const Operation& operation = block.operations[i];
-    if (operation.is_view && i > 0) current.lane = before;  // no work: it stays in the split before it
+    if (operation.is_view && i > first) current.lane = before;
     current.device = device_of(current.lane);
     if (operation.is_view) {
       reads.alias(operation);
@@ -184,8 +191,11 @@ std::vector<ScheduledOperation> schedule(const Block& block, const BlockPlacemen
     if (operation.weight != nullptr && !operation.weight_decides) {
       current.copies_weight = device_of(placement.weight_of(operation)) != current.device;
     }
-    current.starts_split = current.lane != before || (current.copies_weight && split_reads && operation.weight_part_bytes == 0);
-    if (current.starts_split) split_reads = false;
+    const bool starts = current.lane != before || (current.copies_weight && split_reads && operation.weight_part_bytes == 0);
+    if (starts) {
+      result[i == first ? 0 : i].starts_split = true;
+      split_reads = false;
+    }
     split_reads = reads.from_elsewhere(operation, current) || split_reads;
     before = current.lane;
   }

@@ -50,6 +50,7 @@ struct Tensor {
   DataType type;
   std::array<int64_t, 4> shape{1, 1, 1, 1};  // as in the file: shape[0] is the contiguous, contracted dimension
   int64_t n_bytes = 0;
+  bool host_only = false;  // no GPU has a kernel for its operation: llama.cpp keeps it in host memory wherever its layer is
 };
 
 // Layer number of "blk.N.…", or -1 for a tensor outside the layers.

@@ -81,7 +81,7 @@ def placement_from_flags(
         placement.head = _place(head.name, rules, placement.head)
     patterns: list[_core.LayerPlacement] = []
     layer_pattern: list[int] = []
-    exceptions: list[_core.TensorException] = []
+    exceptions = _outside(model, rules, places[-1], placement.head)
     for layer, where in zip(model.layers, places, strict=False):
         pattern = _core.LayerPlacement(where)
         if not offload_kqv:
@@ -143,6 +143,20 @@ def _rule(pattern: str, device: str, n_gpu: int) -> tuple[re.Pattern[str], _core
 
 def _place(name: str, rules: list[tuple[re.Pattern[str], _core.Where]], default: _core.Where) -> _core.Where:
     return next((where for regex, where in rules if regex.search(name)), default)
+
+
+def _outside(
+    model: _core.Model, rules: list[tuple[re.Pattern[str], _core.Where]], output: _core.Where, head: _core.Where
+) -> list[_core.TensorException]:
+    """Return the tensors outside the layers that an override takes, or leaves behind, where their like is not."""
+    from pshard import _core
+
+    places = {tensor.name: _place(tensor.name, rules, output) for tensor in model.head}
+    apart = {name: where for name, where in places.items() if where != head}
+    for tensor in model.embedding:
+        if any(regex.search(tensor.name) for regex, _ in rules):
+            apart[tensor.name] = _place(tensor.name, rules, output)
+    return [_core.TensorException(name, where) for name, where in apart.items()]
 
 
 def _apply(
