@@ -102,6 +102,38 @@ TEST(Memory, AnExceptionMovesOneTensor) {
   EXPECT_EQ(after.host.weights_bytes - before.host.weights_bytes, kBytes);
 }
 
+TEST(Memory, AnExceptionOutsideTheLayersMovesOneTensor) {
+  const Model model = tiny::model();
+  Placement placement = everywhere(Where::pinned);
+  placement.n_gpu = 2;
+  const MemoryReport before = memory(model, placement, {}, 64);
+  placement.exceptions = {{"output_norm.weight", Where::cpu}, {"token_embd.weight", pinned_on(1)}};
+  const MemoryReport after = memory(model, placement, {}, 64);
+  constexpr int64_t kNorm = tiny::kEmbd * 2, kEmbedding = tiny::kEmbd * tiny::kVocab * 2;
+  EXPECT_EQ(before.gpus[0].weights_bytes - after.gpus[0].weights_bytes, kNorm);
+  EXPECT_EQ(after.gpus[1].weights_bytes, kEmbedding);
+  EXPECT_EQ(after.host.weights_bytes - before.host.weights_bytes, kNorm - kEmbedding);
+  EXPECT_GT(after.gpus[1].compute_bytes, 0);
+}
+
+TEST(Memory, EveryGpuHasWhatIsPinnedOnIt) {
+  const Model model = tiny::model();
+  Placement placement = everywhere(Where::pinned);
+  placement.n_gpu = 3;
+  placement.patterns.push_back(LayerPlacement::uniform(pinned_on(2)));
+  placement.layer_pattern = {0, static_cast<uint8_t>(placement.patterns.size() - 1)};
+  placement.head = pinned_on(2);
+  const MemoryReport report = memory(model, placement, {}, 64);
+  constexpr int64_t kLayer = (tiny::kLayerWeights + 2 * tiny::kEmbd) * 2;
+  ASSERT_EQ(report.gpus.size(), 3U);
+  EXPECT_EQ(report.gpus[0].weights_bytes, kLayer);
+  EXPECT_EQ(report.gpus[1].total(), 0);
+  EXPECT_EQ(report.gpus[2].weights_bytes, kLayer + tiny::kEmbd * 2 + tiny::kEmbd * tiny::kVocab * 2);
+  EXPECT_EQ(report.gpus[0].cache_bytes, report.gpus[2].cache_bytes);
+  placement.n_gpu = 2;
+  EXPECT_THROW(static_cast<void>(memory(model, placement, {}, 64)), std::invalid_argument);
+}
+
 TEST(Memory, RefusesAnotherNumberOfLayers) {
   Placement placement = everywhere(Where::pinned);
   placement.layer_pattern.push_back(0);

@@ -39,6 +39,24 @@ std::vector<std::string> names(const std::vector<Tensor>& tensors) {
   return result;
 }
 
+// CUDA scans states of 96, 128 and 256 with heads of a multiple of 16, and convolves multiples of 128 channels.
+TEST(Model, KnowsWeightsThatNoGpuComputesWith) {
+  const auto is_host_only = [](int64_t state, int64_t channels) {
+    Hyperparameters h = hyperparameters(1);
+    h.layers[0].mixer = Mixer::mamba2;
+    h.ssm_state_size = state;
+    h.ssm_inner_size = 1024;
+    std::vector<Tensor> tensors = ends(false);
+    tensors.push_back(tensor("blk.0.ssm_a", kF32, {1, 16, 1, 1}));
+    tensors.push_back(tensor("blk.0.ssm_conv1d.weight", kF32, {4, channels, 1, 1}));
+    const Model model(h, tensors);
+    return std::pair(model.layers()[0].tensors[0].host_only, model.layers()[0].tensors[1].host_only);
+  };
+  EXPECT_EQ(is_host_only(128, 1280), std::pair(false, false));
+  EXPECT_EQ(is_host_only(64, 1280), std::pair(true, false));
+  EXPECT_EQ(is_host_only(128, 1200), std::pair(false, true));
+}
+
 TEST(Model, SortsTensorsIntoLayersHeadAndEmbedding) {
   std::vector<Tensor> tensors = ends(false);
   for (const char* name : {"blk.1.attn_q.weight", "blk.0.attn_q.weight", "blk.0.attn_k.weight", "rope_freqs.weight"}) {

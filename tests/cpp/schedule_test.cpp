@@ -52,6 +52,43 @@ TEST(Schedule, OperationsWithoutWeightsFollowTheGpuOnEitherSide) {
   EXPECT_EQ(lanes(b, ffn_elsewhere(kCpu, kPinned)), std::vector<Where>({kCpu, kCpu, kPinned, kPinned, kPinned, kPinned}));
 }
 
+TEST(Schedule, BetweenTwoGpusTheyStayOnTheFirst) {
+  const Block b = layer();
+  const Where second = pinned_on(1), third = pinned_on(2);
+  EXPECT_EQ(lanes(b, ffn_elsewhere(kPinned, second), {third, kCpu}), std::vector<Where>({third, kPinned, kPinned, second, second, second}));
+  EXPECT_EQ(lanes(b, ffn_elsewhere(second, kCpu), {kCpu, third}), std::vector<Where>({second, second, second, kCpu, third, third}));
+}
+
+TEST(Schedule, WhatNoGpuCanRunIsAloneOnTheHost) {
+  Block b = layer();
+  b.operations[2].host_only = true;
+  EXPECT_EQ(lanes(b, LayerPlacement::uniform(kPinned)), std::vector<Where>({kPinned, kPinned, kCpu, kPinned, kPinned, kPinned}));
+}
+
+TEST(Schedule, NormsAreTiedToTheLayersDeviceWhereverTheirWeightsAre) {
+  Block b = layer();
+  b.operations[0].is_norm = true;
+  LayerPlacement placement = LayerPlacement::uniform(kCpu);
+  placement.device = pinned_on(1);
+  EXPECT_EQ(schedule(b, {.layer = placement}, {})[0].device, Device::host);
+  BlockPlacement tied{.layer = placement};
+  tied.ties_norms = true;
+  EXPECT_EQ(schedule(b, tied, {})[0].device, gpu_device(1));
+}
+
+// A view at the front opens no split of its own.
+TEST(Schedule, ViewsAtTheFrontBelongToTheFirstOperation) {
+  Block b = layer();
+  b.values.push_back({});
+  Operation view = operation({0}, 7);
+  view.is_view = true;
+  b.operations.insert(b.operations.begin(), view);
+  const std::vector<ScheduledOperation> scheduled = schedule(b, {.layer = LayerPlacement::uniform(kPinned)}, {});
+  EXPECT_TRUE(scheduled[0].starts_split);
+  EXPECT_FALSE(scheduled[1].starts_split);
+  EXPECT_EQ(scheduled[0].device, Device::gpu);
+}
+
 TEST(Schedule, InALayerThatStreamsTheyFollowTheirOperands) {
   const Block b = layer();
   const std::vector<Where> ffn_streamed{kPinned, kPinned, kPinned, kA, kA, kPinned};

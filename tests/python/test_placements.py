@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import oracle
 import pytest
@@ -85,3 +86,66 @@ def test_compute_buffers_do_not_depend_on_what_was_asked_before(name: str) -> No
         assert found.gpu_bytes[0] == report.gpu.compute_bytes
         assert found.gpu_stream_bytes == report.gpu.stream_bytes <= report.gpu.compute_bytes
         assert found.host_bytes == report.host.compute_bytes
+
+
+def gpus_of(placement: _core.Placement) -> list[int]:
+    places = [pattern.device for pattern in placement.patterns]
+    return [_core.gpu_of(places[i]) for i in placement.layer_pattern if _core.is_pinned(places[i])]
+
+
+def test_layers_are_shared_out_by_memory_or_by_tensor_split() -> None:
+    model = oracle.model("llama31-8b-f16").core
+    placement = placement_from_flags(model, devices=[24576, 12288])
+    assert (placement.n_gpu, placement.head) == (2, _core.pinned_on(1))
+    assert gpus_of(placement) == [0] * 22 + [1] * 10
+    placement = placement_from_flags(model, devices=[24576, 12288], tensor_split=[1, 2])
+    assert gpus_of(placement) == [0] * 11 + [1] * 21
+    assert gpus_of(placement_from_flags(model, 3, devices=[8, 8, 8], tensor_split=[0, 1])) == [1, 1]
+    assert gpus_of(placement_from_flags(model, devices=())) == []
+
+
+def test_one_gpu_of_several() -> None:
+    model = oracle.model("llama31-8b-f16").core
+    placement = placement_from_flags(model, devices=[8, 8], split_mode="none", main_gpu=1)
+    assert (placement.n_gpu, placement.pipeline, placement.head) == (1, False, _core.Where.pinned)
+    placement = placement_from_flags(model, devices=[8, 8], split_mode="none", main_gpu=-1)
+    assert (placement.n_gpu, placement.op_offload, placement.head) == (0, False, _core.Where.cpu)
+
+
+def test_when_llama_cpp_works_in_a_pipeline() -> None:
+    model = oracle.model("glm45-air-q4km").core  # 46 layers and one that predicts: 48 with the output
+
+    def pipeline(n_gpu_layers: int, **flags: Any) -> bool:
+        return placement_from_flags(model, n_gpu_layers, **{"devices": [8, 8], **flags}).pipeline
+
+    assert pipeline(-1)
+    assert pipeline(48)
+    assert not pipeline(47)
+    assert not pipeline(-1, devices=[8])
+    assert not pipeline(-1, offload_kqv=False)
+    assert not pipeline(-1, overrides=[("no_such_tensor", "CPU")])
+
+
+def test_overrides_name_any_gpu_and_any_tensor() -> None:
+    model = oracle.model("llama31-8b-f16").core
+    rules = [(r"blk\.0\.ffn", "CUDA2"), ("token_embd", "CUDA1"), ("output_norm", "CPU")]
+    placement = placement_from_flags(model, overrides=rules, devices=[8, 8, 8])
+    assert where(placement, 0, _core.Group.ffn_down) == _core.pinned_on(2)
+    assert where(placement, 0, _core.Group.cache) == _core.Where.pinned
+    outside = {e.name: e.where for e in placement.exceptions if not e.name.startswith("blk.")}
+    assert outside == {"token_embd.weight": _core.pinned_on(1), "output_norm.weight": _core.Where.cpu}
+
+
+@pytest.mark.parametrize(
+    ("flags", "part"),
+    [
+        ({"split_mode": "row"}, "row"),
+        ({"split_mode": "none", "main_gpu": 2}, "main GPU 2"),
+        ({"tensor_split": [1, -1]}, "negative"),
+        ({"tensor_split": [1, 1, 1]}, "3 shares for 2"),
+        ({"overrides": [("exps", "CUDA2")]}, "CUDA0, CUDA1"),
+    ],
+)
+def test_flags_that_fit_no_device_are_named(flags: dict[str, Any], part: str) -> None:
+    with pytest.raises(SettingError, match=part):
+        placement_from_flags(oracle.model("llama31-8b-f16").core, **{"devices": [8, 8], **flags})
