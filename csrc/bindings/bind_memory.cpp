@@ -160,6 +160,13 @@ void bind_reports(py::module_& m) {
             return buffers(placement);
           },
           "placement"_a)
+      .def(
+          "gpu_at_least",
+          [](ComputeBuffers& buffers, const Placement& placement) {
+            check(placement, buffers.n_layer());
+            return buffers.gpu_at_least(placement);
+          },
+          "placement"_a)
       .def_property_readonly("n_replays", &ComputeBuffers::n_replays);
 }
 

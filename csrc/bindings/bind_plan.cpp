@@ -16,6 +16,7 @@ using pshard::Candidate;
 using pshard::ComputeBuffers;
 using pshard::ContextParameters;
 using pshard::FitDevice;
+using pshard::FitDraft;
 using pshard::FitOutcome;
 using pshard::FitProbe;
 using pshard::Found;
@@ -104,6 +105,15 @@ void bind_results(py::module_& m) {
       .def_readonly("free_bytes", &FitDevice::free_bytes)
       .def_readonly("margin_bytes", &FitDevice::margin_bytes)
       .def_property_readonly("target_bytes", &FitDevice::target_bytes);
+  py::class_<FitDraft>(m, "FitDraft")
+      .def(py::init([](const Model& model, const ContextParameters& context, Placement placement, std::vector<size_t> gpus) {
+             check(placement, model.layers().size());
+             if (gpus.size() == static_cast<size_t>(placement.n_gpu))
+               return FitDraft{&model, context, std::move(placement), std::move(gpus)};
+             throw std::invalid_argument("the draft has " + std::to_string(placement.n_gpu) + " GPUs, of which " +
+                                         std::to_string(gpus.size()) + " are named; name each of them");
+           }),
+           "model"_a, "context"_a, "placement"_a, "gpus"_a, py::keep_alive<1, 2>());
   py::class_<GpuLayers>(m, "GpuLayers")
       .def_readonly("n_layer", &GpuLayers::n_layer)
       .def_readonly("n_partial", &GpuLayers::n_partial)
@@ -139,7 +149,8 @@ void bind_results(py::module_& m) {
       .def_readonly("kv_fill_tokens", &TierPlan::kv_fill_tokens)
       .def_readonly("candidates", &TierPlan::candidates)
       .def_readonly("best", &TierPlan::best)
-      .def_readonly("n_priced", &TierPlan::n_priced);
+      .def_readonly("n_priced", &TierPlan::n_priced)
+      .def_readonly("n_replays", &TierPlan::n_replays);
   py::class_<WorkloadTime>(m, "WorkloadTime")
       .def_readonly("prompt_seconds", &WorkloadTime::prompt_seconds)
       .def_readonly("generate_seconds", &WorkloadTime::generate_seconds)
@@ -206,7 +217,8 @@ void bind_plan(py::module_& m) {
   m.def(
       "stock_fit",
       [](const Model& model, const ContextParameters& context, std::vector<FitDevice> gpus, std::optional<FitDevice> host,
-         int64_t n_ctx_min, bool offload_kqv, bool op_offload, std::optional<Placement> given, int32_t n_gpu_layers) {
+         int64_t n_ctx_min, bool offload_kqv, bool op_offload, std::optional<Placement> given, int32_t n_gpu_layers,
+         std::optional<FitDraft> draft) {
         if (given) check(*given, model.layers().size());
         return pshard::stock_fit(model, context,
                                  {.gpus = std::move(gpus),
@@ -215,10 +227,11 @@ void bind_plan(py::module_& m) {
                                   .offload_kqv = offload_kqv,
                                   .op_offload = op_offload,
                                   .given = std::move(given),
-                                  .n_gpu_layers = n_gpu_layers});
+                                  .n_gpu_layers = n_gpu_layers,
+                                  .draft = std::move(draft)});
       },
       "model"_a, "context"_a, "gpus"_a, py::kw_only(), "host"_a = py::none(), "n_ctx_min"_a = pshard::FitRequest{}.n_ctx_min,
-      "offload_kqv"_a = true, "op_offload"_a = true, "given"_a = py::none(), "n_gpu_layers"_a = -1, no_gil);
+      "offload_kqv"_a = true, "op_offload"_a = true, "given"_a = py::none(), "n_gpu_layers"_a = -1, "draft"_a = py::none(), no_gil);
   m.def("search", &search_one, "strategy"_a, "model"_a, "machine"_a, "context"_a, "workload"_a, "budget"_a, "batch_size"_a,
         "exhaustively"_a = false, no_gil);
   m.def(

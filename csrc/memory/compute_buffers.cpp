@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "memory/live_bytes.hpp"
 #include "model/graph.hpp"
 
 namespace pshard {
@@ -11,16 +12,14 @@ namespace {
 constexpr size_t kUnknownPattern = SIZE_MAX;
 constexpr size_t kNoLayer = SIZE_MAX;
 
+// Whatever lies around the block: only what it decides itself is sure to run where it says.
 int64_t block_floor(const Block& block, const BlockPlacement& placement) {
-  int64_t floor = 0;
-  const std::vector<ScheduledOperation> scheduled = schedule(block, placement, {});
-  for (size_t i = 0; i < block.operations.size(); ++i) {
-    const Operation& operation = block.operations[i];
-    if (!scheduled[i].decided || !is_gpu(scheduled[i].device) || operation.is_view || operation.output == kNoValue) continue;
-    const int64_t copied = scheduled[i].copies_weight ? operation.weight->n_bytes : 0;
-    floor = std::max(floor, copied + block.values[static_cast<size_t>(operation.output)].n_bytes);
+  std::vector<ScheduledOperation> scheduled = schedule(block, placement, {});
+  for (ScheduledOperation& operation : scheduled) {
+    if (!operation.decided) operation.device = Device::host;
   }
-  return floor;
+  const std::vector<int64_t> live = live_gpu_bytes(block, scheduled);
+  return live.empty() ? 0 : *std::max_element(live.begin(), live.end());
 }
 
 // Those of a layer and those outside the layers, or the latter alone.
@@ -74,7 +73,8 @@ ComputeBuffers::ComputeBuffers(const Model& model, const ContextParameters& cont
   find_inputs(blocks_[blocks_.size() - 2]);
   for (const size_t block : layer_block_) find_inputs(blocks_[block]);
   find_inputs(blocks_.back());
-  const int64_t embeddings_bytes = model.hyperparameters().n_embd * kActivationBytes * pass.n_tokens;
+  const Hyperparameters& h = model.hyperparameters();
+  const int64_t embeddings_bytes = h.n_embd * (1 + h.n_deepstack) * kActivationBytes * pass.n_tokens;
   const auto start = [&](int64_t n_copies) {
     ReplayState state(n_gpu);
     Arena& host = state.arena(Where::cpu);
@@ -110,18 +110,22 @@ void ComputeBuffers::describe_layer(const Model& model, const ContextParameters&
   const bool passes = early && !loads &&
                       std::any_of(layers.begin(), layers.begin() + static_cast<std::ptrdiff_t>(index),
                                   [](const Layer& before) { return !is_put_off(before); });
+  const int64_t embeddings_part = static_cast<int64_t>(index) < model.hyperparameters().n_deepstack ? static_cast<int64_t>(index) + 1 : 0;
   const BlockKey key{.layer_class = layer.layer_class,
                      .loads_for = loads ? layers[reader].layer_class : -1,
                      .passes_for = passes ? layers[reader].layer_class : -1,
                      .is_last = is_last,
-                     .loads_own_state = loads_own};
+                     .loads_own_state = loads_own,
+                     .embeddings_part = embeddings_part};
   const auto known = std::find(block_keys_.begin(), block_keys_.end(), key);
   loads_state_of_.push_back(loads ? reader : kNoLayer);
   layer_block_.push_back(static_cast<size_t>(known - block_keys_.begin()));
   if (known != block_keys_.end()) return;
   block_keys_.push_back(key);
-  const LayerChain chain{
-      .loads_for = loads ? &layers[reader] : nullptr, .passes_for = passes ? &layers[reader] : nullptr, .state_is_loaded = !loads_own};
+  const LayerChain chain{.loads_for = loads ? &layers[reader] : nullptr,
+                         .passes_for = passes ? &layers[reader] : nullptr,
+                         .state_is_loaded = !loads_own,
+                         .embeddings_part = embeddings_part};
   blocks_.push_back(layer_block(model, layer, pass, is_last, chain));
   cache_bytes_.push_back(cache_tensor_bytes(model, layer, context));
 }
@@ -365,6 +369,21 @@ ComputeBytes ComputeBuffers::operator()(const Placement& placement) {
   result.host_bytes = total.front().bytes + total.front().kept;
   for (size_t d = 1; d < n_devices_; ++d) result.gpu_bytes[d - 1] = total[d].bytes + total[d].kept;
   return result;
+}
+
+// While a split runs, what the next one reads arrives.
+int64_t ComputeBuffers::gpu_at_least(const Placement& placement) {
+  lay_path(placement, false);
+  int64_t least = 0;
+  int64_t last_split = 0;
+  for (const Step& step : path_) {
+    const ScheduledBlock& block = step.scheduled();
+    for (size_t split = 0; split < block.streamed.size(); ++split) {
+      least = std::max(least, last_split + block.stream_bytes[split]);
+      last_split = block.live_bytes[split];
+    }
+  }
+  return std::max(least, last_split);
 }
 
 bool ComputeBuffers::attends_in_place(const Placement& placement) {

@@ -32,8 +32,9 @@ class ComputeBuffers {
   // Whether every fused attention runs on its layer's device, which llama.cpp asks of a pass of one token per sequence.
   [[nodiscard]] bool attends_in_place(const Placement& placement);
 
-  // Bytes that the GPU's buffer has at least where this layer (or the head) is so placed, whatever lies around it: the largest result of
-  // one operation there, with its weight where that is copied for it. A search rules placements out by it without a replay.
+  // Bytes that the one GPU's buffer has at least, without a replay. O(layers).
+  [[nodiscard]] int64_t gpu_at_least(const Placement& placement);
+  // The same where this layer (or the head) is so placed, whatever lies around it.
   [[nodiscard]] int64_t gpu_floor(size_t layer, const LayerPlacement& placement, bool op_offload) const;
   [[nodiscard]] int64_t gpu_floor_of_head(Where head, bool op_offload) const;
 
@@ -82,6 +83,7 @@ class ComputeBuffers {
     int32_t passes_for = -1;  // or passes on
     bool is_last = false;
     bool loads_own_state = false;
+    int64_t embeddings_part = 0;
     bool operator==(const BlockKey&) const = default;
   };
 

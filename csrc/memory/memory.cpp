@@ -37,6 +37,11 @@ void require_positive(int64_t value, const char* name) {
   throw std::invalid_argument(std::string(name) + " is " + std::to_string(value) + "; it must be at least 1");
 }
 
+// Whose layers keep a state or a cache. In other models all have a cache, also those that do not attend.
+bool is_hybrid(const Model& model) {
+  return std::any_of(model.layers().begin(), model.layers().end(), [](const Layer& layer) { return state_bytes(layer.parameters) > 0; });
+}
+
 template <typename Bytes>
 int64_t sum(const std::vector<Tensor>& tensors, Bytes bytes) {
   int64_t total = 0;
@@ -73,8 +78,10 @@ Where place_of(const Tensor& tensor, const Placement& placement, Where otherwise
 template <typename Add>
 void for_each_outside(const Model& model, const Placement& placement, Add add) {
   constexpr Where kEverywhere = Where::stream_a;  // with the layers
-  uint32_t with_layers = 0;                       // one bit per home
+  uint32_t with_layers = 0;                       // those whose rope they scale, one bit per home
+  const GraphTraits& traits = model.hyperparameters().traits;
   for (size_t i = 0; i < placement.layer_pattern.size(); ++i) {
+    if (traits.full_layers_scale_rope && model.layers()[i].parameters.window > 0) continue;
     const Where where = placement.layer(i).device;
     with_layers |= 1U << (is_pinned(where) ? gpu_of(where) : kMaxGpus);
   }
@@ -95,9 +102,9 @@ void for_each_outside(const Model& model, const Placement& placement, Add add) {
     if ((with_layers >> kMaxGpus & 1U) != 0) add(tensor, Where::cpu);
   }
   for (const Tensor& tensor : model.head()) {
-    const Where where = place_of(tensor, placement, placement.head);
+    const Where where = home_of(tensor, place_of(tensor, placement, placement.head));
     const auto home = [](Where place) { return is_pinned(place) ? place : Where::cpu; };
-    const bool shared = model.tied_head() && tensor.name == kEmbedding && home(where) == home(embedding);
+    const bool shared = model.tied_head() && !traits.repeats_tied_head && tensor.name == kEmbedding && home(where) == home(embedding);
     if (!shared) add(tensor, where);
   }
 }
@@ -136,11 +143,12 @@ std::vector<int64_t> cache_tensor_bytes(const Model& model, const Layer& layer, 
   const auto add = [&](const DataType& type, int64_t row, int64_t n) {
     if (row > 0) bytes.push_back(padded_rows(type, row, n, on_gpu));
   };
-  if (model.hyperparameters().traits.causal && p.n_head_kv > 0 && p.head_dim_k > 0) {
+  const bool attends = p.n_head_kv > 0 && p.head_dim_k > 0;
+  if (model.hyperparameters().traits.causal && (attends || !is_hybrid(model))) {
     const CacheCells cells = cache_cells(model, context);
     const int64_t n = (p.window > 0 ? cells.window : cells.full) * cells.n_streams;
     int64_t v_row = p.n_head_kv * p.head_dim_v;
-    if (!context.flash_attn && !context.flash_attn_auto && v_row > 0) {  // V is transposed
+    if (!context.flash_attn && !context.flash_attn_auto && (v_row > 0 || !attends)) {  // V is transposed
       for (const LayerParameters& other : model.hyperparameters().layers) v_row = std::max(v_row, other.n_head_kv * other.head_dim_v);
     }
     add(context.type_k, p.n_head_kv * p.head_dim_k, n);

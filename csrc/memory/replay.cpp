@@ -4,6 +4,7 @@
 #include <numeric>
 #include <utility>
 
+#include "memory/live_bytes.hpp"
 #include "memory/memory.hpp"
 
 namespace pshard {
@@ -35,6 +36,18 @@ StreamedCopies streamed_copies(const ScheduledBlock& scheduled, size_t first, si
     if (operation.weight != nullptr && !reads_rope_factors(operation)) copies.weights.push_back({i, gpu_tensor_bytes(*operation.weight)});
   }
   return copies;
+}
+
+// Streamed weights lie there until they are read, caches to the end of the split.
+int64_t live_bytes(const StreamedCopies& streamed, const std::vector<int64_t>& live, size_t first, size_t end) {
+  int64_t to_read = streamed.n_bytes();
+  int64_t most = to_read;
+  auto next = streamed.weights.begin();
+  for (size_t i = first; i < end; ++i) {
+    most = std::max(most, to_read + live[i]);
+    for (; next != streamed.weights.end() && next->reader == i; ++next) to_read -= next->n_bytes;
+  }
+  return most;
 }
 
 size_t end_of_split(const ScheduledBlock& scheduled, size_t first) {
@@ -510,11 +523,13 @@ ScheduledBlock schedule_block(const Block& block, const BlockPlacement& placemen
     if (is_fused(result, run)) result.fused.push_back(run);
   }
   std::stable_sort(result.fused.begin(), result.fused.end(), [](const FusedRun& a, const FusedRun& b) { return a.until < b.until; });
+  const std::vector<int64_t> live = live_gpu_bytes(block, result.operations);
   size_t first = 0;
   do {
     const size_t end = end_of_split(result, first);
     result.streamed.push_back(streamed_copies(result, first, end, cache_bytes));
     result.stream_bytes.push_back(result.streamed.back().n_bytes());
+    result.live_bytes.push_back(live_bytes(result.streamed.back(), live, first, end));
     first = end;
   } while (first < n);
   return result;

@@ -108,6 +108,7 @@ struct ScheduledBlock {
   InputBits copied_inputs = 0;           // graph inputs that are read anywhere but on the host
   std::vector<StreamedCopies> streamed;  // by split, at least one
   std::vector<int64_t> stream_bytes;     // of these
+  std::vector<int64_t> live_bytes;       // by split: the most that is alive at once on the first GPU, what streams for it included
   std::vector<FusedRun> fused;           // those that nothing interrupts, by the operation that they live until
   Where first_lane = Where::cpu;         // of its first operation; an encoder's head has none
   Where last_lane = Where::cpu;

@@ -62,7 +62,7 @@ Node parallel_layer(Graph& g, Node residual, bool drop_rows) {
 // The norm before the FFN. A "post" norm that no FFN norm follows is the FFN's own (GLM, gpt-oss, Qwen3-Next); without a first norm
 // both are true post norms.
 std::string_view ffn_norm(const Graph& g, bool mixes) {
-  if (g.find("ffn_norm") != nullptr) return "ffn_norm";
+  if (g.find("ffn_norm") != nullptr || g.traits().unweighted_norms) return "ffn_norm";
   if (!mixes) return "attn_norm";
   if (g.find("attn_norm") == nullptr) return "";
   return g.find("post_attention_norm") != nullptr ? "post_attention_norm" : g.traits().causal ? "attn_output_norm" : "";
@@ -75,17 +75,22 @@ Node sequential_layer(Graph& g, Node residual, bool drop_rows, Node state) {
   const bool reads_first = traits.ffn_reads_attention_norm && g.find("ffn_norm") == nullptr;
   Node first = kNoValue;
   Node middle = residual;
+  Node logits = kNoValue;
+  if (traits.routes_layer_input && g.find("ffn_gate_inp") != nullptr) logits = g.project("ffn_gate_inp", residual);
   if (mixes) {
     first = g.norm("attn_norm", residual);
     Node current = mix_tokens(g, residual, first, state);
+    const bool norms_first = traits.norms_before_dropping_rows && norm != "post_attention_norm";
+    if (norms_first) current = g.norm("post_attention_norm", current);
     const bool mixes_twice = g.parameters().mixer != Mixer::attention && g.parameters().n_head > 0;
     if (drop_rows && !mixes_twice) {
       current = g.output_rows(current);
       residual = g.output_rows(residual);
       if (reads_first) first = g.output_rows(first);
+      if (logits != kNoValue) logits = g.output_rows(logits);
     }
     g.in(Group::norms);
-    if (norm != "post_attention_norm") current = g.norm("post_attention_norm", current);
+    if (norm != "post_attention_norm" && !norms_first) current = g.norm("post_attention_norm", current);
     current = scaled(g, current);
     middle = traits.residual_first_in_attention ? g.add(residual, current) : g.add(current, residual);
     if (norm != "attn_output_norm") middle = g.norm("attn_output_norm", middle);
@@ -95,10 +100,14 @@ Node sequential_layer(Graph& g, Node residual, bool drop_rows, Node state) {
     middle = g.output_rows(residual);
   }
   if (g.find("ffn_down") == nullptr && g.find("ffn_down_exps") == nullptr) return middle;
-  Node output = g.norm("post_ffw_norm", build_ffn(g, reads_first ? first : g.norm(norm, middle)));
+  const Node ffn = g.find("pre_ffw_norm_2") != nullptr ? build_dense_and_experts(g, middle)
+                                                       : build_ffn(g, reads_first ? first : g.norm(norm, middle), logits);
+  Node output = g.norm("post_ffw_norm", ffn);
   g.in(Group::norms);
   output = scaled(g, output);
-  return g.norm("layer_output_norm", traits.residual_first ? g.add(middle, output) : g.add(output, middle));
+  output = g.norm("layer_output_norm", traits.residual_first ? g.add(middle, output) : g.add(output, middle));
+  const Tensor* scale = g.find("layer_output_scale");
+  return scale != nullptr ? g.mul(output, *scale) : output;
 }
 
 Layout state_of(const Layer& layer, const Pass& pass) { return Layout::packed({layer.parameters.conv_state, pass.n_seqs, 1, 1}); }
@@ -111,6 +120,18 @@ Node load_next_state(Graph& g, const Layer& next) {
   return state;
 }
 
+// Rows of embeddings with a part for each of the first layers behind that of the tokens (deepstack).
+Layout wide_rows(const Model& model, const Pass& pass) {
+  const Hyperparameters& h = model.hyperparameters();
+  return Layout::packed({h.n_embd * (1 + h.n_deepstack), pass.n_tokens, 1, 1});
+}
+
+Node part_of(Graph& g, Node wide) {
+  const int64_t row = g.layout(wide).nb[1];
+  const int64_t n = g.n_tokens();
+  return g.view(wide, {g.hyperparameters().n_embd, n, 1, 1}, {row, row * n, row * n});
+}
+
 Block finish(Graph& g, Node residual_in, Node residual_out, Node state_in = kNoValue, Node state_out = kNoValue) {
   g.expand(residual_out);
   Block block = g.take();
@@ -119,6 +140,13 @@ Block finish(Graph& g, Node residual_in, Node residual_out, Node state_in = kNoV
   block.state_in = state_in;
   block.state_out = state_out;
   return block;
+}
+
+std::string_view output_norm(const Graph& g) {
+  for (const std::string_view name : {"enc.output_norm", "token_embd_norm"}) {
+    if (g.find(name) != nullptr) return name;
+  }
+  return "output_norm";
 }
 
 Layout rows_of(const Model& model, int64_t n) { return Layout::packed({model.hyperparameters().n_embd, n, 1, 1}); }
@@ -157,12 +185,16 @@ Block embedding_block(const Model& model, const Pass& pass) {
     current = g.traits().causal ? g.add(current, place) : g.add(place, current);
   }
   current = g.norm("token_embd_norm", current, Group::norms);  // llama.cpp keeps it with layer 0
-  return finish(g, kNoValue, current);
+  if (model.hyperparameters().n_deepstack == 0) return finish(g, kNoValue, current);
+  const Node wide = g.fresh(OpKind::copy, {current}, wide_rows(model, pass));
+  return finish(g, kNoValue, part_of(g, wide), kNoValue, wide);
 }
 
 Block layer_block(const Model& model, const Layer& layer, const Pass& pass, bool is_last, const LayerChain& chain) {
   Graph g(model, pass, layer.tensors, &layer);
-  const Node residual = g.given(rows_of(model, pass.n_tokens));
+  const Node wide = chain.embeddings_part > 0 ? g.given(wide_rows(model, pass)) : kNoValue;
+  const bool is_first = chain.embeddings_part == 1;
+  const Node residual = is_first ? part_of(g, wide) : g.given(rows_of(model, pass.n_tokens));
   const bool is_early = reads_state_early(layer.parameters);
   Node state_in = kNoValue;
   if (is_early && chain.state_is_loaded) state_in = g.given(state_of(layer, pass));
@@ -170,11 +202,15 @@ Block layer_block(const Model& model, const Layer& layer, const Pass& pass, bool
   const Node state = is_early && !chain.state_is_loaded ? load_state(g, layer.parameters.conv_state) : state_in;
   const bool drop_rows = is_last && late_rows(g) == LateRows::no;
   const bool sequential = g.traits().sum == Sum::sequential;
-  const Node output = sequential ? sequential_layer(g, residual, drop_rows, state) : parallel_layer(g, residual, drop_rows);
+  Node output = sequential ? sequential_layer(g, residual, drop_rows, state) : parallel_layer(g, residual, drop_rows);
   const Node state_out = chain.loads_for != nullptr    ? load_next_state(g, *chain.loads_for)
                          : chain.passes_for != nullptr ? state_in
                                                        : kNoValue;
-  return finish(g, residual, output, state_in, state_out);
+  if (wide == kNoValue) return finish(g, residual, output, state_in, state_out);
+  g.in(Group::norms);
+  output = g.add(output, part_of(g, wide));
+  const bool is_last_part = chain.embeddings_part == model.hyperparameters().n_deepstack;
+  return finish(g, is_first ? kNoValue : residual, output, wide, is_last_part ? kNoValue : wide);
 }
 
 Block head_block(const Model& model, const Pass& pass) {
@@ -189,11 +225,11 @@ Block head_block(const Model& model, const Pass& pass) {
   };
   g.in(Group::head);
   keep_and_select(LateRows::before_norm);
-  current = g.norm(g.find("output_norm") != nullptr ? "output_norm" : "token_embd_norm", current, Group::head);
+  current = g.norm(output_norm(g), current, Group::head);
   keep_and_select(LateRows::behind_norm);
   g.keep(current);
   if (g.traits().scaled_head_input) current = g.map(current);
-  if (!model.head().empty() && g.traits().causal) {
+  if (!model.head().empty() && g.traits().predicts) {
     const Tensor* weight = g.find("output");
     current = g.mul_mat(weight != nullptr ? *weight : g.require("token_embd"), current);
     g.operation(current).group = Group::head;

@@ -56,6 +56,8 @@ struct LayerChain {
   const Layer* loads_for = nullptr;
   const Layer* passes_for = nullptr;
   bool state_is_loaded = false;
+  // Of the embeddings, which then lie where a state would: the part that this layer adds to its result, from 1 on; 0: none.
+  int64_t embeddings_part = 0;
 };
 // Whether the layer's convolution state is the first that it reads, so that llama.cpp reads it early.
 [[nodiscard]] bool reads_state_early(const LayerParameters& layer);

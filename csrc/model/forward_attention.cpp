@@ -329,7 +329,7 @@ Projections project_heads(Graph& g, Node normed) {
   if (g.find("attn_qkv") == nullptr) {
     parts.query = clamped(g, g.project("attn_q", normed));
     parts.key = clamped(g, g.project("attn_k", normed));
-    parts.value = clamped(g, g.project("attn_v", normed));
+    parts.value = g.traits().norms_values && g.find("attn_v") == nullptr ? parts.key : clamped(g, g.project("attn_v", normed));
   } else {
     const Node all = clamped(g, g.project("attn_qkv", normed));
     const int64_t row = g.layout(all).nb[1];
@@ -367,6 +367,14 @@ Node prepare_head(Graph& g, std::string_view norm_name, Node x) {
   return x;
 }
 
+// By one gate for each element, or for each head.
+Node gated(Graph& g, Node x, Node gate) {
+  if (g.ne(x, 0) == g.ne(gate, 0)) return g.mul(x, gate);
+  const int64_t heads = g.ne(gate, 0);
+  const Node by_head = g.reshape(x, {g.ne(x, 0) / heads, heads, g.n_tokens(), 1});
+  return g.reshape(g.mul(by_head, g.reshape(gate, {1, heads, g.n_tokens(), 1})), g.layout(x).ne);
+}
+
 Node build_heads_attention(Graph& g, Node normed) {
   const LayerParameters& p = g.parameters();
   const int64_t n = g.n_tokens();
@@ -382,6 +390,7 @@ Node build_heads_attention(Graph& g, Node normed) {
   }
   heads.query = prepare_head(g, "attn_q_norm", heads.query);
   heads.key = prepare_head(g, "attn_k_norm", heads.key);
+  if (g.traits().norms_values) heads.value = g.rms(heads.value);
   const Temperature temperature = g.traits().temperature;
   if (temperature == Temperature::all || (temperature == Temperature::unrotated && !p.uses_rope)) {
     heads.query = g.mul(heads.query, g.input(GraphInput::attention_scale, Layout::packed({1, 1, n, 1})));
@@ -396,6 +405,8 @@ Node build_heads_attention(Graph& g, Node normed) {
     out = Attention(g, p.head_dim_k, p.head_dim_v).without_cache(heads);
   }
   g.in(Group::attention);
+  out = g.norm("attn_sub_norm", out);
+  if (const Tensor* weight = g.find("attn_gate")) out = gated(g, out, g.map(g.mul_mat(*weight, normed)));
   if (gate != kNoValue) {
     const Node open = g.map(g.cont(gate, {p.head_dim_k * p.n_head, n, 1, 1}));  // sigmoid
     out = g.mul(out, open);

@@ -65,16 +65,17 @@ Node mask_groups(Graph& g, Node selection, int64_t n_expert, int64_t rows) {
   return g.reshape(masked, {n_expert, rows, 1, 1});
 }
 
-Routing build_router(Graph& g, Node normed, int64_t n_expert, int64_t used) {
+Routing build_router(Graph& g, Node normed, Node logits, int64_t n_expert, int64_t used) {
   const GraphTraits& traits = g.traits();
   const int64_t rows = g.ne(normed, 1);
-  const Node logits = g.project("ffn_gate_inp", normed);
+  if (logits == kNoValue) logits = g.project("ffn_gate_inp", normed);
   g.in(Group::router);
   g.expand(logits);
   const size_t first = g.n_listed();
   const Node probabilities = traits.gating == Gating::softmax_of_selected ? logits : g.map(logits);
   Node selection = traits.weight_before_ffn ? logits : probabilities;
   const Tensor* bias = g.find_bias("exp_probs_b");
+  if (bias == nullptr) bias = g.find("exp_probs_b");
   if (bias != nullptr) selection = g.add(selection, *bias);
   Node candidates = selection;
   if (traits.n_expert_groups > 1) candidates = mask_groups(g, selection, n_expert, rows);
@@ -115,11 +116,11 @@ Node project_experts(Graph& g, const std::string& name, Node x, const Routing& r
   return sum;
 }
 
-Node build_experts(Graph& g, Node normed) {
+Node build_experts(Graph& g, Node normed, Node logits) {
   const int64_t used = g.hyperparameters().n_expert_used;
   const int64_t rows = g.ne(normed, 1);
   const Tensor& down = g.require("ffn_down_exps");
-  const Routing routing = build_router(g, normed, down.shape[2], used);
+  const Routing routing = build_router(g, normed, logits, down.shape[2], used);
   const int64_t n_in = g.ne(normed, 0);
   const int64_t n_out = down.shape[1];
   Node x = g.reshape(normed, {n_in, 1, rows, 1});
@@ -140,6 +141,10 @@ Node build_experts(Graph& g, Node normed) {
     activated = has_gate ? g.glu(gate, up) : activate(g, up);
   }
   Node experts = project_experts(g, "ffn_down_exps", activated, routing);
+  if (g.traits().experts_down_on_host) {
+    g.operation(experts).host_only = true;
+    g.operation(experts).weight_decides = false;
+  }
   g.in(Group::experts_down);
   const Node unweighted = experts;
   g.expand(unweighted);
@@ -166,9 +171,18 @@ Node build_experts(Graph& g, Node normed) {
 
 }  // namespace
 
-Node build_ffn(Graph& g, Node normed) {
+Node build_dense_and_experts(Graph& g, Node x) {
+  const Node dense = g.norm("post_ffw_norm_1", build_dense(g, g.norm("ffn_norm", x), "", Group::ffn_down));
+  const Node normed = g.norm("pre_ffw_norm_2", x);
+  g.in(Group::router);
+  const Node scaled = g.mul(g.map(g.rms(x)), g.require("ffn_gate_inp.scale"));
+  const Node experts = build_experts(g, normed, g.mul_mat(g.require("ffn_gate_inp"), scaled));
+  return g.add(dense, g.norm("post_ffw_norm_2", experts));
+}
+
+Node build_ffn(Graph& g, Node normed, Node logits) {
   if (g.find("ffn_down_exps") == nullptr) return build_dense(g, normed, "", Group::ffn_down);
-  const Node routed = build_experts(g, normed);
+  const Node routed = build_experts(g, normed, logits);
   if (g.find("ffn_down_shexp") == nullptr) return routed;
   Node shared = build_dense(g, normed, "_shexp", Group::shared_down);
   if (const Tensor* gate_weight = g.find("ffn_gate_inp_shexp")) {

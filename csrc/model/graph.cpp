@@ -16,6 +16,8 @@ const Tensor* search(const std::vector<Tensor>& tensors, std::string_view name, 
   return nullptr;
 }
 
+bool is_main_norm(std::string_view name) { return name == "attn_norm" || name == "ffn_norm" || name == "output_norm"; }
+
 const Tensor* rope_factors(const Model& model) {
   for (const Tensor& tensor : model.embedding()) {
     if (tensor.name.starts_with("rope_f")) return &tensor;
@@ -149,7 +151,8 @@ Node Graph::project(std::string_view name, Node x) {
 }
 
 Node Graph::rope(Node x) {
-  const Tensor* factors = pass_.pshard_runtime ? nullptr : rope_factors(model_);
+  const bool scales = !pass_.pshard_runtime && !(traits().full_layers_scale_rope && parameters().window > 0);
+  const Tensor* factors = scales ? rope_factors(model_) : nullptr;
   const Node node = element_wise({x, positions(), factors != nullptr ? kWeight : kNoValue}, packed_like(x), factors);
   operation(node).weight_decides = false;
   return node;
@@ -165,16 +168,16 @@ Node Graph::norm(Node x) { return traits().layer_norm ? fresh(OpKind::elementwis
 
 Node Graph::norm(std::string_view name, Node x) {
   const Tensor* weight = find(name);
-  return weight == nullptr ? x : norm(name, x, group_of(weight->name));
+  return norm(name, x, weight == nullptr ? Group::norms : group_of(weight->name));
 }
 
 Node Graph::norm(std::string_view name, Node x, Group group) {
   const Tensor* weight = find(name);
-  if (weight == nullptr) return x;
+  if (weight == nullptr && !(traits().unweighted_norms && is_main_norm(name))) return x;
   const Group outer = std::exchange(group_, group);
   Node node = norm(x);
   operation(node).is_norm = layer_ != nullptr || group == Group::norms;
-  node = mul(node, *weight);
+  if (weight != nullptr) node = mul(node, *weight);
   if (const Tensor* bias = find_bias(name)) node = add(node, *bias);
   group_ = outer;
   return node;

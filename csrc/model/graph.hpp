@@ -99,8 +99,7 @@ class Graph {
 
   // Into the cache or state of the layer: `cache_bytes` written.
   void store(std::initializer_list<int32_t> operands, int64_t cache_bytes);
-  // Keeps the rows whose logits are wanted.
-  Node output_rows(Node x);
+  Node output_rows(Node x);  // keeps the rows whose logits are wanted
   // The node, and all that it needs, takes its place in the list.
   void expand(Node node);
   // It stays to the end of the pass: llama.cpp hands it out.
@@ -142,7 +141,8 @@ class Graph {
 // The parts of a layer; each takes and returns nodes.
 Node build_attention(Graph& g, Node normed);  // output projection included
 Node build_mixer(Graph& g, Node normed, Node state);
-Node build_ffn(Graph& g, Node normed);  // dense FFN, or experts with shared experts
+Node build_ffn(Graph& g, Node normed, Node logits = kNoValue);  // dense, or experts and shared experts; `logits` of a router that has run
+Node build_dense_and_experts(Graph& g, Node x);                 // side by side, each with norms of its own (Gemma 4)
 
 // The rows of a state that the batch's sequences use: [elements, sequences].
 Node load_state(Graph& g, int64_t elements);

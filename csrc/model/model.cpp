@@ -89,7 +89,7 @@ Model::Model(Hyperparameters hyperparameters, std::vector<Tensor> tensors) : hyp
     layer.layer_class = twin == layers_.begin() + static_cast<std::ptrdiff_t>(i) ? n_layer_classes_++ : twin->layer_class;
   }
 
-  if (!h.traits.causal) return;
+  if (!h.traits.loads_head) return;
   // LFM2 names its final norm token_embd_norm.
   if (!has_tensor(head_, "output_norm.weight")) move_by_prefix(embedding_, head_, "token_embd_norm.");
   if (has_tensor(head_, "output.weight")) return;
@@ -98,6 +98,7 @@ Model::Model(Hyperparameters hyperparameters, std::vector<Tensor> tensors) : hyp
     throw std::invalid_argument("the model has neither output.weight nor token_embd.weight to compute logits with");
   }
   head_.push_back(*embedding);
+  head_.back().host_only = h.traits.reads_embedding;
   tied_head_ = true;
 }
 

@@ -6,11 +6,11 @@
 #include <vector>
 
 #include "model/tensor.hpp"
+#include "model/traits.hpp"
 
 namespace pshard {
 
 enum class Mixer : uint8_t { attention, mamba, mamba2, gated_delta, short_convolution, none };
-enum class Gating : uint8_t { softmax, sigmoid, softmax_of_selected };
 
 // What a layer needs to be known for besides its tensors. Dimensions are elements, not bytes.
 struct LayerParameters {
@@ -32,60 +32,12 @@ struct LayerParameters {
 // Recurrent state of one sequence, always f32.
 [[nodiscard]] int64_t state_bytes(const LayerParameters& layer);
 
-// Where rows whose logits are not wanted are dropped, if not inside the last layer: before or behind the final norm. What is there before
-// they are dropped stays to the end of the pass, since llama.cpp hands it out.
-enum class LateRows : uint8_t { no, before_norm, behind_norm };
-
-// How a layer's attention, its FFN and the residual are summed: one behind the other, or side by side, in the order of the additions.
-enum class Sum : uint8_t { sequential, ffn_residual_attention, ffn_attention_residual, attention_ffn_residual };
-
-// Which queries are scaled by position: none, those without rope, all.
-enum class Temperature : uint8_t { none, unrotated, all };
-
-// How one architecture wires the same parts. Everything that tensor names already tell (biases, QK norms, post norms, shared experts,
-// fused QKV, gated or plain FFN) is read from the tensors and is not repeated here.
-struct GraphTraits {
-  bool causal = true;  // false: encoder, no KV cache
-  bool scaled_embedding = false;
-  bool scaled_residual = false;
-  bool scaled_head_input = false;
-  bool scaled_logits = false;
-  double logits_softcap = 0.0;      // 0: none
-  int64_t positions_per_token = 1;  // 4 where positions have sections for text and images
-  bool layer_norm = false;          // mean and variance, which ggml does not compute in place; else RMS
-  Sum sum = Sum::sequential;
-  // Which operand of the two sums of a sequential layer is the residual: the first is written over if it can be.
-  bool residual_first_in_attention = false;
-  bool residual_first = false;
-  LateRows late_rows = LateRows::no;
-  // attention
-  bool gated_attention = false;  // the query projection carries an output gate
-  bool joined_heads = false;     // fused projections are taken apart before they are heads
-  bool clamped_qkv = false;
-  bool norm_behind_rope = false;     // of queries and keys
-  bool norm_without_weight = false;  // query and key are normed without a weight tensor in layers with rope (llama4)
-  Temperature temperature = Temperature::none;
-  double attention_softcap = 0.0;
-  // FFN
-  bool ffn_reads_attention_norm = false;  // where it has no norm of its own
-  bool squared_activation = false;
-  Gating gating = Gating::softmax;
-  int64_t n_expert_groups = 1;  // experts are chosen in the best n_expert_groups_used of so many groups
-  int64_t n_expert_groups_used = 1;
-  bool normalised_expert_weights = false;
-  bool scaled_expert_weights = false;
-  bool weight_before_ffn = false;     // expert weights multiply the expert's input (llama4)
-  bool shared_gate_by_ratio = false;  // the gate of shared experts is silu(x) / x, not sigmoid(x) (qwen2moe)
-  // recurrent mixers
-  bool norms_time_step = false;    // Mamba: time steps and projections are normed, without weights where the file has none
-  bool repeats_key_heads = false;  // gated delta: keys and queries are repeated to the number of value heads
-};
-
 struct Hyperparameters {
   std::string architecture;
   int32_t n_layer = 0;        // layers that a forward pass computes
   int32_t n_layer_nextn = 0;  // next-token-prediction layers stored behind them; llama.cpp counts them and does not load them
   int64_t n_embd = 0;
+  int64_t n_deepstack = 0;  // layers for which embeddings that are given bring a part of their own
   int64_t n_vocab = 0;
   int64_t n_ctx_train = 0;
   int64_t n_expert = 0;

@@ -151,8 +151,8 @@ Where BlockPlacement::weight_of(const Operation& operation) const {
     }
   }
   if (operation.weight_decides || operation.group >= Group::embedding) return of(operation);
-  // Rope factors exist once per device with layers; any other small weight that does not decide belongs to the attention side.
-  return reads_rope_factors(operation) ? layer.device : of(Group::attention);
+  if (reads_rope_factors(operation)) return layer.device;                           // they exist once per device with layers
+  return of(operation.group == Group::cache ? Group::attention : operation.group);  // sinks are read where the cache is
 }
 
 BlockEnds block_ends(const Block& block, const BlockPlacement& placement) {

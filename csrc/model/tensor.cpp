@@ -59,7 +59,7 @@ constexpr Rule kLayerRules[] = {
 };
 
 // Tensors after the last layer: final norm, projection, classifier and sentence-embedding layers.
-constexpr std::string_view kHeadPrefixes[] = {"output", "cls", "dense_2", "dense_3", "altup_unembd_proj", "altup_proj"};
+constexpr std::string_view kHeadPrefixes[] = {"output", "enc.output_norm", "cls", "dense_2", "dense_3", "altup_unembd_proj", "altup_proj"};
 
 Group layer_group(std::string_view local) {
   for (const Rule& rule : kLayerRules) {

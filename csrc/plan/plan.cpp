@@ -103,6 +103,7 @@ TierPlan plan_tier(const Model& model, const Machine* machine, const ContextPara
     if (tier.best < 0 || rank(candidate) < rank(tier.candidates[static_cast<size_t>(tier.best)])) tier.best = static_cast<int32_t>(i);
   }
   tier.n_priced = cost ? cost->n_priced() : 0;
+  tier.n_replays = compute.n_replays();
   return tier;
 }
 

@@ -34,6 +34,7 @@ struct TierPlan {
   std::vector<Candidate> candidates;  // in the order of the strategies asked for, stock fit last
   int32_t best = -1;                  // index into candidates; -1: nothing fits
   int64_t n_priced = 0;               // placements priced
+  int64_t n_replays = 0;              // blocks that the allocator was replayed for
 };
 
 // `context.n_ubatch` is the largest tier: the cache is sized for it in every tier. `fit` is stock's own decision at stock's own micro-batch

@@ -78,7 +78,8 @@ class Search {
       const auto [bound, index] = queue_.back();
       queue_.pop_back();
       if (bound > (best.viable ? best.seconds : no_slower_than)) return best;
-      consider(index, best);
+      lay_out(knobs_[index]);
+      if (excess_at_least(sums_of(knobs_[index]), compute_.gpu_at_least(placement_)).total() == 0) consider(index, best);
     }
     if (!best.viable) best = closest();
     return best;
@@ -86,7 +87,10 @@ class Search {
 
   Found exhaustive() {
     Found best;
-    for (size_t index = 0; index < knobs_.size(); ++index) consider(index, best);
+    for (size_t index = 0; index < knobs_.size(); ++index) {
+      lay_out(knobs_[index]);
+      consider(index, best);
+    }
     if (!best.viable) best = closest();
     return best;
   }
@@ -203,12 +207,14 @@ class Search {
   }
 
   // Without a replay: weights and cache, and the least that the compute buffer can be.
-  [[nodiscard]] Excess excess_at_least(const Knobs& knobs, const Sums& sums) const {
-    int64_t compute_bytes = head_floor_[knobs.output_on_gpu ? 1 : 0];
-    for (const Run& run : runs_of(strategy_, knobs, n_layer_)) {
-      compute_bytes = std::max(compute_bytes, rule_floor_[static_cast<size_t>(run.rule)]);
-    }
+  [[nodiscard]] Excess excess_at_least(const Sums& sums, int64_t compute_bytes) const {
     return excess_of(sums.gpu_bytes() + compute_bytes, sums.host_bytes(), budget_);
+  }
+
+  [[nodiscard]] int64_t compute_floor(const Knobs& knobs) const {
+    int64_t floor = head_floor_[knobs.output_on_gpu ? 1 : 0];
+    for (const Run& run : runs_of(strategy_, knobs, n_layer_)) floor = std::max(floor, rule_floor_[static_cast<size_t>(run.rule)]);
+    return floor;
   }
 
   [[nodiscard]] bool uses_gpu(const Knobs& knobs) const {
@@ -219,7 +225,7 @@ class Search {
   void rank_by_bound() {
     for (size_t index = 0; index < knobs_.size(); ++index) {
       const Sums sums = sums_of(knobs_[index]);
-      if (excess_at_least(knobs_[index], sums).total() > 0) continue;
+      if (excess_at_least(sums, compute_floor(knobs_[index])).total() > 0) continue;
       double bound = 0.0;
       for (size_t t = 0; t < terms_.size(); ++t) {
         PassBound least = sums.bound[t];
@@ -244,8 +250,8 @@ class Search {
     }
   }
 
+  // Of what is laid out.
   MemoryReport memory_of(const Knobs& knobs) {
-    lay_out(knobs);
     const Sums sums = sums_of(knobs);
     const Sums& ends = ends_[knobs.output_on_gpu ? 1 : 0];
     const WeightBytes outside = outside_weight_bytes(model_, placement_);
@@ -262,10 +268,22 @@ class Search {
     return memory;
   }
 
+  // What is laid out. Replaying the allocator costs more than a price, so bytes come last.
   void consider(size_t index, Found& best) {
     const Knobs& knobs = knobs_[index];
+    const double seconds = price();
+    const auto rank = [](double s, const Knobs& k) { return std::tuple(s, -k.n_pinned, -k.n_attn_pinned, -static_cast<int>(k.overflow)); };
+    const auto rank_of_ties = [](const MemoryReport& m, size_t i) { return std::tuple(m.gpus.front().total(), i); };
+    if (best.viable && rank(seconds, knobs) > rank(best.seconds, best.knobs)) return;
     const MemoryReport memory = memory_of(knobs);
     if (excess_of(memory, budget_).total() > 0) return;
+    const bool is_tied = best.viable && rank(seconds, knobs) == rank(best.seconds, best.knobs);
+    if (is_tied && rank_of_ties(memory, index) >= rank_of_ties(best.memory, best_index_)) return;
+    best = {.viable = true, .knobs = knobs, .seconds = seconds, .memory = memory, .missing_vram_bytes = 0, .missing_ram_bytes = 0};
+    best_index_ = index;
+  }
+
+  double price() {
     double seconds = 0.0;
     for (size_t t = 0; t < terms_.size(); ++t) {
       const InternedPlacement placement{.layer_pattern = interned_[t],
@@ -274,25 +292,21 @@ class Search {
                                         .head_op_offload = placement_.head_op_offload};
       seconds += terms_[t].weight * terms_[t].cost->price(placement).seconds;
     }
-    const auto rank = [](double s, const Knobs& k, const MemoryReport& m, size_t i) {
-      return std::tuple(s, -k.n_pinned, -k.n_attn_pinned, -static_cast<int>(k.overflow), m.gpus.front().total(), i);
-    };
-    if (best.viable && rank(seconds, knobs, memory, index) >= rank(best.seconds, best.knobs, best.memory, best_index_)) return;
-    best = {.viable = true, .knobs = knobs, .seconds = seconds, .memory = memory, .missing_vram_bytes = 0, .missing_ram_bytes = 0};
-    best_index_ = index;
+    return seconds;
   }
 
   // Nothing fits: the candidate that exceeds the budget least. Weights and cache alone bound the excess from below.
   Found closest() {
     std::vector<std::pair<int64_t, size_t>> by_excess;
     for (size_t index = 0; index < knobs_.size(); ++index) {
-      by_excess.emplace_back(excess_at_least(knobs_[index], sums_of(knobs_[index])).total(), index);
+      by_excess.emplace_back(excess_at_least(sums_of(knobs_[index]), compute_floor(knobs_[index])).total(), index);
     }
     std::sort(by_excess.begin(), by_excess.end());
     Found found;
     int64_t least = std::numeric_limits<int64_t>::max();
     for (const auto& [bound, index] : by_excess) {
       if (bound >= least) break;
+      lay_out(knobs_[index]);
       const MemoryReport memory = memory_of(knobs_[index]);
       const Excess excess = excess_of(memory, budget_);
       if (excess.total() >= least) continue;

@@ -1,8 +1,9 @@
 // The best placement of one strategy for a weighted sum of passes under a byte budget.
 //
 // Branch and bound over all knobs of the strategy. Bytes and a lower bound of the time come from sums over pinning order in constant time
-// per candidate; candidates are then taken by rising bound, their compute buffers checked, their timeline priced, until no bound can beat
-// the best. So the choice is that of pricing every placement, ties included, while few are priced. Nothing in the loop allocates.
+// per candidate. Candidates are then taken by rising bound: those whose compute buffers cannot fit are left out, the timeline of the others
+// is priced, and the allocator replayed for those that would win, until no bound can beat the best. So the choice is that of pricing every
+// placement, ties included, while few are priced. Nothing in the loop allocates.
 #pragma once
 
 #include <cstdint>

@@ -62,6 +62,7 @@ class Fit {
       if (result_.outcome != FitOutcome::shorter_context || request_.gpus.size() > 1) distribute();
     }
     result_.n_ctx = context_.n_ctx;
+    add_draft(result_.memory, -1);
     return std::move(result_);
   }
 
@@ -80,12 +81,34 @@ class Fit {
   MemoryReport measure(const Placement& placement) {
     ++result_.n_measured;
     if (!meter_) meter_.emplace(model_, context_, n_tokens(model_, context_), static_cast<int>(n_gpu()));
-    return (*meter_)(placement);
+    MemoryReport report = (*meter_)(placement);
+    add_draft(report, 1);
+    return report;
+  }
+
+  void add_draft(MemoryReport& report, int64_t sign) {
+    if (!request_.draft) return;
+    const FitDraft& draft = *request_.draft;
+    if (!draft_memory_) {
+      ContextParameters context = draft.context;
+      context.n_ctx = context_.n_ctx;
+      draft_memory_ = Meter(*draft.model, context, n_tokens(*draft.model, context), draft.placement.n_gpu)(draft.placement);
+    }
+    const auto add = [&](DeviceBytes& to, const DeviceBytes& bytes) {
+      to.weights_bytes += sign * bytes.weights_bytes;
+      to.cache_bytes += sign * bytes.cache_bytes;
+      to.compute_bytes += sign * bytes.compute_bytes;
+    };
+    for (size_t gpu = 0; gpu < draft.gpus.size(); ++gpu) {
+      if (draft.gpus[gpu] < report.gpus.size()) add(report.gpus[draft.gpus[gpu]], draft_memory_->gpus[gpu]);
+    }
+    add(report.host, draft_memory_->host);
   }
 
   void set_context(int64_t n_ctx) {
     context_.n_ctx = n_ctx;
     meter_.reset();
+    draft_memory_.reset();
   }
 
   void keep(Placement placement) {
@@ -283,7 +306,8 @@ class Fit {
   const FitRequest& request_;
   FitShapes shapes_;
   bool has_experts_;
-  std::optional<Meter> meter_;  // of this context
+  std::optional<Meter> meter_;  // of this context, like
+  std::optional<MemoryReport> draft_memory_;
   StockFit result_;
 };
 

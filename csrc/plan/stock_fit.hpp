@@ -24,6 +24,14 @@ struct FitDevice {
 // The shortest context that --fit may choose, where it may not shorten it at all (`-c 0`).
 inline constexpr int64_t kFullContext = UINT32_MAX;
 
+// A draft model on the same GPUs. Its context is as long as the main model's.
+struct FitDraft {
+  const Model* model = nullptr;
+  ContextParameters context{};
+  Placement placement{};
+  std::vector<size_t> gpus{};  // of the main model's, by the draft's own; others are not looked at
+};
+
 struct FitRequest {
   std::vector<FitDevice> gpus;
   std::optional<FitDevice> host = std::nullopt;  // looked at where there is no GPU; beside one, llama.cpp takes host memory for unlimited
@@ -32,6 +40,7 @@ struct FitRequest {
   bool op_offload = true;
   std::optional<Placement> given = std::nullopt;  // by -ngl, -ts or -ot, which --fit does not change
   int32_t n_gpu_layers = -1;                      // -ngl of the given placement; negative: all
+  std::optional<FitDraft> draft = std::nullopt;   // whose bytes are added to every measurement
 };
 
 enum class FitOutcome : uint8_t {
@@ -44,7 +53,7 @@ enum class FitOutcome : uint8_t {
 // A distribution that was tried, and the bytes that it takes of each GPU.
 struct FitProbe {
   std::vector<GpuLayers> layers;
-  std::vector<int64_t> bytes;
+  std::vector<int64_t> bytes;  // with those of the draft
 };
 
 struct StockFit {

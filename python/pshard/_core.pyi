@@ -8,7 +8,7 @@ import numpy
 import numpy.typing
 import typing
 import typing_extensions
-__all__: list[str] = ['Basis', 'Budget', 'CacheCells', 'Candidate', 'ComputeBuffers', 'ComputeBytes', 'Contention', 'ContextParameters', 'CpuProbe', 'DataType', 'DeviceBytes', 'FitDevice', 'FitOutcome', 'FitProbe', 'Found', 'Gating', 'GpuDevice', 'GpuLayers', 'GpuQuery', 'GraphTraits', 'Group', 'Hyperparameters', 'KernelDemand', 'Knobs', 'Lane', 'LateRows', 'Layer', 'LayerParameters', 'LayerPlacement', 'LinkCurve', 'Machine', 'MeasurePolicy', 'Measurement', 'MemoryReport', 'Mixer', 'Model', 'OpCost', 'OpKind', 'Pass', 'PassTime', 'Peak', 'Placement', 'ProbeError', 'ProbeResult', 'Processor', 'RateSeries', 'RuntimePlan', 'StockFit', 'StockPlan', 'Sum', 'SwitchCost', 'Temperature', 'Tensor', 'TensorException', 'TierPlan', 'Where', 'Workload', 'WorkloadTime', 'all_knobs', 'built_with_cuda', 'cache_bytes', 'cache_cells', 'cpu_paths', 'distinct_expert_share', 'embedding_bytes', 'embedding_operations', 'gpu_head_bytes', 'gpu_of', 'gpu_tensor_bytes', 'gpu_weight_bytes', 'group_of', 'head_operations', 'host_head_bytes', 'host_weight_bytes', 'is_pinned', 'kernel_demand', 'kv_bytes_per_cell', 'last_level_cache_bytes', 'layer_of', 'layer_operations', 'layer_places', 'local_name', 'make_placement', 'memory', 'multiply', 'offloads_head', 'pinned_on', 'plan_runtime', 'plan_stock', 'plan_tier', 'price_pass', 'price_workload', 'probe_storage', 'query_gpus', 'reserved_pass', 'resolve_flash_attention', 'search', 'skip_strings', 'state_bytes', 'stock_fit', 'strategy_names', 'switch_cost', 'tier_ladder', 'tier_pass']
+__all__: list[str] = ['Basis', 'Budget', 'CacheCells', 'Candidate', 'ComputeBuffers', 'ComputeBytes', 'Contention', 'ContextParameters', 'CpuProbe', 'DataType', 'DeviceBytes', 'FitDevice', 'FitDraft', 'FitOutcome', 'FitProbe', 'Found', 'Gating', 'GpuDevice', 'GpuLayers', 'GpuQuery', 'GraphTraits', 'Group', 'Hyperparameters', 'KernelDemand', 'Knobs', 'Lane', 'LateRows', 'Layer', 'LayerParameters', 'LayerPlacement', 'LinkCurve', 'Machine', 'MeasurePolicy', 'Measurement', 'MemoryReport', 'Mixer', 'Model', 'OpCost', 'OpKind', 'Pass', 'PassTime', 'Peak', 'Placement', 'ProbeError', 'ProbeResult', 'Processor', 'RateSeries', 'RuntimePlan', 'StockFit', 'StockPlan', 'Sum', 'SwitchCost', 'Temperature', 'Tensor', 'TensorException', 'TierPlan', 'Where', 'Workload', 'WorkloadTime', 'all_knobs', 'built_with_cuda', 'cache_bytes', 'cache_cells', 'cpu_paths', 'distinct_expert_share', 'embedding_bytes', 'embedding_operations', 'gpu_head_bytes', 'gpu_of', 'gpu_tensor_bytes', 'gpu_weight_bytes', 'group_of', 'head_operations', 'host_head_bytes', 'host_weight_bytes', 'is_pinned', 'kernel_demand', 'kv_bytes_per_cell', 'last_level_cache_bytes', 'layer_of', 'layer_operations', 'layer_places', 'local_name', 'make_placement', 'memory', 'multiply', 'offloads_head', 'pinned_on', 'plan_runtime', 'plan_stock', 'plan_tier', 'price_pass', 'price_workload', 'probe_storage', 'query_gpus', 'reserved_pass', 'resolve_flash_attention', 'search', 'skip_strings', 'state_bytes', 'stock_fit', 'strategy_names', 'switch_cost', 'tier_ladder', 'tier_pass']
 class Group(enum.IntEnum):
     norms = 0
     attention = 1
@@ -135,19 +135,28 @@ class LayerParameters:
 class GraphTraits:
     causal: bool
     clamped_qkv: bool
+    experts_down_on_host: bool
     ffn_reads_attention_norm: bool
+    full_layers_scale_rope: bool
     gated_attention: bool
     gating: Gating
     joined_heads: bool
     late_rows: LateRows
     layer_norm: bool
+    loads_head: bool
     norm_behind_rope: bool
     norm_without_weight: bool
     normalised_expert_weights: bool
+    norms_before_dropping_rows: bool
     norms_time_step: bool
+    norms_values: bool
+    predicts: bool
+    reads_embedding: bool
     repeats_key_heads: bool
+    repeats_tied_head: bool
     residual_first: bool
     residual_first_in_attention: bool
+    routes_layer_input: bool
     scaled_embedding: bool
     scaled_expert_weights: bool
     scaled_head_input: bool
@@ -157,6 +166,7 @@ class GraphTraits:
     squared_activation: bool
     sum: Sum
     temperature: Temperature
+    unweighted_norms: bool
     weight_before_ffn: bool
     def __init__(self) -> None:
         ...
@@ -224,6 +234,12 @@ class Hyperparameters:
         ...
     @n_ctx_train.setter
     def n_ctx_train(self, arg0: int) -> None:
+        ...
+    @property
+    def n_deepstack(self) -> int:
+        ...
+    @n_deepstack.setter
+    def n_deepstack(self, arg0: int) -> None:
         ...
     @property
     def n_embd(self) -> int:
@@ -750,6 +766,8 @@ class ComputeBuffers:
         ...
     def __init__(self, model: Model, context: ContextParameters, n_tokens: int, n_gpu: int = 1) -> None:
         ...
+    def gpu_at_least(self, placement: Placement) -> int:
+        ...
     @property
     def n_replays(self) -> int:
         ...
@@ -878,6 +896,9 @@ class FitDevice:
     @property
     def target_bytes(self) -> int:
         ...
+class FitDraft:
+    def __init__(self, model: Model, context: ContextParameters, placement: Placement, gpus: collections.abc.Sequence[int]) -> None:
+        ...
 class GpuLayers:
     @property
     def n_layer(self) -> int:
@@ -968,6 +989,9 @@ class TierPlan:
         ...
     @property
     def n_priced(self) -> int:
+        ...
+    @property
+    def n_replays(self) -> int:
         ...
 class WorkloadTime:
     @property
@@ -1581,7 +1605,7 @@ def skip_strings(data: typing_extensions.Buffer, count: int) -> tuple[int, int]:
     """
 def state_bytes(layer: LayerParameters) -> int:
     ...
-def stock_fit(model: Model, context: ContextParameters, gpus: collections.abc.Sequence[FitDevice], *, host: FitDevice | None = None, n_ctx_min: int = 4096, offload_kqv: bool = True, op_offload: bool = True, given: Placement | None = None, n_gpu_layers: int = -1) -> StockFit:
+def stock_fit(model: Model, context: ContextParameters, gpus: collections.abc.Sequence[FitDevice], *, host: FitDevice | None = None, n_ctx_min: int = 4096, offload_kqv: bool = True, op_offload: bool = True, given: Placement | None = None, n_gpu_layers: int = -1, draft: FitDraft | None = None) -> StockFit:
     ...
 def strategy_names() -> list[str]:
     ...

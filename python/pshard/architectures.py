@@ -26,12 +26,15 @@ class Window:
         Window where the file names none; 0 means that there is none then.
     fixed : bool
         `tokens` holds whatever the file says, unless the file says 0.
+    asked : bool
+        There is none where the file names none; `tokens` is what it is then if `fixed`.
     """
 
     period: int
     full_first: bool = False
     tokens: int = 0
     fixed: bool = False
+    asked: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,17 +44,31 @@ class Architecture:
     Attributes
     ----------
     causal : bool
-        False for encoders, which keep no cache.
+        False for encoders and diffusion models, which keep no cache.
+    predicts : bool or None
+        It computes logits; None: where it is causal.
+    reads_embedding : bool
+        The head multiplies by the embedding itself, which is in host memory.
+    repeats_tied_head : bool
+        The embedding is loaded once more as the head, even where both lie in one memory.
+    loads_head : bool
+        Weights for logits are loaded though it computes none.
     window : Window or None
     rope : str
         ``"always"``, ``"never"``, ``"windows"`` (only in layers with a window), ``"windows_if_any"`` (so in models that
         have windows), ``"switch"`` (unless the file says otherwise).
     no_rope_period : int
         The last of so many layers has no rotary embedding; 0: all have.
+    no_rope_layers : int
+        A model of so many layers has none at all.
     rope_sections : bool or None
         Positions have four sections (text and images); None: where the file has sections.
+    deepstack : bool
+        Embeddings of images bring a part of their own for each of the first layers; the file says for how many.
     layer_norm : bool
         Norms subtract the mean; else RMS norms.
+    unweighted_norms : bool
+        Norms have no tensors.
     sum : str or None
         How attention, FFN and residual are summed: ``"sequential"``, or side by side in the order of the additions:
         ``"ffn_residual_attention"``, ``"ffn_attention_residual"``, ``"attention_ffn_residual"``. None: the first of
@@ -61,6 +78,8 @@ class Architecture:
     late_rows : str
         Where rows that are not wanted are dropped, if not inside the last layer: ``"before_norm"`` or
         ``"behind_norm"``.
+    norms_before_dropping_rows : bool
+        In the last layer, rows that are not wanted are dropped behind the norm of the attention's output.
     scales : tuple of str
         What is always scaled: ``"embedding"``, ``"residual"``, ``"head_input"``, ``"logits"``.
     scales_in_file : bool
@@ -73,6 +92,10 @@ class Architecture:
         Fused projections are taken apart before they are heads.
     norm_behind_rope : bool
         Queries and keys are normed after they are rotated.
+    norms_values : bool
+        Values are normed, without a weight tensor; where they have no projection, they are the keys.
+    full_layers_scale_rope : bool
+        Frequency factors are those of layers without a window.
     unweighted_qk_norm : bool
         Rotated queries and keys are normed without a weight tensor (not in its 128-expert model).
     temperature : str
@@ -88,6 +111,10 @@ class Architecture:
         `gating` is only the default.
     normalised : bool or None
         Expert weights are divided by their sum; None: as the file says.
+    experts_down_on_host : bool
+        The host multiplies by the experts' down projections, whatever holds them.
+    routes_layer_input : bool
+        Experts are chosen by what the layer starts from, before its attention.
     weight_before_ffn : bool
         Expert weights multiply the experts' input.
     shared_gate_by_ratio : bool
@@ -97,23 +124,33 @@ class Architecture:
     """
 
     causal: bool = True
+    predicts: bool | None = None
+    reads_embedding: bool = False
+    repeats_tied_head: bool = False
+    loads_head: bool = False
     window: Window | None = None
     rope: Literal["always", "never", "windows", "windows_if_any", "switch"] = "always"
     no_rope_period: int = 0
+    no_rope_layers: int = 0
     rope_sections: bool | None = False
+    deepstack: bool = False
     layer_norm: bool = False
+    unweighted_norms: bool = False
     sum: Literal["sequential", "ffn_residual_attention", "ffn_attention_residual", "attention_ffn_residual"] | None = (
         "sequential"
     )
     residual_first_in_attention: bool = False
     residual_first: bool = False
     late_rows: Literal["no", "before_norm", "behind_norm"] = "no"
+    norms_before_dropping_rows: bool = False
     scales: tuple[Literal["embedding", "residual", "head_input", "logits"], ...] = ()
     scales_in_file: bool = False
     softcaps: tuple[float, float] | None = None
     gated_attention: bool = False
     joined_heads: bool = False
     norm_behind_rope: bool = False
+    norms_values: bool = False
+    full_layers_scale_rope: bool = False
     unweighted_qk_norm: bool = False
     temperature: Literal["none", "unrotated", "in_file"] = "none"
     ffn_reads_attention_norm: bool = False
@@ -121,6 +158,8 @@ class Architecture:
     gating: Literal["softmax", "sigmoid", "softmax_of_selected"] = "softmax"
     gating_in_file: bool = False
     normalised: bool | None = True
+    experts_down_on_host: bool = False
+    routes_layer_input: bool = False
     weight_before_ffn: bool = False
     shared_gate_by_ratio: bool = False
     repeats_key_heads: bool = False
@@ -132,6 +171,7 @@ _ROUTER_IN_FILE = Architecture(gating_in_file=True, normalised=None)
 _LAYER_NORM = Architecture(layer_norm=True)
 _GATED_DELTA = Architecture(gated_attention=True, joined_heads=True, late_rows="behind_norm")
 _ENCODER = Architecture(causal=False, layer_norm=True, normalised=False)
+_DIFFUSION = Architecture(causal=False, predicts=True)
 _GRANITE = Architecture(scales_in_file=True, rope="switch")
 _NEMOTRON_H = Architecture(
     rope="never", gating="sigmoid", normalised=None, squared_activation=True, late_rows="behind_norm"
@@ -143,38 +183,71 @@ ARCHITECTURES: dict[str, Architecture] = {
     # window; llama.cpp does not apply it.
     **dict.fromkeys(
         (
-            "apertus", "baichuan", "chatglm", "ernie4_5", "ernie4_5-moe", "exaone", "falcon-h1", "internlm2", "llama",
-            "mamba", "mamba2", "qwen", "qwen2", "qwen3", "qwen3moe", "seed_oss", "xverse",
+            "apertus", "chatglm", "deci", "ernie4_5", "ernie4_5-moe", "exaone", "falcon-h1", "internlm2", "llama",
+            "mamba", "mamba2", "nanbeige", "pangu-embedded", "qwen", "qwen2", "qwen3", "qwen3moe", "seed_oss", "xverse",
         ),
         PLAIN,
     ),
-    **dict.fromkeys(("qwen2vl", "qwen3vl", "qwen3vlmoe"), Architecture(rope_sections=True)),
+    **dict.fromkeys(("paddleocr", "qwen2vl"), Architecture(rope_sections=True)),
+    **dict.fromkeys(("qwen3vl", "qwen3vlmoe"), Architecture(rope_sections=True, deepstack=True)),
     **dict.fromkeys(("bert", "jina-bert-v2"), replace(_ENCODER, rope="never")),
-    **dict.fromkeys(("bloom", "gpt2", "mpt", "starcoder"), replace(_LAYER_NORM, rope="never")),
-    **dict.fromkeys(("codeshell", "dbrx", "olmo", "orion", "starcoder2"), _LAYER_NORM),
+    **dict.fromkeys(("bloom", "gpt2", "jais", "mpt", "starcoder"), replace(_LAYER_NORM, rope="never")),
+    **dict.fromkeys(("codeshell", "dbrx", "orion", "starcoder2"), _LAYER_NORM),
+    **dict.fromkeys(("dream", "llada", "rnd1"), _DIFFUSION),
+    **dict.fromkeys(("eurobert", "neo-bert"), Architecture(causal=False)),
+    **dict.fromkeys(("jais2", "nemotron"), Architecture(layer_norm=True, squared_activation=True)),
     **dict.fromkeys(("bailingmoe2", "deepseek2", "dots1"), replace(_ROUTER_IN_FILE, temperature="in_file")),
     **dict.fromkeys(("granite", "granitehybrid", "granitemoe"), _GRANITE),
-    **dict.fromkeys(("hunyuan-dense", "hunyuan-moe"), Architecture(norm_behind_rope=True)),
+    **dict.fromkeys(("hunyuan-dense", "hunyuan-moe", "maincoder"), Architecture(norm_behind_rope=True)),
     **dict.fromkeys(("nemotron_h", "nemotron_h_moe"), _NEMOTRON_H),
-    **dict.fromkeys(("nomic-bert", "nomic-bert-moe"), _ENCODER),
+    **dict.fromkeys(("jina-bert-v3", "nomic-bert", "nomic-bert-moe"), _ENCODER),
     **dict.fromkeys(("phi3", "phimoe"), Architecture(residual_first=True)),
     **dict.fromkeys(("qwen35", "qwen35moe"), replace(_GATED_DELTA, rope_sections=True)),
+    "afmoe": Architecture(
+        scales=("embedding",),
+        window=Window(period=4),
+        norms_before_dropping_rows=True,
+        no_rope_period=4,
+        gating="sigmoid",
+        gating_in_file=True,
+        normalised=None,
+    ),
     "arcee": Architecture(squared_activation=True),
+    "baichuan": Architecture(no_rope_layers=40),
     "bailingmoe": Architecture(normalised=None),
+    "bitnet": Architecture(reads_embedding=True),
     "cohere2": replace(_COHERE, window=Window(period=4), rope="windows"),
     "command-r": _COHERE,
     "deepseek": _UNNORMALISED,
     "exaone4": Architecture(window=Window(period=4), rope="windows_if_any"),
+    "exaone-moe": Architecture(
+        window=Window(period=4, tokens=128), rope="windows", gating_in_file=True, normalised=None
+    ),
     "falcon": Architecture(layer_norm=True, sum="ffn_attention_residual"),
     "gemma": Architecture(scales=("embedding",)),
     "gemma2": Architecture(scales=("embedding",), window=Window(period=2, tokens=4096), softcaps=(50.0, 30.0)),
     "gemma3": Architecture(scales=("embedding",), window=Window(period=6), softcaps=(0.0, 0.0)),
+    "gemma4": Architecture(
+        scales=("embedding",),
+        window=Window(period=6),
+        softcaps=(0.0, 0.0),
+        repeats_tied_head=True,
+        norms_values=True,
+        full_layers_scale_rope=True,
+        late_rows="behind_norm",
+    ),
+    "gemma-embedding": Architecture(
+        causal=False, loads_head=True, scales=("embedding",), window=Window(period=6)
+    ),
     "glm4": Architecture(rope_sections=None),
     "glm4moe": Architecture(gating="sigmoid", gating_in_file=True, normalised=None, rope_sections=None),
     "gpt-oss": Architecture(
         gating="softmax_of_selected", normalised=False, window=Window(period=2), late_rows="before_norm"
     ),
+    "granite_swa": Architecture(scales_in_file=True, window=Window(period=4)),
     "gptneox": Architecture(layer_norm=True, sum=None),
+    "hy_v3": Architecture(gating="sigmoid", gating_in_file=True, normalised=None, late_rows="behind_norm"),
+    "hunyuan_vl": Architecture(rope_sections=True, norm_behind_rope=True),
     "jamba": Architecture(
         rope="never", normalised=False, residual_first=True, residual_first_in_attention=True
     ),
@@ -182,6 +255,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "lfm2moe": Architecture(
         gating="sigmoid", gating_in_file=True, residual_first=True, residual_first_in_attention=True
     ),
+    "llada-moe": replace(_DIFFUSION, normalised=False),
     "llama4": Architecture(
         gating="sigmoid",
         normalised=False,
@@ -191,33 +265,48 @@ ARCHITECTURES: dict[str, Architecture] = {
         unweighted_qk_norm=True,
         temperature="unrotated",
     ),
+    "mimo2": Architecture(gating="sigmoid", window=Window(period=6)),
     "minicpm": Architecture(scales=("embedding", "residual", "logits")),
     "minicpm3": Architecture(scales=("embedding", "residual", "head_input")),
     "minimax-m2": Architecture(gating="sigmoid", gating_in_file=True, joined_heads=True),
+    "mistral4": replace(_ROUTER_IN_FILE, temperature="in_file", experts_down_on_host=True),
     "mistral3": Architecture(temperature="in_file"),
     "modern-bert": replace(_ENCODER, window=Window(period=3, full_first=True)),
-    "nemotron": Architecture(layer_norm=True, squared_activation=True),
+    "olmo": replace(_LAYER_NORM, unweighted_norms=True),
     "olmo2": Architecture(window=Window(period=4), joined_heads=True),
     "olmoe": Architecture(normalised=False, joined_heads=True),
     "phi2": Architecture(layer_norm=True, sum="attention_ffn_residual"),
+    "plamo": Architecture(sum="ffn_attention_residual"),
+    "plamo3": Architecture(window=Window(period=8)),
     "plm": Architecture(squared_activation=True),
     "qwen2moe": Architecture(normalised=False, shared_gate_by_ratio=True),
     "qwen3next": replace(_GATED_DELTA, repeats_key_heads=True),
+    "refact": Architecture(rope="never"),
+    "smallthinker": Architecture(
+        window=Window(period=4, full_first=True, tokens=4096, fixed=True, asked=True),
+        rope="windows_if_any",
+        routes_layer_input=True,
+        gating_in_file=True,
+    ),
     "smollm3": Architecture(no_rope_period=4),
+    "step35": Architecture(
+        window=Window(period=4), gating="sigmoid", gating_in_file=True, normalised=None, late_rows="before_norm"
+    ),
     "stablelm": Architecture(layer_norm=True, ffn_reads_attention_norm=True),
 }  # fmt: skip
 
-# Why these cannot be planned: by architecture, and by the metadata keys of architectures that are not listed.
+# Why these cannot be planned: by architecture, and by metadata keys that are there and not 0.
 REFUSED_ARCHITECTURES = {
     "clip": "it is a vision or audio projector, not a language model; give the model's own GGUF",
+    "grok": "llama.cpp computes it without flash attention whatever is asked for",
     "t5": "encoder and decoder keep caches of two kinds",
     "t5encoder": "encoder-decoder models are not described",
     "gemma3n": "its upper layers share the KV cache of lower ones",
-    "gemma4": "its upper layers may share the KV cache of lower ones",
     "wavtokenizer-dec": "it is an audio decoder, not a language model",
 }
 REFUSED_KEYS = {
     "attention.shared_kv_layers": "layers share a KV cache",
+    "embedding_length_per_layer_input": "every layer has token embeddings of its own",
     "attention.indexer.head_count": "sparse attention keeps an indexer cache of its own",
     "attention.compress_ratios": "it keeps a compressed KV cache",
     "kda.head_dim": "its linear attention keeps a state of unknown size",

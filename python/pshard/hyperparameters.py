@@ -121,9 +121,9 @@ def describe(header: GgufHeader) -> tuple[_core.Hyperparameters, tuple[str, ...]
     keys = _Keys(header, name)
     warnings: tuple[str, ...] = ()
     architecture = ARCHITECTURES.get(name)
+    _refuse_features(header, name, keys)
     if architecture is None:
         architecture = PLAIN
-        _refuse_unknown(header, name, keys)
         warnings = (
             f"architecture '{name}' is not known: planned from its tensor names as an ordinary decoder. Compute is a "
             "rough estimate, and KV is counted for the whole context even where layers slide.",
@@ -147,12 +147,12 @@ def _architecture_name(header: GgufHeader) -> str:
     return name
 
 
-def _refuse_unknown(header: GgufHeader, name: str, keys: _Keys) -> None:
+def _refuse_features(header: GgufHeader, name: str, keys: _Keys) -> None:
     for key, reason in REFUSED_KEYS.items():
-        if key in keys:
+        if header.metadata.get(f"{name}.{key}", 0) not in (0, False):
             message = (
-                f"{header.path or 'model'}: architecture '{name}' is not known and cannot be planned from its tensors: "
-                f"{reason} ({name}.{key}). Plan a model of a known architecture."
+                f"{header.path or 'model'}: architecture '{name}' cannot be planned with {name}.{key}: {reason}. "
+                "Plan another model."
             )
             raise ModelError(message)
 
@@ -173,6 +173,8 @@ def _hyperparameters(header: GgufHeader, name: str, keys: _Keys, architecture: A
         )
         raise ModelError(message)
     h.n_embd = keys.integer("embedding_length")
+    if architecture.deepstack:
+        h.n_deepstack = keys.integer("n_deepstack_layers", default=0, limit=_MAX_LAYERS)
     h.n_vocab = _vocabulary_size(header, keys)
     h.n_ctx_train = keys.integer("context_length", default=0, limit=(1 << 32) - 1)
     h.n_expert = keys.integer("expert_count", default=0, limit=_MAX_EXPERTS)
@@ -214,7 +216,7 @@ def _check_experts(header: GgufHeader, n_expert: int, layers: dict[int, dict[str
     """Hold the expert count against the stacked weights; time and slices of a weight are counted by it."""
     for tensors in layers.values():
         for stem, tensor in tensors.items():
-            if not (stem.endswith("_exps") and tensor.name.endswith(".weight")):
+            if not (stem.endswith("_exps") and tensor.name.endswith(".weight")) or stem == "ffn_norm_exps":
                 continue
             stacked = tensor.shape[2] if len(tensor.shape) > 2 else 1
             if stacked != n_expert:
@@ -237,7 +239,13 @@ def _traits(keys: _Keys, architecture: Architecture) -> _core.GraphTraits:
     from pshard import _core
 
     traits = _core.GraphTraits()
-    traits.causal = architecture.causal and keys.flag("attention.causal", default=True)
+    traits.causal = (
+        architecture.causal
+    )  # a decoder keeps its cache also where the file says that it attends to what follows
+    traits.predicts = traits.causal if architecture.predicts is None else architecture.predicts
+    traits.reads_embedding = architecture.reads_embedding
+    traits.repeats_tied_head = architecture.repeats_tied_head
+    traits.loads_head = traits.predicts or architecture.loads_head
     for scaled in ("embedding", "residual", "logits"):
         in_file = architecture.scales_in_file and keys.number(f"{scaled.removesuffix('s')}_scale", 0.0) != 0.0
         setattr(traits, f"scaled_{scaled}", in_file or scaled in architecture.scales)
@@ -250,15 +258,19 @@ def _traits(keys: _Keys, architecture: Architecture) -> _core.GraphTraits:
         has_sections = keys.any("rope.dimension_sections")
     traits.positions_per_token = 4 if has_sections else 1
     traits.layer_norm = architecture.layer_norm
+    traits.unweighted_norms = architecture.unweighted_norms
     parallel = architecture.sum is None and keys.flag("use_parallel_residual", default=False)
     traits.sum = _core.Sum[architecture.sum or ("ffn_residual_attention" if parallel else "sequential")]
     traits.residual_first_in_attention = architecture.residual_first_in_attention
     traits.residual_first = architecture.residual_first
+    traits.norms_before_dropping_rows = architecture.norms_before_dropping_rows
     traits.late_rows = _core.LateRows[architecture.late_rows]
     traits.gated_attention = architecture.gated_attention
     traits.joined_heads = architecture.joined_heads
     traits.clamped_qkv = keys.number("attention.clamp_kqv", 0.0) > 0.0
     traits.norm_behind_rope = architecture.norm_behind_rope
+    traits.norms_values = architecture.norms_values
+    traits.full_layers_scale_rope = architecture.full_layers_scale_rope
     traits.norm_without_weight = architecture.unweighted_qk_norm and keys.integer("expert_count", default=0) != 128
     temperature: str = architecture.temperature
     if temperature == "in_file":
@@ -277,6 +289,8 @@ def _traits(keys: _Keys, architecture: Architecture) -> _core.GraphTraits:
         keys.flag("expert_weights_norm", default=False) if normalised is None else normalised
     )
     traits.scaled_expert_weights = keys.number("expert_weights_scale", 0.0) not in (0.0, 1.0)
+    traits.experts_down_on_host = architecture.experts_down_on_host
+    traits.routes_layer_input = architecture.routes_layer_input
     traits.weight_before_ffn = architecture.weight_before_ffn
     traits.shared_gate_by_ratio = architecture.shared_gate_by_ratio
     traits.norms_time_step = keys.flag("ssm.dt_b_c_rms", default=False)
@@ -313,7 +327,8 @@ class _LayerDescriber:
         window = self._architecture.window
         if window is None:
             return none
-        tokens = self._keys.integer("attention.sliding_window", default=window.tokens)
+        default = 0 if window.asked else window.tokens
+        tokens = self._keys.integer("attention.sliding_window", default=default)
         if window.fixed and tokens:
             tokens = window.tokens
         pattern = self._keys.window_pattern(self._h.n_layer)
@@ -418,6 +433,8 @@ class _LayerDescriber:
             "windows_if_any": layer.window > 0 or not any(self._windows),
             "switch": keys.flag("rope.scaling.finetuned", default=True),
         }[architecture.rope] and not (architecture.no_rope_period and (index + 1) % architecture.no_rope_period == 0)
+        if self._h.n_layer == architecture.no_rope_layers:
+            layer.uses_rope = False
 
     def _check_widths(self, index: int, layer: _core.LayerParameters, tensors: dict[str, TensorInfo]) -> None:
         """Hold the head counts against the projections; the KV cache is only as true as they are."""

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pshard.launch_line import LaunchLine
     from pshard.memory_report import MemoryReport
     from pshard.model import Model
+    from pshard.projector import Projector
 
 # Kinds of speculation that keep a context of their own on the main model, or on a head that is trained with it.
 _UNCOUNTED_SPECULATION = ("draft-mtp", "draft-eagle3", "draft-dflash", "draft-dspark")
@@ -45,39 +46,46 @@ def line_memory(line: LaunchLine, devices: Sequence[int], ram_bytes: int | None 
     """
     from msgspec.structs import replace
 
-    from pshard.model import read_model
-    from pshard.projector import read_projector
-
     model = line_model(line)
     all_devices = tuple((f"CUDA{i}", n_bytes) for i, n_bytes in enumerate(devices))
     context = context_settings(line, model)
-    draft = None
-    if line.draft_model is not None:
-        draft = Draft(
-            model=read_model(line.draft_model),
-            n_gpu_layers=line.draft_n_gpu_layers,
-            tensor_overrides=line.draft_overrides,
-            type_k=line.draft_type_k,
-            type_v=line.draft_type_v,
-            device_names=line.draft_device_names,
-        )
-    projector = None
-    if line.projector is not None:
-        projector = read_projector(line.projector, image_max_tokens=line.image_max_tokens)
     report = estimate(
         model,
         context,
         placement_settings(line, all_devices),
         devices=all_devices,
-        draft=draft,
-        projector=projector,
-        projector_device=_projector_device(line, all_devices),
+        draft=line_draft(line),
+        projector=line_projector(line),
+        projector_device=projector_device(line, all_devices),
         load_mode=line.load_mode,
         host_buffer=line.host_buffer,
         ram_bytes=ram_bytes,
         allowances=server_allowances(line, model, check_context(model, context)[0].core()),
     )
     return replace(report, warnings=(*report.warnings, *_warnings(line, report)))
+
+
+def line_draft(line: LaunchLine) -> Draft | None:
+    """Read the draft model that a line names, with its settings."""
+    from pshard.model import read_model
+
+    if line.draft_model is None:
+        return None
+    return Draft(
+        model=read_model(line.draft_model),
+        n_gpu_layers=line.draft_n_gpu_layers,
+        tensor_overrides=line.draft_overrides,
+        type_k=line.draft_type_k,
+        type_v=line.draft_type_v,
+        device_names=line.draft_device_names,
+    )
+
+
+def line_projector(line: LaunchLine) -> Projector | None:
+    """Read the projector that a line names."""
+    from pshard.projector import read_projector
+
+    return None if line.projector is None else read_projector(line.projector, image_max_tokens=line.image_max_tokens)
 
 
 def line_model(line: LaunchLine) -> Model:
@@ -136,12 +144,15 @@ def _chosen(names: tuple[str, ...] | None, devices: tuple[tuple[str, int], ...])
     return tuple((name, known[name]) for name in names)
 
 
-def _projector_device(line: LaunchLine, devices: tuple[tuple[str, int], ...]) -> str | None:
+def projector_device(line: LaunchLine, devices: tuple[tuple[str, int], ...]) -> str:
+    """Name the memory that a line's projector goes to: by default the first device's."""
     if not line.projector_offload or line.projector_device == "none" or line.device_names == ():
         return HOST
     if line.projector_device is not None:
         return _chosen((line.projector_device,), devices)[0][0]
-    return line.device_names[0] if line.device_names else None
+    if line.device_names:
+        return line.device_names[0]
+    return devices[0][0] if devices else HOST
 
 
 def _warnings(line: LaunchLine, report: MemoryReport) -> Iterator[str]:

@@ -164,18 +164,20 @@ def estimate_memory(
             tensor_split=None if tensor_split is None else tuple(tensor_split),
             main_gpu=main_gpu,
         ),
-        draft=_draft(draft),
-        projector=_projector(projector),
+        draft=as_draft(draft),
+        projector=as_projector(projector),
         load_mode=load_mode,
         ram_bytes=ram_bytes,
     )
 
 
-def _draft(draft: Draft | Model | None) -> Draft | None:
+def as_draft(draft: Draft | Model | None) -> Draft | None:
+    """Give a draft model the default settings, unless it has its own."""
     return draft if draft is None or isinstance(draft, Draft) else Draft(model=draft)
 
 
-def _projector(projector: Projector | str | PathLike[str] | None) -> Projector | None:
+def as_projector(projector: Projector | str | PathLike[str] | None) -> Projector | None:
+    """Read a projector, unless it is read."""
     from pshard.projector import Projector, read_projector
 
     return projector if projector is None or isinstance(projector, Projector) else read_projector(projector)
@@ -372,7 +374,7 @@ def estimate(
     extra = [*device_allowances(model, main.placement, main.context, main.n_tokens, main.names)]
     used = [*main.names]
     if draft is not None:
-        beside = _place_draft(draft, main, devices, report.n_ctx_actual)
+        beside = place_draft(draft, main, devices, report.n_ctx_actual)
         report = replace(report, draft=_report(beside, devices, load_mode, host_buffer))
         extra += device_allowances(draft.model, beside.placement, beside.context, beside.n_tokens, beside.names)
         used += beside.names
@@ -389,8 +391,21 @@ def estimate(
     return replace(report, warnings=(*report.warnings, *_shortages(report)))
 
 
-def _place_draft(draft: Draft, main: Placed, devices: tuple[tuple[str, int], ...], n_ctx: int) -> Placed:
-    """Place a draft model: its context follows the main model's, as in ``common/speculative.cpp``."""
+def place_draft(draft: Draft, main: Placed, devices: tuple[tuple[str, int], ...], n_ctx: int) -> Placed:
+    """Place a draft model: its context follows the main model's, as in ``common/speculative.cpp``.
+
+    Parameters
+    ----------
+    draft : Draft
+    main : Placed
+    devices : tuple of (str, int)
+        Those that ``-devd`` may name.
+    n_ctx : int
+
+    Returns
+    -------
+    Placed
+    """
     from dataclasses import replace as with_settings
 
     if draft.device_names is None:

@@ -241,7 +241,10 @@ def _check_split(settings: PlacementSettings) -> list[str]:
     n_devices = len(settings.devices)
     if settings.split_mode not in SPLIT_MODES:
         _refuse("split_mode", settings.split_mode, f"it is none of {', '.join(SPLIT_MODES)}")
-    if settings.split_mode in ("row", "tensor") and n_devices > 1:
+    if settings.split_mode == "row" and n_devices > 0:
+        reason = "CUDA has no split buffers in this llama.cpp, which does not load with it; take 'layer', or 'none'"
+        _refuse("split_mode", settings.split_mode, reason)
+    if settings.split_mode == "tensor" and n_devices > 1:
         reason = "only whole layers are counted over several devices; take 'layer', or 'none' for one device"
         _refuse("split_mode", settings.split_mode, reason)
     if settings.split_mode == "none" and settings.main_gpu >= max(n_devices, 1):

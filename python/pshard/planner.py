@@ -276,7 +276,8 @@ def _settings(
     n_batch = DEFAULT_N_BATCH if n_batch is None else n_batch
     _check_range(1, MAX_TOKENS, n_ctx=n_ctx, n_seq_max=n_seq_max, n_batch=n_batch)
     if generate_tokens is None:
-        generates = model.hyperparameters.traits.causal
+        reads_on = model.header.metadata.get(f"{model.architecture}.attention.causal", True)
+        generates = model.hyperparameters.traits.causal and bool(reads_on)
         generate_tokens = min(DEFAULT_GENERATE_TOKENS, n_ctx // n_seq_max // 2) if generates else 0
     if prompt_tokens is None:
         prompt_tokens = max(0, min(DEFAULT_PROMPT_TOKENS, n_ctx // n_seq_max - generate_tokens))

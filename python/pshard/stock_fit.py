@@ -12,11 +12,12 @@ from msgspec.structs import replace as with_warnings
 from pshard.errors import NoFeasiblePlanError, SettingError
 from pshard.launch import LLAMA_CPP_VERSION, fit_overrides
 from pshard.launch_line import FULL_CONTEXT
-from pshard.memory import HOST, device_memory, place, unreplayed_warnings
+from pshard.memory import HOST, Draft, Placed, as_draft, device_memory, place, place_draft, unreplayed_warnings
 from pshard.memory_report import DeviceMemory
 from pshard.memory_settings import MIB, ContextSettings, PlacementSettings
 
 if TYPE_CHECKING:
+    from pshard import _core
     from pshard.launch_line import LaunchLine
     from pshard.model import Model
 
@@ -120,6 +121,7 @@ def fit(
     tensor_overrides: Iterable[tuple[str, str]] = (),
     split_mode: str = "layer",
     main_gpu: int = 0,
+    draft: Draft | Model | None = None,
     ram_bytes: int | None = None,
 ) -> Fit:
     """Say what llama.cpp's ``--fit`` decides. Names and defaults are llama.cpp's; docs/fit.md has its rules.
@@ -158,6 +160,8 @@ def fit(
     split_mode : {"layer", "none"}
     main_gpu : int
         The device of ``split_mode="none"``.
+    draft : Draft or Model, optional
+        A draft model that shares the devices; its context follows.
     ram_bytes : int, optional
         Host memory, all of it: it counts where there is no GPU, and without it everything fits there.
 
@@ -199,6 +203,7 @@ def fit(
         layers_given=n_gpu_layers is not None,
         target_bytes=fit_target_bytes,
         fit_ctx=FULL_CONTEXT if n_ctx == 0 else fit_ctx,
+        draft=as_draft(draft),
         ram_bytes=ram_bytes,
     )
 
@@ -211,6 +216,8 @@ def fit_settings(
     layers_given: bool = False,
     target_bytes: int | Sequence[int] = DEFAULT_TARGET_BYTES,
     fit_ctx: int = DEFAULT_FIT_CTX,
+    draft: Draft | None = None,
+    devices: tuple[tuple[str, int], ...] | None = None,
     ram_bytes: int | None = None,
 ) -> Fit:
     """Say what ``--fit`` decides; `fit` describes the parts.
@@ -225,6 +232,9 @@ def fit_settings(
         ``-ngl`` was given: then ``--fit`` leaves all layers where they are.
     target_bytes : int or sequence of int
     fit_ctx : int
+    draft : Draft, optional
+    devices : tuple of (str, int), optional
+        Those that the draft may name; by default the model's.
     ram_bytes : int, optional
 
     Returns
@@ -257,6 +267,7 @@ def fit_settings(
         op_offload=where.op_offload,
         given=asked.placement if given else None,
         n_gpu_layers=where.n_gpu_layers,
+        draft=None if draft is None else _core_draft(draft, asked, where.devices if devices is None else devices),
     )
     memories = tuple(
         device_memory(model, name, free_bytes, part)
@@ -285,7 +296,7 @@ def fit_settings(
         devices=memories,
         fit_target_bytes=targets,
         host=host,
-        exact=model.is_replayed,
+        exact=model.is_replayed and (draft is None or draft.model.is_replayed),
         n_measured=found.n_measured,
     )
     warnings = place(model, replace(context, n_ctx=found.n_ctx), where).warnings
@@ -293,6 +304,15 @@ def fit_settings(
         result,
         warnings=(*model.warnings, *unreplayed_warnings(model), *warnings, *_own_warnings(result, ends=found.ends)),
     )
+
+
+def _core_draft(draft: Draft, main: Placed, devices: tuple[tuple[str, int], ...]) -> _core.FitDraft:
+    from pshard import _core
+
+    beside = place_draft(draft, main, devices, main.context.n_ctx)
+    elsewhere = len(main.names)
+    gpus = [main.names.index(name) if name in main.names else elsewhere for name in beside.names]
+    return _core.FitDraft(draft.model.core, beside.settings.core(), beside.placement, gpus)
 
 
 def fit_line(line: LaunchLine, model: Model, devices: Sequence[int], ram_bytes: int | None = None) -> Fit:
@@ -311,18 +331,28 @@ def fit_line(line: LaunchLine, model: Model, devices: Sequence[int], ram_bytes: 
     -------
     Fit
     """
-    from pshard.launch_memory import context_settings, placement_settings
+    from pshard.launch_memory import context_settings, line_draft, line_projector, placement_settings, projector_device
 
+    all_devices = tuple((f"CUDA{i}", free_bytes) for i, free_bytes in enumerate(devices))
     target_bytes = [target * MIB for target in line.fit_target_mib]
+    projector = line_projector(line) if line.is_server else None
+    if projector is not None and (where := projector_device(line, all_devices)) != HOST:
+        taken = projector.memory(where, flash_attn=line.flash_attn != "off")
+        target_bytes = [*_each(target_bytes[0] if len(target_bytes) == 1 else target_bytes, len(devices))]
+        target_bytes[[name for name, _ in all_devices].index(where)] += taken.model_bytes + taken.compute_bound_bytes
     result = fit_settings(
         model,
         replace(context_settings(line, model), n_ctx=line.n_ctx),
-        placement_settings(line, tuple((f"CUDA{i}", free_bytes) for i, free_bytes in enumerate(devices))),
+        placement_settings(line, all_devices),
         layers_given="n_gpu_layers" in line.given,
         target_bytes=target_bytes[0] if len(target_bytes) == 1 else target_bytes,
         fit_ctx=line.fit_ctx,
+        draft=line_draft(line) if line.is_server else None,
+        devices=all_devices,
         ram_bytes=ram_bytes,
     )
+    if projector is not None:
+        result = with_warnings(result, exact=False)
     return with_warnings(result, warnings=(*result.warnings, *_line_warnings(line)))
 
 
@@ -330,10 +360,12 @@ def _line_warnings(line: LaunchLine) -> Iterator[str]:
     if not line.fit:
         yield "The line says --fit off; this is what --fit would decide."
     beside = [flag for flag, path in (("-md", line.draft_model), ("--mmproj", line.projector)) if path is not None]
-    if beside and line.is_server:
+    if beside and not line.is_server:
+        yield f"{' and '.join(beside)}: {line.program} does not look at it; llama-server's --fit leaves room for it."
+    if line.projector is not None and line.is_server:
         yield (
-            f"{' and '.join(beside)}: llama-server's --fit leaves room for it, which is not counted here; "
-            "raise -fitt by what `pshard memory` says it takes."
+            "--mmproj: llama-server raises the target by what it takes. Its compute buffer is not replayed but counted "
+            "as its upper bound, so that --fit may give the model more."
         )
 
 

@@ -81,7 +81,7 @@ TEST(Model, TiedHeadHoldsACopyOfTheEmbedding) {
 
 TEST(Model, EncoderNeedsNoHead) {
   Hyperparameters h = hyperparameters(1);
-  h.traits.causal = false;
+  h.traits.causal = h.traits.predicts = h.traits.loads_head = false;
   const Model model(h, {tensor("token_embd.weight"), tensor("token_embd_norm.weight"), tensor("blk.0.attn_q.weight")});
   EXPECT_FALSE(model.tied_head());
   EXPECT_TRUE(model.head().empty());

@@ -49,6 +49,22 @@ def cut_model(name: str, n_layer: int) -> Model:
     return model_from_header(header_of(metadata, tensors), f"{name} cut to {n_layer}")
 
 
+@cache
+def stretched_model(name: str, n_layer: int) -> Model:
+    """One of the oracle's models with as many layers as are asked for: its own, over and over."""
+    model = oracle_models()[name]
+    metadata = dict(model["metadata"])
+    key = f"{metadata['general.architecture']}.block_count"
+    n_whole = metadata[key]
+    metadata[key] = n_layer
+    tensors = [t for t in model["tensors"] if not t[0].startswith("blk.")]
+    for name_, shape, type_id in model["tensors"]:
+        if name_.startswith("blk."):
+            _, layer, rest = name_.split(".", 2)
+            tensors += [(f"blk.{i}.{rest}", shape, type_id) for i in range(int(layer), n_layer, n_whole)]
+    return model_from_header(header_of(metadata, tensors), f"{name} stretched to {n_layer}")
+
+
 @dataclass(frozen=True)
 class Rates:
     """Everything that a random machine is made of; speeds in bytes/s, FLOP/s and seconds."""

@@ -13,6 +13,7 @@ from pshard.launch_line import parse_launch_line
 
 GIB = 1 << 30
 EXPERTS = "qwen3-30b-a3b:Q4_K_M"
+DRAFT = "qwen3-0.6b:Q4_K_M"
 
 
 def printed(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> tuple[str, str]:
@@ -95,11 +96,14 @@ def test_without_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_what_is_not_counted_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     _, err = printed(
-        capsys, "llama-server", "-m", EXPERTS, "-md", "draft.gguf", "-fit", "off", "--devices", "24G", "-c", "4096"
+        capsys, "llama-server", "-m", EXPERTS, "-md", DRAFT, "-fit", "off", "--devices", "24G", "-c", "4096"
     )
     assert "The line says --fit off" in err
-    assert "-md: llama-server's --fit leaves room for it" in err
-    assert "-md" not in printed(capsys, EXPERTS, "-md", "draft.gguf", "--devices", "24G", "-c", "4096")[1]
+    assert "-md" not in err
+    assert (
+        "-md: llama-fit-params does not look at it"
+        in printed(capsys, EXPERTS, "-md", "draft.gguf", "--devices", "24G", "-c", "4096")[1]
+    )
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,9 @@ from __future__ import annotations
 import oracle
 import pytest
 
+from pshard.architectures import ARCHITECTURES
+from pshard.memory import UNREPLAYED_FACTOR
+
 
 def differences(name: str) -> list[oracle.Row]:
     """Return the launches of which any byte of any buffer is not said."""
@@ -36,6 +39,22 @@ def test_more_models_are_exact(name: str) -> None:
     assert differences(name) == []
 
 
-def test_there_are_about_a_hundred_more() -> None:
-    assert len(oracle.more_names()) >= 98
-    assert len({oracle.model(name).architecture for name in oracle.more_names()}) >= 50
+def test_every_described_architecture_has_launches() -> None:
+    assert len(oracle.more_names()) >= 140
+    names = [*oracle.names(), *oracle.more_names()]
+    assert {oracle.model(name).architecture for name in names} == set(ARCHITECTURES)
+
+
+@pytest.mark.parametrize("name", oracle.estimated_names())
+def test_what_is_not_described_says_so_and_stays_within_its_bound(name: str) -> None:
+    model = oracle.model(name)
+    assert model.architecture not in ARCHITECTURES
+    assert not model.is_replayed
+    assert any("is not known" in warning for warning in model.warnings)
+    for row in oracle.rows(name):
+        report = row.report(model)
+        assert [gpu.weights_bytes for gpu in report.gpus] == row.gpu_model
+        assert [gpu.cache_bytes for gpu in report.gpus] == row.gpu_context
+        compute = row.compute(model)
+        for taken, found in zip(compute.taken, compute.found, strict=True):
+            assert taken <= UNREPLAYED_FACTOR * found, row

@@ -250,10 +250,10 @@ def architectures_with(trait: str, **keys: Any) -> set[str]:
 @pytest.mark.parametrize(
     ("trait", "architectures"),
     [
-        ("late_rows", "gpt-oss qwen3next qwen35 qwen35moe nemotron_h nemotron_h_moe"),
-        ("sum", "command-r cohere2 falcon phi2"),
+        ("late_rows", "gemma4 gpt-oss hy_v3 qwen3next qwen35 qwen35moe nemotron_h nemotron_h_moe step35"),
+        ("sum", "command-r cohere2 falcon phi2 plamo"),
         ("gated_attention", "qwen3next qwen35 qwen35moe"),
-        ("scaled_embedding", "gemma gemma2 gemma3 minicpm minicpm3"),
+        ("scaled_embedding", "afmoe gemma gemma-embedding gemma2 gemma3 gemma4 minicpm minicpm3"),
         ("weight_before_ffn", "llama4"),
         ("temperature", "llama4"),
         ("norm_without_weight", "llama4"),

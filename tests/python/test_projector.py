@@ -14,7 +14,9 @@ from gguf_cases import DATA, header_of, write_llama, write_sparse
 
 from pshard import ModelError, estimate_memory, read_projector
 from pshard.gguf_file import GgufHeader
+from pshard.launch_line import parse_launch_line
 from pshard.projector import BOUND_FACTOR, Projector, projector_from_header
+from pshard.stock_fit import fit_line
 
 GIB = 1 << 30
 
@@ -112,13 +114,17 @@ def test_a_model_is_no_projector(tmp_path: Path) -> None:
         read_projector(path)
 
 
-def test_it_takes_memory_beside_the_model(tmp_path: Path) -> None:
+def stored(folder: Path) -> Path:
     case = cases()["gemma3-4b"]
     keys = {key: value for key, value in case["metadata"].items() if key != "general.architecture"}
-    path = write_sparse(
-        tmp_path / "mmproj.gguf", "clip", {key.removeprefix("clip."): value for key, value in keys.items()},
+    return write_sparse(
+        folder / "mmproj.gguf", "clip", {key.removeprefix("clip."): value for key, value in keys.items()},
         [(n, tuple(shape), kind) for n, shape, kind in case["tensors"]],
     )  # fmt: skip
+
+
+def test_it_takes_memory_beside_the_model(tmp_path: Path) -> None:
+    path = stored(tmp_path)
     model = oracle.model("gemma3-27b-q4km")
     alone = estimate_memory(model, n_ctx=4096, devices=[24 * GIB])
     report = estimate_memory(model, n_ctx=4096, devices=[24 * GIB], projector=path)
@@ -135,3 +141,18 @@ def test_it_takes_memory_beside_the_model(tmp_path: Path) -> None:
     on_host = estimate_memory(model, n_ctx=4096, projector=read_projector(path))
     assert on_host.projector is not None
     assert on_host.projector.where == "Host"
+
+
+def test_fit_of_a_server_leaves_room_for_it(tmp_path: Path) -> None:
+    words = ["-m", "model.gguf", "-np", "1", "-c", "8192", "--mmproj", str(stored(tmp_path))]
+    model = oracle.model("gemma3-27b-q4km")
+    server, library = (
+        fit_line(parse_launch_line([program, *words]), model, [12 * GIB])
+        for program in ("llama-server", "llama-fit-params")
+    )
+    taken = read_projector(words[-1]).memory("CUDA0")
+    assert server.fit_target_bytes == (GIB + taken.model_bytes + taken.compute_bound_bytes,)
+    assert library.fit_target_bytes == (GIB,)
+    assert not server.exact
+    assert any("upper bound" in warning for warning in server.warnings)
+    assert any("does not look at it" in warning for warning in library.warnings)

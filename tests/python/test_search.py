@@ -77,6 +77,22 @@ def test_chooses_what_pricing_everything_chooses(
 
 
 @pytest.mark.parametrize("strategy", ALL_STRATEGIES)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data(), model=models(), batch=batches(), runtime=st.booleans(), flash_attn=st.booleans())
+def test_bytes_without_a_replay_are_never_too_many(
+    strategy: str, data: st.DataObject, model: Model, batch: int, runtime: bool, flash_attn: bool
+) -> None:
+    parameters = context(n_ubatch=max(batch, 512), flash_attn=flash_attn)
+    parameters.pshard_runtime = runtime
+    knobs = data.draw(st.sampled_from(_core.all_knobs(strategy, model.core)))
+    placement = _core.make_placement(strategy, knobs, model.core)
+    buffers = _core.ComputeBuffers(model.core, parameters, batch)
+    least = buffers.gpu_at_least(placement)
+    assert buffers.n_replays == 0
+    assert 0 <= least <= buffers(placement).gpu_bytes[0]
+
+
+@pytest.mark.parametrize("strategy", ALL_STRATEGIES)
 @pytest.mark.parametrize(("name", "n_layer"), [("llama31-8b-q4km", 32), ("gpt-oss-20b-mxfp4", 24)])
 @pytest.mark.parametrize("batch", [1, 512])
 def test_chooses_the_same_for_a_whole_model(strategy: str, name: str, n_layer: int, batch: int) -> None:

@@ -26,7 +26,6 @@ ROWS = Path(__file__).parents[1] / "data" / "stock_fit.json.gz"
 PAGE = Path(__file__).parents[2] / "docs" / "fit.md"
 MIB, GIB = 1 << 20, 1 << 30
 KEPT = {"ATTN": 1, "UP": 2, "GATE": 3, "NONE": 4}
-# Compute buffers of gated-delta layers are not exact.
 
 
 @dataclass(frozen=True)
@@ -285,3 +284,43 @@ def test_without_a_gpu_everything_is_on_the_cpu() -> None:
     assert result.outcome == _core.FitOutcome.unchanged
     assert result.memory.gpus == []
     assert result.placement.head == _core.Where.cpu
+
+
+# What llama.cpp decides for `llama-server -np 1 -md qwen3-0.6b-q8_0`, null CUDA devices: model, MiB free, -c, -ngld,
+# then -c, -ngl, -ts and how many overrides.
+WITH_DRAFT = [
+    ("qwen3-32b-q4km", [6144], 8192, -1, 8192, 9, (), 0),
+    ("qwen3-32b-q4km", [6144], None, -1, 4096, 11, (), 0),
+    ("qwen3-32b-q4km", [12288], 8192, -1, 8192, 29, (), 0),
+    ("qwen3-32b-q4km", [12288], 32768, 8, 32768, 22, (), 0),
+    ("qwen3-32b-q4km", [24576], None, -1, 11776, -1, (), 0),
+    ("qwen3-32b-q4km", [24576, 12288], None, -1, 39168, 65, (44, 21), 0),
+    ("qwen3-30b-a3b-q4km", [6144], 8192, -1, 8192, 49, (), 45),
+    ("qwen3-30b-a3b-q4km", [6144], 32768, 8, 32768, 39, (), 38),
+    ("qwen3-30b-a3b-q4km", [12288], None, -1, 4096, 49, (), 24),
+    ("qwen3-30b-a3b-q4km", [12288], 32768, 8, 32768, 49, (), 33),
+    ("qwen3-30b-a3b-q4km", [24576], None, -1, 25856, -1, (), 0),
+    ("qwen3-30b-a3b-q4km", [24576, 12288], 32768, 8, 32768, -1, (), 0),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "free_mib", "n_ctx", "n_draft_layers", "found_ctx", "ngl", "split", "n_moved"), WITH_DRAFT
+)
+def test_a_draft_takes_its_part(
+    name: str,
+    free_mib: list[int],
+    n_ctx: int | None,
+    n_draft_layers: int,
+    found_ctx: int,
+    ngl: int,
+    split: tuple[int, ...],
+    n_moved: int,
+) -> None:
+    draft = pshard.Draft(model=oracle_model("qwen3-0.6b-q8_0"), n_gpu_layers=n_draft_layers)
+    free = [n * MIB for n in free_mib]
+    found = pshard.fit(oracle_model(name), free, n_ctx=n_ctx, n_outputs_max=1, draft=draft)
+    assert (found.n_ctx, found.n_gpu_layers, found.tensor_split) == (found_ctx, ngl, split)
+    assert len(found.tensor_overrides) == n_moved
+    alone = pshard.fit(oracle_model(name), free, n_ctx=n_ctx, n_outputs_max=1)
+    assert alone.n_ctx > found.n_ctx or alone.devices != found.devices or found.outcome == "unchanged"

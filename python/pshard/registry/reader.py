@@ -297,7 +297,7 @@ class _Parser:
 
     def drop_separator(self) -> None:
         """Take one blank line off the block that ends: the writer puts it before the next."""
-        if len(self.lines) > 1 and self.lines[-1] == "":
+        if self.lines and self.lines[-1] == "":
             self.lines.pop()
 
     def replace_variant(self, **changes: Any) -> None:

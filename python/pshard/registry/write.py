@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from pshard.planner import Plan
 
 MIB = 1 << 20
-# Kept free of the budget: the runtime aborts on a plan larger than its arena, and memory is predicted.
-MARGIN_BYTES = 16 * MIB
 DISABLED_UBATCH = 512
 STATIC = "STATIC_ATTNPRIO_ALLMODELS"
 STOCK_FIT = "STOCK_FIT"
@@ -130,7 +128,7 @@ def variant_of(plan: Plan) -> tuple[Variant | None, tuple[str, ...]]:
         warnings.append(f"Registry: {ROPE_FREQS}")
     if settings.strategy in STRATEGIES:
         warnings.append(f"Registry: the runtime finds it only with PSHARD_STRATEGY={settings.strategy} set.")
-    source = _Options(plan, budget_mib * MIB - MARGIN_BYTES)
+    source = _Options(plan, budget_mib * MIB)
     fitting = {tier.batch_size: found for tier in plan.tiers if (found := source.of(tier))}
     options = worth_loading(fitting) if plan.machine.has_speeds else fitting
     chosen = choose(options)
@@ -138,10 +136,7 @@ def variant_of(plan: Plan) -> tuple[Variant | None, tuple[str, ...]]:
         last = max(options)
         chosen = choose(options | {last: [*options[last], *source.smaller(last, options[last])]})
     if not chosen:
-        warnings.append(
-            f"Registry: not written: no tier fits the budget of {budget_mib} MiB less the {MARGIN_BYTES // MIB} MiB "
-            "that a registry keeps free."
-        )
+        warnings.append(f"Registry: not written: no tier fits the budget of {budget_mib} MiB.")
         return None, tuple(warnings)
     warnings += _given_up(plan, chosen, set(fitting) - set(options))
     tiers = tuple(
@@ -185,7 +180,7 @@ class _Options:
             self.machine.has_gpu = True
 
     def of(self, tier: _core.TierPlan) -> list[Option]:
-        """Return what fits at a tier: each strategy's best, searched again where it needs the margin."""
+        """Return what fits at a tier: each strategy's best, searched again where it needs part of a MiB."""
         from pshard import _core
 
         options = []
@@ -275,8 +270,7 @@ def _given_up(plan: Plan, chosen: dict[int, Option], slow: set[int]) -> list[str
     said = {
         f"the plan's tier {', '.join(stock)}: stock fit is faster there with a cache and micro-batches of its own, and "
         "the runtime has those of the largest tier": stock,
-        f"the plan's tier {', '.join(others)}: it keeps {MARGIN_BYTES // MIB} MiB of the budget free and steers around "
-        "tensors that the runtime would never upload": others,
+        f"the plan's tier {', '.join(others)}: it steers around tensors that the runtime would never upload": others,
     }
     warnings = [f"Registry: slower than {text}." for text, tiers in said.items() if tiers]
     if slow:
@@ -284,8 +278,7 @@ def _given_up(plan: Plan, chosen: dict[int, Option], slow: set[int]) -> list[str
         warnings.append(f"Registry: tier {names} is left out: a smaller one serves its prompts at least twice as fast.")
     if missing:
         warnings.append(
-            f"Registry: tier {', '.join(missing)} is left out: nothing fits the budget less {MARGIN_BYTES // MIB} MiB "
-            "together with the other tiers."
+            f"Registry: tier {', '.join(missing)} is left out: nothing fits the budget together with the other tiers."
         )
     return warnings
 
