@@ -180,6 +180,7 @@ void bind_memory(py::module_& m) {
       .def_readwrite("n_ctx", &ContextParameters::n_ctx)
       .def_readwrite("n_batch", &ContextParameters::n_batch)
       .def_readwrite("n_ubatch", &ContextParameters::n_ubatch)
+      .def_readwrite("cell_padding", &ContextParameters::cell_padding)
       .def_readwrite("n_seq_max", &ContextParameters::n_seq_max)
       .def_readwrite("n_outputs_max", &ContextParameters::n_outputs_max)
       .def_readwrite("flash_attn", &ContextParameters::flash_attn)

@@ -11,5 +11,6 @@ void bind_machine(py::module_& m);
 void bind_memory(py::module_& m);
 void bind_cost(py::module_& m);
 void bind_plan(py::module_& m);
+void bind_fleet(py::module_& m);
 void bind_probe(py::module_& m);
 void bind_probe_cpu(py::module_& m);

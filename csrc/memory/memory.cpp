@@ -11,7 +11,6 @@ namespace pshard {
 
 namespace {
 
-constexpr int64_t kCellPadding = 256;
 constexpr int64_t kGpuAlignment = 128;
 constexpr int64_t kHostAlignment = 32;
 constexpr int64_t kGpuRowPadding = 512;  // elements
@@ -116,22 +115,23 @@ void check(const ContextParameters& context) {
   require_positive(context.n_batch, "n_batch");
   require_positive(context.n_ubatch, "n_ubatch");
   require_positive(context.n_seq_max, "n_seq_max");
+  require_positive(context.cell_padding, "cell_padding");
 }
 
 CacheCells cache_cells(const Model& model, const ContextParameters& context) {
   check(context);
   CacheCells cells;
-  const int64_t n_ctx = pad(context.n_ctx, kCellPadding);
+  const int64_t n_ctx = pad(context.n_ctx, context.cell_padding);
   cells.n_streams = context.kv_unified ? 1 : context.n_seq_max;
-  cells.full = pad(n_ctx / cells.n_streams, kCellPadding);
-  if (cells.full == 0) cells.full = kCellPadding;
+  cells.full = pad(n_ctx / cells.n_streams, context.cell_padding);
+  if (cells.full == 0) cells.full = context.cell_padding;
   cells.window = cells.full;
   int64_t window = 0;
   for (const Layer& layer : model.layers()) window = std::max(window, layer.parameters.window);
   if (window > 0 && !context.swa_full) {
     const int64_t n_ubatch = std::min({context.n_ubatch, context.n_batch, cells.full * cells.n_streams});
     const int64_t sharing = context.kv_unified ? context.n_seq_max : 1;
-    cells.window = pad(std::min(cells.full, window * sharing + n_ubatch), kCellPadding);
+    cells.window = pad(std::min(cells.full, window * sharing + n_ubatch), context.cell_padding);
   }
   return cells;
 }

@@ -23,6 +23,7 @@ struct ContextParameters {
   bool flash_attn_auto = false;
   bool kv_unified = false;
   bool swa_full = false;
+  int64_t cell_padding = 256;   // what contexts and windows are padded to: llama.cpp's step, or the block of a paged cache
   bool pshard_runtime = false;  // buffers of its llama.cpp, not of the stock one: see Pass
   DataType type_k{1, 1, 2};
   DataType type_v{1, 1, 2};

@@ -17,20 +17,31 @@ from typing import TYPE_CHECKING
 from pshard.errors import GgufError, MachineError, ModelError, NoFeasiblePlanError, PshardError, SettingError
 
 if TYPE_CHECKING:
+    from pshard.cluster import Cluster
+    from pshard.cluster_file import read_cluster
+    from pshard.detection import detect_devices
+    from pshard.device_list import parse_devices
+    from pshard.device_map import map_model
     from pshard.machine import Machine, load_machine
+    from pshard.map_types import DeviceMap, MapParameters
     from pshard.memory import Draft, estimate_memory
     from pshard.memory_report import MemoryReport
     from pshard.model import Model, read_model
     from pshard.planner import Plan, plan
     from pshard.projector import Projector, read_projector
+    from pshard.shard_types import ShardingPlan, ShardParameters
+    from pshard.sharding import plan_sharding
     from pshard.stock_fit import Fit, fit
 
 __all__ = [
+    "Cluster",
+    "DeviceMap",
     "Draft",
     "Fit",
     "GgufError",
     "Machine",
     "MachineError",
+    "MapParameters",
     "MemoryReport",
     "Model",
     "ModelError",
@@ -39,16 +50,27 @@ __all__ = [
     "Projector",
     "PshardError",
     "SettingError",
+    "ShardParameters",
+    "ShardingPlan",
     "__version__",
+    "detect_devices",
     "estimate_memory",
     "fit",
     "load_machine",
+    "map_model",
+    "parse_devices",
     "plan",
+    "plan_sharding",
+    "read_cluster",
     "read_model",
     "read_projector",
 ]
 
 _HOME = {
+    "Cluster": "pshard.cluster",
+    "read_cluster": "pshard.cluster_file",
+    "detect_devices": "pshard.detection",
+    "parse_devices": "pshard.device_list",
     "Machine": "pshard.machine",
     "load_machine": "pshard.machine",
     "Draft": "pshard.memory",
@@ -56,10 +78,16 @@ _HOME = {
     "MemoryReport": "pshard.memory_report",
     "Model": "pshard.model",
     "read_model": "pshard.model",
+    "DeviceMap": "pshard.map_types",
+    "MapParameters": "pshard.map_types",
+    "map_model": "pshard.device_map",
     "Plan": "pshard.planner",
     "plan": "pshard.planner",
     "Projector": "pshard.projector",
     "read_projector": "pshard.projector",
+    "ShardParameters": "pshard.shard_types",
+    "ShardingPlan": "pshard.shard_types",
+    "plan_sharding": "pshard.sharding",
     "Fit": "pshard.stock_fit",
     "fit": "pshard.stock_fit",
 }

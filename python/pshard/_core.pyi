@@ -1,5 +1,5 @@
 """
-Compiled core of pshard: model, machine, memory, cost and plan.
+Compiled core of pshard: model, machine, memory, cost, plan and fleet.
 """
 from __future__ import annotations
 import collections.abc
@@ -8,7 +8,7 @@ import numpy
 import numpy.typing
 import typing
 import typing_extensions
-__all__: list[str] = ['Basis', 'Budget', 'CacheCells', 'Candidate', 'ComputeBuffers', 'ComputeBytes', 'Contention', 'ContextParameters', 'CpuProbe', 'DataType', 'DeviceBytes', 'FitDevice', 'FitDraft', 'FitOutcome', 'FitProbe', 'Found', 'Gating', 'GpuDevice', 'GpuLayers', 'GpuQuery', 'GraphTraits', 'Group', 'Hyperparameters', 'KernelDemand', 'Knobs', 'Lane', 'LateRows', 'Layer', 'LayerParameters', 'LayerPlacement', 'LinkCurve', 'Machine', 'MeasurePolicy', 'Measurement', 'MemoryReport', 'Mixer', 'Model', 'OpCost', 'OpKind', 'Pass', 'PassTime', 'Peak', 'Placement', 'ProbeError', 'ProbeResult', 'Processor', 'RateSeries', 'RuntimePlan', 'StockFit', 'StockPlan', 'Sum', 'SwitchCost', 'Temperature', 'Tensor', 'TensorException', 'TierPlan', 'Where', 'Workload', 'WorkloadTime', 'all_knobs', 'built_with_cuda', 'cache_bytes', 'cache_cells', 'cpu_paths', 'distinct_expert_share', 'embedding_bytes', 'embedding_operations', 'gpu_head_bytes', 'gpu_of', 'gpu_tensor_bytes', 'gpu_weight_bytes', 'group_of', 'head_operations', 'host_head_bytes', 'host_weight_bytes', 'is_pinned', 'kernel_demand', 'kv_bytes_per_cell', 'last_level_cache_bytes', 'layer_of', 'layer_operations', 'layer_places', 'local_name', 'make_placement', 'memory', 'multiply', 'offloads_head', 'pinned_on', 'plan_runtime', 'plan_stock', 'plan_tier', 'price_pass', 'price_workload', 'probe_storage', 'query_gpus', 'reserved_pass', 'resolve_flash_attention', 'search', 'skip_strings', 'state_bytes', 'stock_fit', 'strategy_names', 'switch_cost', 'tier_ladder', 'tier_pass']
+__all__: list[str] = ['Assignment', 'Basis', 'Budget', 'CacheCells', 'Candidate', 'Chain', 'ComputeBuffers', 'ComputeBytes', 'Contention', 'ContextParameters', 'Cost', 'CpuProbe', 'DataType', 'DeviceBytes', 'DeviceCosts', 'FitDevice', 'FitOutcome', 'FitProbe', 'Found', 'Gating', 'GpuDevice', 'GpuLayers', 'GpuQuery', 'GraphTraits', 'Group', 'Hyperparameters', 'KernelDemand', 'Knobs', 'Lane', 'LateRows', 'Layer', 'LayerParameters', 'LayerPlacement', 'LinkCurve', 'Machine', 'MeasurePolicy', 'Measurement', 'MemoryReport', 'Mixer', 'Model', 'Objective', 'OpCost', 'OpKind', 'Pass', 'PassTime', 'Peak', 'Placement', 'ProbeError', 'ProbeResult', 'Processor', 'RateSeries', 'RuntimePlan', 'Stage', 'StockFit', 'StockPlan', 'Sum', 'SwitchCost', 'Temperature', 'Tensor', 'TensorException', 'TierPlan', 'Where', 'Workload', 'WorkloadTime', 'all_knobs', 'assign', 'built_with_cuda', 'cache_bytes', 'cache_cells', 'cpu_paths', 'device_costs', 'distinct_expert_share', 'embedding_bytes', 'embedding_operations', 'gpu_head_bytes', 'gpu_of', 'gpu_tensor_bytes', 'gpu_weight_bytes', 'group_of', 'head_operations', 'host_head_bytes', 'host_weight_bytes', 'is_pinned', 'kernel_demand', 'kv_bytes_per_cell', 'last_level_cache_bytes', 'layer_of', 'layer_operations', 'layer_places', 'local_name', 'make_placement', 'memory', 'multiply', 'offloads_head', 'pinned_on', 'plan_runtime', 'plan_stock', 'plan_tier', 'price_pass', 'price_workload', 'probe_storage', 'query_gpus', 'reserved_pass', 'resolve_flash_attention', 'search', 'skip_strings', 'state_bytes', 'stock_fit', 'strategy_names', 'switch_cost', 'tier_ladder', 'tier_pass']
 class Group(enum.IntEnum):
     norms = 0
     attention = 1
@@ -135,28 +135,19 @@ class LayerParameters:
 class GraphTraits:
     causal: bool
     clamped_qkv: bool
-    experts_down_on_host: bool
     ffn_reads_attention_norm: bool
-    full_layers_scale_rope: bool
     gated_attention: bool
     gating: Gating
     joined_heads: bool
     late_rows: LateRows
     layer_norm: bool
-    loads_head: bool
     norm_behind_rope: bool
     norm_without_weight: bool
     normalised_expert_weights: bool
-    norms_before_dropping_rows: bool
     norms_time_step: bool
-    norms_values: bool
-    predicts: bool
-    reads_embedding: bool
     repeats_key_heads: bool
-    repeats_tied_head: bool
     residual_first: bool
     residual_first_in_attention: bool
-    routes_layer_input: bool
     scaled_embedding: bool
     scaled_expert_weights: bool
     scaled_head_input: bool
@@ -166,7 +157,6 @@ class GraphTraits:
     squared_activation: bool
     sum: Sum
     temperature: Temperature
-    unweighted_norms: bool
     weight_before_ffn: bool
     def __init__(self) -> None:
         ...
@@ -234,12 +224,6 @@ class Hyperparameters:
         ...
     @n_ctx_train.setter
     def n_ctx_train(self, arg0: int) -> None:
-        ...
-    @property
-    def n_deepstack(self) -> int:
-        ...
-    @n_deepstack.setter
-    def n_deepstack(self, arg0: int) -> None:
         ...
     @property
     def n_embd(self) -> int:
@@ -680,6 +664,12 @@ class ContextParameters:
     def __init__(self) -> None:
         ...
     @property
+    def cell_padding(self) -> int:
+        ...
+    @cell_padding.setter
+    def cell_padding(self, arg0: int) -> None:
+        ...
+    @property
     def n_batch(self) -> int:
         ...
     @n_batch.setter
@@ -765,8 +755,6 @@ class ComputeBuffers:
     def __call__(self, placement: Placement) -> ComputeBytes:
         ...
     def __init__(self, model: Model, context: ContextParameters, n_tokens: int, n_gpu: int = 1) -> None:
-        ...
-    def gpu_at_least(self, placement: Placement) -> int:
         ...
     @property
     def n_replays(self) -> int:
@@ -896,9 +884,6 @@ class FitDevice:
     @property
     def target_bytes(self) -> int:
         ...
-class FitDraft:
-    def __init__(self, model: Model, context: ContextParameters, placement: Placement, gpus: collections.abc.Sequence[int]) -> None:
-        ...
 class GpuLayers:
     @property
     def n_layer(self) -> int:
@@ -990,9 +975,6 @@ class TierPlan:
     @property
     def n_priced(self) -> int:
         ...
-    @property
-    def n_replays(self) -> int:
-        ...
 class WorkloadTime:
     @property
     def basis(self) -> Basis:
@@ -1061,6 +1043,151 @@ class RuntimePlan:
         ...
     @property
     def viable(self) -> bool:
+        ...
+class Objective(enum.Enum):
+    latency = 0
+    throughput = 1
+class Chain:
+    def __init__(self) -> None:
+        ...
+    @property
+    def capacity_bytes(self) -> list[int]:
+        ...
+    @capacity_bytes.setter
+    def capacity_bytes(self, arg0: collections.abc.Sequence[int]) -> None:
+        ...
+    @property
+    def entry_bytes(self) -> list[int]:
+        ...
+    @entry_bytes.setter
+    def entry_bytes(self, arg0: collections.abc.Sequence[int]) -> None:
+        ...
+    @property
+    def entry_seconds(self) -> list[float]:
+        ...
+    @entry_seconds.setter
+    def entry_seconds(self, arg0: collections.abc.Sequence[float]) -> None:
+        ...
+    @property
+    def exit_bytes(self) -> list[int]:
+        ...
+    @exit_bytes.setter
+    def exit_bytes(self, arg0: collections.abc.Sequence[int]) -> None:
+        ...
+    @property
+    def exit_seconds(self) -> list[float]:
+        ...
+    @exit_seconds.setter
+    def exit_seconds(self, arg0: collections.abc.Sequence[float]) -> None:
+        ...
+    @property
+    def fixed_bytes(self) -> list[int]:
+        ...
+    @fixed_bytes.setter
+    def fixed_bytes(self, arg0: collections.abc.Sequence[int]) -> None:
+        ...
+    @property
+    def layer_bytes(self) -> list[int]:
+        ...
+    @layer_bytes.setter
+    def layer_bytes(self, arg0: collections.abc.Sequence[int]) -> None:
+        ...
+    @property
+    def layer_seconds(self) -> list[float]:
+        ...
+    @layer_seconds.setter
+    def layer_seconds(self, arg0: collections.abc.Sequence[float]) -> None:
+        ...
+    @property
+    def memory_device(self) -> list[int]:
+        ...
+    @memory_device.setter
+    def memory_device(self, arg0: collections.abc.Sequence[int]) -> None:
+        ...
+    @property
+    def n_device(self) -> int:
+        ...
+    @n_device.setter
+    def n_device(self, arg0: int) -> None:
+        ...
+    @property
+    def n_layer(self) -> int:
+        ...
+    @n_layer.setter
+    def n_layer(self, arg0: int) -> None:
+        ...
+    @property
+    def transfer_seconds(self) -> list[float]:
+        ...
+    @transfer_seconds.setter
+    def transfer_seconds(self, arg0: collections.abc.Sequence[float]) -> None:
+        ...
+class Stage:
+    @property
+    def begin(self) -> int:
+        ...
+    @property
+    def device(self) -> int:
+        ...
+    @property
+    def end(self) -> int:
+        ...
+    @property
+    def seconds(self) -> float:
+        ...
+    @property
+    def transfer_seconds(self) -> float:
+        ...
+class Assignment:
+    @property
+    def exact(self) -> bool:
+        ...
+    @property
+    def feasible(self) -> bool:
+        ...
+    @property
+    def missing_bytes(self) -> int:
+        ...
+    @property
+    def n_orders(self) -> int:
+        ...
+    @property
+    def seconds(self) -> float:
+        ...
+    @property
+    def slowest_seconds(self) -> float:
+        ...
+    @property
+    def stages(self) -> list[Stage]:
+        ...
+class Cost:
+    @property
+    def basis(self) -> Basis:
+        ...
+    @property
+    def seconds(self) -> float:
+        ...
+    @property
+    def spread_seconds(self) -> float:
+        ...
+class DeviceCosts:
+    @property
+    def embedding(self) -> Cost:
+        ...
+    @property
+    def head(self) -> Cost:
+        ...
+    @property
+    def hidden_bytes(self) -> int:
+        ...
+    @property
+    def input_bytes(self) -> int:
+        ...
+    @property
+    def layers(self) -> list[Cost]:
+        ...
+    @property
+    def logits_bytes(self) -> int:
         ...
 class GpuDevice:
     """
@@ -1470,6 +1597,8 @@ class CpuProbe:
         ...
 def all_knobs(strategy: str, model: Model) -> list[Knobs]:
     ...
+def assign(chain: Chain, *, objective: Objective = Objective.latency, search_order: bool = False, allow_empty: bool = True, max_exact_order: int = 8) -> Assignment:
+    ...
 def cache_bytes(model: Model, layer: Layer, context: ContextParameters, where: Where = Where.pinned) -> int:
     ...
 def cache_cells(model: Model, context: ContextParameters) -> CacheCells:
@@ -1478,6 +1607,8 @@ def cpu_paths() -> list[str]:
     """
     Instruction sets that this build has kernels for and this CPU runs, from the plainest to the fastest.
     """
+def device_costs(model: Model, machine: Machine, pass_: Pass, on_gpu: bool) -> DeviceCosts:
+    ...
 def distinct_expert_share(n_expert: int, n_expert_used: int, n_tokens: float) -> float:
     ...
 def embedding_bytes(model: Model) -> int:
@@ -1605,7 +1736,7 @@ def skip_strings(data: typing_extensions.Buffer, count: int) -> tuple[int, int]:
     """
 def state_bytes(layer: LayerParameters) -> int:
     ...
-def stock_fit(model: Model, context: ContextParameters, gpus: collections.abc.Sequence[FitDevice], *, host: FitDevice | None = None, n_ctx_min: int = 4096, offload_kqv: bool = True, op_offload: bool = True, given: Placement | None = None, n_gpu_layers: int = -1, draft: FitDraft | None = None) -> StockFit:
+def stock_fit(model: Model, context: ContextParameters, gpus: collections.abc.Sequence[FitDevice], *, host: FitDevice | None = None, n_ctx_min: int = 4096, offload_kqv: bool = True, op_offload: bool = True, given: Placement | None = None, n_gpu_layers: int = -1) -> StockFit:
     ...
 def strategy_names() -> list[str]:
     ...

@@ -103,7 +103,7 @@ def detect_host() -> tuple[Host, str, str]:
     """Return cores and RAM of this machine with the speeds of the nearest reference host, and a note on each."""
     n_cores = physical_cores()
     ram_bytes = usable_ram_bytes()
-    nearest = min(hosts().values(), key=lambda host: (abs(math.log(host.n_cores / n_cores)), host.name))
+    nearest = nearest_host(n_cores)
     model = cpu_model()
     host = replace(nearest, name="this host", product=model, n_cores=n_cores, ram_bytes=ram_bytes)
     cpu_note = f"{model}, {n_cores} cores detected; speeds are reference figures per core."
@@ -112,6 +112,11 @@ def detect_host() -> tuple[Host, str, str]:
         f"{nearest.dram_bytes_per_second / 1e9:g} GB/s peak. Correct it with --ram SIZE@BANDWIDTH."
     )
     return host, cpu_note, ram_note
+
+
+def nearest_host(n_cores: int) -> Host:
+    """Return the reference host nearest in cores."""
+    return min(hosts().values(), key=lambda host: (abs(math.log(host.n_cores / n_cores)), host.name))
 
 
 def topology(devices: Path = SYSTEM_DEVICES) -> Topology:

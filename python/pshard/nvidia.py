@@ -1,7 +1,8 @@
 """NVIDIA GPUs: what they are, and the state that they are in, from whatever is there to tell.
 
 What a GPU is: cuda-python, else the CUDA runtime inside pshard's own extension. Its state: NVML (nvidia-ml-py), else
-the file in which the driver states its version. Both packages are the extra ``cuda`` and neither is needed.
+the file in which the driver states its version. NVML also lists the boards, with their links, without touching them.
+Both packages are the extra ``cuda`` and neither is needed.
 """
 
 from __future__ import annotations
@@ -47,6 +48,83 @@ class State:
     pcie_lanes: int | None = None
     sm_clock_hertz: float | None = None
     memory_clock_hertz: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Board:
+    """A GPU as NVML describes it, without touching it; None is what could not be told.
+
+    `pcie_generation` and `pcie_lanes` are the most that GPU and slot can do. `nvlink_peers` holds one entry for each
+    NVLink that is up: the bus address of the GPU at its other end, or SWITCH.
+    """
+
+    name: str
+    pci_bus_id: str
+    total_bytes: int | None
+    free_bytes: int | None
+    compute_capability: str | None
+    pcie_generation: int | None
+    pcie_lanes: int | None
+    nvlink_peers: tuple[str, ...]
+
+
+SWITCH = "switch"
+
+
+def boards() -> tuple[list[Board], str]:
+    """List the GPUs that the driver knows, in the order of their bus addresses; or none, and why.
+
+    Unlike `devices`, it opens no context, and lists those that CUDA_VISIBLE_DEVICES hides.
+    """
+    nvml = _optional("pynvml")
+    if nvml is None:
+        return [], "no nvidia-ml-py"
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError as error:
+        return [], f"NVML: {error}"
+    try:
+        handles = [
+            _ask(nvml, nvml.nvmlDeviceGetHandleByIndex, i) for i in range(_ask(nvml, nvml.nvmlDeviceGetCount) or 0)
+        ]
+        found = [_board(nvml, handle) for handle in handles if handle is not None]
+    finally:
+        _ask(nvml, nvml.nvmlShutdown)
+    return found, "" if found else "NVML: no device"
+
+
+def bus_address(bus_id: str) -> str:
+    """Return a bus address as Linux writes it: of ``00000000:C1:00.0``, ``0000:c1:00.0``."""
+    domain, _, rest = bus_id.lower().partition(":")
+    return f"{domain[-4:]}:{rest}" if rest else bus_id.lower()
+
+
+def _board(nvml: Any, handle: Any) -> Board:
+    memory = _ask(nvml, nvml.nvmlDeviceGetMemoryInfo, handle)
+    pci = _ask(nvml, nvml.nvmlDeviceGetPciInfo, handle)
+    capability = _ask(nvml, nvml.nvmlDeviceGetCudaComputeCapability, handle)
+    return Board(
+        name=_text(_ask(nvml, nvml.nvmlDeviceGetName, handle) or ""),
+        pci_bus_id=bus_address(_text(pci.busId)) if pci is not None else "",
+        total_bytes=None if memory is None else int(memory.total),
+        free_bytes=None if memory is None else int(memory.free),
+        compute_capability=None if capability is None else f"{capability[0]}.{capability[1]}",
+        pcie_generation=_ask(nvml, nvml.nvmlDeviceGetMaxPcieLinkGeneration, handle),
+        pcie_lanes=_ask(nvml, nvml.nvmlDeviceGetMaxPcieLinkWidth, handle),
+        nvlink_peers=tuple(
+            peer for link in range(nvml.NVML_NVLINK_MAX_LINKS) if (peer := _nvlink_peer(nvml, handle, link)) is not None
+        ),
+    )
+
+
+def _nvlink_peer(nvml: Any, handle: Any, link: int) -> str | None:
+    """Return what is at the other end of an NVLink; None where the link is down or there is no such link."""
+    if _ask(nvml, nvml.nvmlDeviceGetNvLinkState, handle, link) != nvml.NVML_FEATURE_ENABLED:
+        return None
+    if _ask(nvml, nvml.nvmlDeviceGetNvLinkRemoteDeviceType, handle, link) == nvml.NVML_NVLINK_DEVICE_TYPE_SWITCH:
+        return SWITCH
+    remote = _ask(nvml, nvml.nvmlDeviceGetNvLinkRemotePciInfo, handle, link)
+    return None if remote is None else bus_address(_text(remote.busId))
 
 
 def devices() -> tuple[list[Device | GpuDevice], str]:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import msgspec
 
+from pshard.atomic_file import write_atomically
 from pshard.errors import MachineError
 from pshard.profile_checks import problems
 
@@ -298,36 +298,11 @@ def write_profile(profile: Profile, path: str | os.PathLike[str]) -> Path:
         If the profile is inconsistent, the directory cannot be written to, or another writer holds the lock for half a
         minute.
     """
-    from filelock import FileLock, Timeout
-
     path = Path(path)
     for json_path, problem in problems(profile):
         msg = f"{path}: not written, {json_path}: {problem}"
         raise MachineError(msg)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock", timeout=30):
-            _replace(path, encode_profile(profile))
-    except Timeout as error:
-        msg = f"{path}: another process has held {path}.lock for 30 s; wait for it, or remove the lock if none runs"
-        raise MachineError(msg) from error
-    except OSError as error:
-        msg = f"{path}: cannot be written ({error.strerror or error}); choose another file"
-        raise MachineError(msg) from error
-    return path
-
-
-def _replace(path: Path, data: bytes) -> None:
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    return write_atomically(path, encode_profile(profile))
 
 
 def _line_of(data: bytes, error: Exception) -> str:

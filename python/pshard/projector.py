@@ -136,6 +136,15 @@ class Encoder:
             n // self.merge * self.projection_width * FLOAT_BYTES,
         )
 
+    def image(self, height: int, width: int) -> Input:
+        """Return an image of so many pixels as the encoder takes it: within its sizes; sound has its one input."""
+        if self.largest == self.warmup:
+            return self.largest
+        pixels = self.largest.raw_bytes // (CHANNELS * FLOAT_BYTES)
+        per_position = max(pixels // max(self.largest.n_positions, 1), 1)
+        n_positions = min(max(-(-height * width // per_position), self.warmup.n_positions), self.largest.n_positions)
+        return Input(n_positions=n_positions, raw_bytes=n_positions * per_position * CHANNELS * FLOAT_BYTES)
+
     def host_bytes(self, given: Input) -> int:
         """Bytes of the inputs, which stay in host memory."""
         return given.raw_bytes + (FLOAT_BYTES * given.n_positions**2 if self.has_windows else 0)
@@ -185,6 +194,12 @@ class Projector:
             n_positions=sum(encoder.warmup.n_positions for encoder in self.encoders),
             largest_n_positions=sum(encoder.largest.n_positions for encoder in self.encoders),
         )
+
+    def image_bytes(self, height: int, width: int, *, on_gpu: bool, flash_attn: bool = True) -> int:
+        """Bytes of weights, and of compute at its bound, for an image of so many pixels."""
+        memory = self.memory("CUDA0" if on_gpu else "Host", flash_attn=flash_attn)
+        live = sum(e.live_bytes(e.image(height, width), flash_attn=flash_attn) for e in self.encoders)
+        return memory.model_bytes + max(BOUND_FACTOR * live, memory.compute_bound_bytes)
 
 
 def read_projector(path: str | PathLike[str], *, image_max_tokens: int = -1) -> Projector:

@@ -136,8 +136,8 @@ def default_host(gpu: Gpu | None) -> Host:
     return hosts()["server-32c" if gpu is not None and gpu.kind == "datacentre" else "desktop-8c"]
 
 
-def find_gpu(name: str) -> Gpu:
-    """Look up a GPU by name, or by a prefix that only one has.
+def find_gpu(name: str, option: str = "--gpu") -> Gpu:
+    """Look up a GPU by name, or by a prefix that only one has; errors name the option that it was given with.
 
     Raises
     ------
@@ -150,7 +150,7 @@ def find_gpu(name: str) -> Gpu:
     near = [gpu.name for gpu in matches] or difflib.get_close_matches(name.lower(), gpus(), n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else "an example is rtx-3060-12g;"
     problem = "names several GPUs" if matches else "is not a reference GPU"
-    msg = f"--gpu {name!r} {problem}; {hint} 'pshard machines' lists them"
+    msg = f"{option} {name!r} {problem}; {hint} 'pshard machines' lists them"
     raise SettingError(msg)
 
 

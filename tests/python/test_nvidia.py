@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from enum import IntEnum
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -176,3 +178,14 @@ def test_a_package_that_is_not_installed_is_none_and_a_broken_one_is_an_error(mo
     monkeypatch.setattr(nvidia, "import_module", broken)
     with pytest.raises(ModuleNotFoundError):
         nvidia._optional("pynvml")
+
+
+def test_nvml_has_all_that_is_asked_of_it() -> None:
+    """The imitations here and in test_detection_kinds have the names of the real library, which knows no device."""
+    pynvml = pytest.importorskip("pynvml")
+    source = Path(nvidia.__file__).read_text()
+    names = set(re.findall(r"nvml\.(nvml\w+|NVML\w+)", source))
+    assert len(names) > 15
+    assert names <= set(dir(pynvml))
+    boards, reason = nvidia.boards()
+    assert boards or reason.startswith("NVML: ")

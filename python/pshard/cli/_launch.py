@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from pshard.cli._output import Output
+from pshard.errors import SettingError
 
 if TYPE_CHECKING:
     from pshard.launch_line import LaunchLine
 
 MIB = 1 << 20
-MEBIBYTES = {"": 1024, "g": 1024, "gib": 1024, "m": 1, "mib": 1}
 
 # Own options are long ones; all else belongs to the line. `-h` is llama.cpp's help there, and ours here.
 LINE_SETTINGS: dict[str, Any] = {"ignore_unknown_options": True, "help_option_names": ["--help"]}
@@ -28,11 +27,13 @@ def parse_size(text: str) -> int:
     click.BadParameter
         None of these.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
-    if not found or found[2] not in MEBIBYTES:
-        message = f"{text!r} is not a size; examples: 12G, 12GiB, 12288M, 11.5 (GiB where no unit is given)."
-        raise click.BadParameter(message)
-    return round(float(found[1]) * MEBIBYTES[found[2]] * MIB)
+    from pshard.quantities import parse_bytes
+
+    try:
+        return parse_bytes(text)
+    except SettingError as error:
+        message = f"{error}."
+        raise click.BadParameter(message) from None
 
 
 def size_option(context: click.Context, parameter: click.Parameter, text: str | None) -> int | None:

@@ -1,0 +1,243 @@
+"""One rank's part of a model under tensor parallelism, as a model of its own.
+
+The division is Megatron's (Shoeybi et al., arXiv 1909.08053): projections into heads and into the FFN are cut by
+output, those back to the hidden state by input, and both sums of a layer are all-reduced. Heads are not cut, so that
+key-value heads bound the number of ranks, or are repeated; experts are cut inside where their blocks allow, else handed
+out whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import gcd, prod
+from typing import TYPE_CHECKING
+
+from pshard import _core
+
+if TYPE_CHECKING:
+    from pshard.model import Model
+
+_EXPERTS = ("_exps", "_chexps")
+# Fields of hyperparameters that a copy takes over.
+_FIELDS = tuple(name for name in vars(_core.Hyperparameters) if not name.startswith("_"))
+
+
+class NotDivisibleError(Exception):
+    """The architecture does not allow it; the message says why, in half a sentence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Division:
+    """What each rank gets of the heads; FFNs, experts and the vocabulary follow in the same proportions.
+
+    Attributes
+    ----------
+    kv_heads : tuple of int
+        Key-value heads of each rank (query heads, where the cache is one latent vector that every rank keeps).
+    n_kv_heads : int
+        How many there are; where ranks are more, each head is on several, which share its query heads.
+    """
+
+    kv_heads: tuple[int, ...]
+    n_kv_heads: int
+
+    @property
+    def n_ranks(self) -> int:
+        """Ranks."""
+        return len(self.kv_heads)
+
+    @property
+    def is_even(self) -> bool:
+        """Whether all ranks get the same number of heads."""
+        return len(set(self.kv_heads)) == 1
+
+    def share(self, n_units: int, rank: int) -> int:
+        """Units of one rank, of `n_units` that are handed out in the proportions of the heads."""
+        return apportion(n_units, self.kv_heads)[rank]
+
+
+def apportion(n_units: int, weights: Sequence[float]) -> tuple[int, ...]:
+    """Hand out whole units by the largest remainder, at least one to each; ties go to the lowest index."""
+    total, spare = sum(weights), n_units - len(weights)
+    exact = [spare * weight / total for weight in weights]
+    shares = [1 + int(value) for value in exact]
+    by_remainder = sorted(range(len(weights)), key=lambda i: (int(exact[i]) - exact[i], i))
+    for i in by_remainder[: n_units - sum(shares)]:
+        shares[i] += 1
+    return tuple(shares)
+
+
+def divide(model: Model, weights: Sequence[float]) -> Division:
+    """Divide a model among ranks.
+
+    Parameters
+    ----------
+    model : Model
+    weights : sequence of float
+        How much each rank should get, in any unit, all positive.
+
+    Returns
+    -------
+    Division
+        As near to the weights as whole heads allow.
+
+    Raises
+    ------
+    NotDivisibleError
+        Fewer heads than ranks, or a mixer that is not attention.
+    """
+    hyper, n = model.hyperparameters, len(weights)
+    layers = hyper.layers[: model.n_layer]
+    mixers = {layer.mixer for layer in layers} - {_core.Mixer.attention, _core.Mixer.none}
+    if mixers:
+        message = f"layers of kind {', '.join(sorted(mixer.name for mixer in mixers))} are not divided"
+        raise NotDivisibleError(message)
+    n_head = gcd(*(layer.n_head for layer in layers if layer.n_head))
+    n_kv = n_head if hyper.kv_lora_rank else gcd(*(layer.n_head_kv for layer in layers if layer.n_head_kv))
+    if n <= n_kv:
+        return Division(apportion(n_kv, weights), n_kv)
+    if n % n_kv == 0 and n_head % n == 0:
+        return Division((1,) * n, n_kv)
+    message = f"{n_kv} key-value heads cannot be divided among {n} ranks"
+    raise NotDivisibleError(message)
+
+
+def rank_model(model: Model, division: Division, rank: int) -> _core.Model:
+    """Return the part of one rank as a model: what it keeps and computes; all-reduces are not in it.
+
+    Raises
+    ------
+    NotDivisibleError
+        A tensor whose blocks the cut would split.
+    """
+    return _Cut(model, division, rank).model()
+
+
+class _Cut:
+    """Cuts one rank's tensors."""
+
+    def __init__(self, model: Model, division: Division, rank: int) -> None:
+        self._core = model.core
+        self._division = division
+        self._rank = rank
+        kv, of_kv, n = division.kv_heads[rank], division.n_kv_heads, division.n_ranks
+        self._kv = (kv, of_kv)
+        self._q = (kv, of_kv) if n <= of_kv else (1, n)
+        self._experts_kept = 0
+
+    def model(self) -> _core.Model:
+        hyper = _copy(self._core.hyperparameters)
+        latent = hyper.kv_lora_rank > 0
+        layers = hyper.layers
+        for layer in layers:
+            layer.n_head = _part(layer.n_head, self._q)
+            if not latent:
+                layer.n_head_kv = _part(layer.n_head_kv, self._kv)
+        hyper.layers = layers
+        tensors: dict[str, _core.Tensor] = {}
+        for whole in self._core.layers:
+            down = {_suffix(t.name): t for t in whole.tensors if _stem(t.name).startswith("ffn_down")}
+            for tensor in whole.tensors:
+                tensors[tensor.name] = self._in_layer(tensor, whole.parameters, down)
+        for tensor in (*self._core.embedding, *self._core.head):
+            tensors.setdefault(tensor.name, tensor)
+        head = max(self._core.head, key=lambda tensor: tensor.n_bytes, default=None)
+        if head is not None:
+            hyper.n_vocab = self._division.share(head.shape[1], self._rank)
+            tensors[head.name] = _resized(head, 1, hyper.n_vocab)
+        if self._experts_kept:
+            used = -(-hyper.n_expert_used * self._experts_kept // hyper.n_expert)
+            hyper.n_expert, hyper.n_expert_used = self._experts_kept, used
+            hyper.traits.n_expert_groups = hyper.traits.n_expert_groups_used = 1
+        hyper.n_layer_nextn, hyper.layers = 0, layers[: hyper.n_layer]
+        return _core.Model(hyper, list(tensors.values()))
+
+    def _in_layer(
+        self, tensor: _core.Tensor, layer: _core.LayerParameters, down: dict[str, _core.Tensor]
+    ) -> _core.Tensor:
+        stem, is_bias = _stem(tensor.name), tensor.name.endswith(".bias")
+        out = 0 if is_bias else 1
+        if stem in ("attn_q", "attn_q_b", "attn_gate", "attn_kv_b"):
+            return _resized(tensor, out, _part(tensor.shape[out], self._q))
+        if stem == "attn_sinks":
+            return _resized(tensor, 0, _part(tensor.shape[0], self._q))
+        if stem in ("attn_k", "attn_v"):
+            return _resized(tensor, out, _part(tensor.shape[out], self._kv))
+        if stem == "attn_qkv":
+            values = layer.n_head_kv * (layer.head_dim_k + layer.head_dim_v)
+            queries = tensor.shape[out] - values
+            return _resized(tensor, out, _part(queries, self._q) + _part(values, self._kv))
+        if stem in ("attn_k_b", "attn_v_b"):
+            return _resized(tensor, 2, _part(tensor.shape[2], self._q))
+        if stem == "attn_output" and not is_bias:
+            return _resized(tensor, 0, _part(tensor.shape[0], self._q))
+        if stem.startswith(("ffn_gate", "ffn_up", "ffn_down", "exp_probs")):
+            return self._in_ffn(tensor, stem, down, is_bias=is_bias)
+        return tensor
+
+    def _in_ffn(self, tensor: _core.Tensor, stem: str, down: dict[str, _core.Tensor], *, is_bias: bool) -> _core.Tensor:
+        routed = next((down[suffix] for suffix in _EXPERTS if suffix in down), None)
+        is_router = stem in ("ffn_gate_inp", "exp_probs_b")
+        model = routed if is_router else down.get(_suffix(tensor.name))
+        if model is None:
+            return tensor
+        n_units, block = model.shape[0] // model.type.block_elements, model.type.block_elements
+        n = self._division.n_ranks
+        by_expert = model is routed and n_units % n != 0 and model.shape[2] % n == 0
+        if n_units >= n and not by_expert:  # columns
+            columns = self._division.share(n_units, self._rank) * block
+            if is_router or (stem.startswith("ffn_down") and is_bias):
+                return tensor
+            axis = 0 if is_bias or stem.startswith("ffn_down") else 1
+            fused = tensor.shape[axis] // model.shape[0]  # gate and up in one
+            return _resized(tensor, axis, columns * fused)
+        if model is not routed:
+            if _suffix(tensor.name):
+                return tensor  # shared experts too narrow to cut: every rank has them
+            message = f"an FFN of {n_units} blocks of columns cannot be divided among {n} ranks"
+            raise NotDivisibleError(message)
+        n_expert = model.shape[2]
+        if n_expert < n:
+            message = f"{n_expert} experts of {n_units} blocks of columns cannot be divided among {n} ranks"
+            raise NotDivisibleError(message)
+        self._experts_kept = self._division.share(n_expert, self._rank)
+        axis = tensor.shape.index(n_expert) if is_router else 1 if is_bias else 2
+        return _resized(tensor, axis, self._experts_kept)
+
+
+def _copy(hyper: _core.Hyperparameters) -> _core.Hyperparameters:
+    copy = _core.Hyperparameters()
+    for name in _FIELDS:
+        setattr(copy, name, getattr(hyper, name))
+    return copy
+
+
+def _part(n: int, share: tuple[int, int]) -> int:
+    """Return the share of n as a whole number, at least 1 of what there is any."""
+    part, of = share
+    return max(1, n * part // of) if n else 0
+
+
+def _resized(tensor: _core.Tensor, axis: int, size: int) -> _core.Tensor:
+    shape = list(tensor.shape)
+    shape[axis] = size
+    block = tensor.type.block_elements
+    if shape[0] % block:
+        message = f"{tensor.name} would be cut within a block of {block} values"
+        raise NotDivisibleError(message)
+    n_bytes = shape[0] // block * tensor.type.block_bytes * prod(shape[1:])
+    return _core.Tensor(tensor.name, tensor.type, shape, n_bytes)
+
+
+def _stem(name: str) -> str:
+    return _core.local_name(name).rsplit(".", 1)[0]
+
+
+def _suffix(name: str) -> str:
+    """Return what follows the part of an FFN in its tensors' names: ``_exps``, ``_shexp``, or nothing."""
+    stem = _stem(name)
+    for part in ("ffn_gate_up", "ffn_gate", "ffn_up", "ffn_down"):
+        if stem.startswith(part):
+            return stem.removeprefix(part)
+    return stem
