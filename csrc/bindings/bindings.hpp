@@ -14,3 +14,4 @@ void bind_plan(py::module_& m);
 void bind_fleet(py::module_& m);
 void bind_probe(py::module_& m);
 void bind_probe_cpu(py::module_& m);
+void bind_probe_gpu(py::module_& m);

@@ -38,13 +38,17 @@ class Repeated {
 }  // namespace
 
 Contention CpuProbe::contention(const ProductShape& shape, int64_t chunk_bytes, const Policy& policy) {
+  CopyLane lane(chunk_bytes, max_bytes_ / 2);
+  return contention(shape, lane, policy);
+}
+
+Contention CpuProbe::contention(const ProductShape& shape, CopyWork& lane, const Policy& policy) {
   const int n_multiply = size() - 1;
   if (n_multiply < 1) throw ProbeError("copies and products run into each other on two CPUs or more, the probe has one");
   const Timer& timer = steady_timer();
   Matmul matmul(kernels_, shape.type, shape.layout, shape.n_rows, shape.n_columns, shape.batch, n_multiply);
   const Copies copies = lay_out(matmul, shape, max_bytes_ / 2);
-  CopyLane lane(chunk_bytes, max_bytes_ / 2);
-  const int64_t n_chunks = std::max<int64_t>(1, kCopySampleBytes / chunk_bytes);
+  const int64_t n_chunks = std::max<int64_t>(1, kCopySampleBytes / lane.chunk_bytes());
   const auto next_product = [&] { matmul.start(next_copies(copies, shape.n_used)); };
   const auto copy_some = [&] {
     for (int64_t i = 0; i < n_chunks; ++i) lane.copy_next();
@@ -57,7 +61,7 @@ Contention CpuProbe::contention(const ProductShape& shape, int64_t chunk_bytes, 
   const auto result_of = [&](double n_bytes, double n_flop, int n_threads, bool is_cold, const Measurement& time) {
     return ProbeResult{time, n_bytes, n_flop, n_threads, is_cold, is_cold ? "" : "max_bytes is too small to keep this out of the caches"};
   };
-  const auto copied = static_cast<double>(n_chunks * chunk_bytes);
+  const auto copied = static_cast<double>(n_chunks * lane.chunk_bytes());
   const auto copy_result = [&](const Measurement& time) { return result_of(copied, 0.0, 1, lane.is_cold(), time); };
   const auto product_result = [&](const Measurement& time) {
     const auto n_used = static_cast<double>(shape.n_used);

@@ -5,26 +5,24 @@
 #include <cstring>
 #include <string>
 
+#include "probe/copy_work.hpp"
 #include "probe/memory.hpp"
 
 namespace pshard {
 
-class CopyLane {
+class CopyLane final : public CopyWork {
  public:
   using Copy = void* (*)(void* to, const void* from, std::size_t n_bytes);
 
   // Throws ProbeError where `max_bytes` cannot hold two arrays of one chunk.
   CopyLane(int64_t chunk_bytes, int64_t max_bytes, Copy copy = std::memcpy);
 
-  [[nodiscard]] int64_t chunk_bytes() const { return chunk_bytes_; }
-  [[nodiscard]] bool is_cold() const { return 2 * n_chunks_ * chunk_bytes_ >= cold_bytes(); }
+  [[nodiscard]] int64_t chunk_bytes() const override { return chunk_bytes_; }
+  [[nodiscard]] bool is_cold() const override { return 2 * n_chunks_ * chunk_bytes_ >= cold_bytes(); }
 
-  // Makes the next `n` chunks differ from what they will be copied from, so that a copy that moves nothing is found.
-  void start(int64_t n);
-  void copy_next();
-
-  // What is wrong with the chunks that were copied since start().
-  [[nodiscard]] std::string fault() const;
+  void start(int64_t n) override;
+  void copy_next() override;
+  [[nodiscard]] std::string fault() const override;
 
  private:
   [[nodiscard]] int64_t offset_of(int64_t index) const { return index % n_chunks_ * chunk_bytes_; }

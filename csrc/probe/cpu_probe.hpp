@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "probe/attention.hpp"
+#include "probe/copy_work.hpp"
 #include "probe/cpu_path.hpp"
 #include "probe/matmul.hpp"
 #include "probe/measure.hpp"
@@ -78,6 +79,8 @@ class CpuProbe {
 
   // Copies go from memory to memory, `chunk_bytes` at a time. Throws ProbeError where there is only one worker.
   Contention contention(const ProductShape& shape, int64_t chunk_bytes, const Policy& policy);
+  // Others that the first worker starts, such as those to a GPU.
+  Contention contention(const ProductShape& shape, CopyWork& copies, const Policy& policy);
 
   OpCost op_cost(int n_threads, const Policy& policy);
 

@@ -1,5 +1,5 @@
 """
-Compiled core of pshard: model, machine, memory, cost, plan and fleet.
+Compiled core of pshard: model, machine, memory, cost and plan.
 """
 from __future__ import annotations
 import collections.abc
@@ -8,7 +8,7 @@ import numpy
 import numpy.typing
 import typing
 import typing_extensions
-__all__: list[str] = ['Assignment', 'Basis', 'Budget', 'CacheCells', 'Candidate', 'Chain', 'ComputeBuffers', 'ComputeBytes', 'Contention', 'ContextParameters', 'Cost', 'CpuProbe', 'DataType', 'DeviceBytes', 'DeviceCosts', 'FitDevice', 'FitOutcome', 'FitProbe', 'Found', 'Gating', 'GpuDevice', 'GpuLayers', 'GpuQuery', 'GraphTraits', 'Group', 'Hyperparameters', 'KernelDemand', 'Knobs', 'Lane', 'LateRows', 'Layer', 'LayerParameters', 'LayerPlacement', 'LinkCurve', 'Machine', 'MeasurePolicy', 'Measurement', 'MemoryReport', 'Mixer', 'Model', 'Objective', 'OpCost', 'OpKind', 'Pass', 'PassTime', 'Peak', 'Placement', 'ProbeError', 'ProbeResult', 'Processor', 'RateSeries', 'RuntimePlan', 'Stage', 'StockFit', 'StockPlan', 'Sum', 'SwitchCost', 'Temperature', 'Tensor', 'TensorException', 'TierPlan', 'Where', 'Workload', 'WorkloadTime', 'all_knobs', 'assign', 'built_with_cuda', 'cache_bytes', 'cache_cells', 'cpu_paths', 'device_costs', 'distinct_expert_share', 'embedding_bytes', 'embedding_operations', 'gpu_head_bytes', 'gpu_of', 'gpu_tensor_bytes', 'gpu_weight_bytes', 'group_of', 'head_operations', 'host_head_bytes', 'host_weight_bytes', 'is_pinned', 'kernel_demand', 'kv_bytes_per_cell', 'last_level_cache_bytes', 'layer_of', 'layer_operations', 'layer_places', 'local_name', 'make_placement', 'memory', 'multiply', 'offloads_head', 'pinned_on', 'plan_runtime', 'plan_stock', 'plan_tier', 'price_pass', 'price_workload', 'probe_storage', 'query_gpus', 'reserved_pass', 'resolve_flash_attention', 'search', 'skip_strings', 'state_bytes', 'stock_fit', 'strategy_names', 'switch_cost', 'tier_ladder', 'tier_pass']
+__all__: list[str] = ['Basis', 'Budget', 'CacheCells', 'Candidate', 'ComputeBuffers', 'ComputeBytes', 'Contention', 'ContextParameters', 'CpuProbe', 'DataType', 'DeviceBytes', 'FitDevice', 'FitOutcome', 'FitProbe', 'Found', 'Gating', 'GpuDevice', 'GpuError', 'GpuLayers', 'GpuProbe', 'GpuQuery', 'GpuStart', 'GraphTraits', 'Group', 'Handoff', 'Hyperparameters', 'KernelDemand', 'Knobs', 'Lane', 'LateRows', 'Layer', 'LayerParameters', 'LayerPlacement', 'LinkCurve', 'LockedMemory', 'Machine', 'MeasurePolicy', 'Measurement', 'MemoryReport', 'Mixer', 'Model', 'OpCost', 'OpKind', 'Pass', 'PassTime', 'Peak', 'Placement', 'ProbeError', 'ProbeResult', 'Processor', 'RateSeries', 'RuntimePlan', 'Sides', 'StockFit', 'StockPlan', 'Sum', 'SwitchCost', 'Temperature', 'Tensor', 'TensorException', 'TierPlan', 'Where', 'Workload', 'WorkloadTime', 'all_knobs', 'built_with_cuda', 'cache_bytes', 'cache_cells', 'cpu_paths', 'distinct_expert_share', 'embedding_bytes', 'embedding_operations', 'gpu_head_bytes', 'gpu_of', 'gpu_tensor_bytes', 'gpu_weight_bytes', 'group_of', 'head_operations', 'host_head_bytes', 'host_weight_bytes', 'is_pinned', 'kernel_demand', 'kv_bytes_per_cell', 'last_level_cache_bytes', 'layer_of', 'layer_operations', 'layer_places', 'local_name', 'make_placement', 'memory', 'multiply', 'offloads_head', 'pinned_on', 'plan_runtime', 'plan_stock', 'plan_tier', 'price_pass', 'price_workload', 'probe_storage', 'query_gpus', 'reserved_pass', 'resolve_flash_attention', 'search', 'skip_strings', 'state_bytes', 'stock_fit', 'strategy_names', 'switch_cost', 'tier_ladder', 'tier_pass']
 class Group(enum.IntEnum):
     norms = 0
     attention = 1
@@ -664,12 +664,6 @@ class ContextParameters:
     def __init__(self) -> None:
         ...
     @property
-    def cell_padding(self) -> int:
-        ...
-    @cell_padding.setter
-    def cell_padding(self, arg0: int) -> None:
-        ...
-    @property
     def n_batch(self) -> int:
         ...
     @n_batch.setter
@@ -1043,151 +1037,6 @@ class RuntimePlan:
         ...
     @property
     def viable(self) -> bool:
-        ...
-class Objective(enum.Enum):
-    latency = 0
-    throughput = 1
-class Chain:
-    def __init__(self) -> None:
-        ...
-    @property
-    def capacity_bytes(self) -> list[int]:
-        ...
-    @capacity_bytes.setter
-    def capacity_bytes(self, arg0: collections.abc.Sequence[int]) -> None:
-        ...
-    @property
-    def entry_bytes(self) -> list[int]:
-        ...
-    @entry_bytes.setter
-    def entry_bytes(self, arg0: collections.abc.Sequence[int]) -> None:
-        ...
-    @property
-    def entry_seconds(self) -> list[float]:
-        ...
-    @entry_seconds.setter
-    def entry_seconds(self, arg0: collections.abc.Sequence[float]) -> None:
-        ...
-    @property
-    def exit_bytes(self) -> list[int]:
-        ...
-    @exit_bytes.setter
-    def exit_bytes(self, arg0: collections.abc.Sequence[int]) -> None:
-        ...
-    @property
-    def exit_seconds(self) -> list[float]:
-        ...
-    @exit_seconds.setter
-    def exit_seconds(self, arg0: collections.abc.Sequence[float]) -> None:
-        ...
-    @property
-    def fixed_bytes(self) -> list[int]:
-        ...
-    @fixed_bytes.setter
-    def fixed_bytes(self, arg0: collections.abc.Sequence[int]) -> None:
-        ...
-    @property
-    def layer_bytes(self) -> list[int]:
-        ...
-    @layer_bytes.setter
-    def layer_bytes(self, arg0: collections.abc.Sequence[int]) -> None:
-        ...
-    @property
-    def layer_seconds(self) -> list[float]:
-        ...
-    @layer_seconds.setter
-    def layer_seconds(self, arg0: collections.abc.Sequence[float]) -> None:
-        ...
-    @property
-    def memory_device(self) -> list[int]:
-        ...
-    @memory_device.setter
-    def memory_device(self, arg0: collections.abc.Sequence[int]) -> None:
-        ...
-    @property
-    def n_device(self) -> int:
-        ...
-    @n_device.setter
-    def n_device(self, arg0: int) -> None:
-        ...
-    @property
-    def n_layer(self) -> int:
-        ...
-    @n_layer.setter
-    def n_layer(self, arg0: int) -> None:
-        ...
-    @property
-    def transfer_seconds(self) -> list[float]:
-        ...
-    @transfer_seconds.setter
-    def transfer_seconds(self, arg0: collections.abc.Sequence[float]) -> None:
-        ...
-class Stage:
-    @property
-    def begin(self) -> int:
-        ...
-    @property
-    def device(self) -> int:
-        ...
-    @property
-    def end(self) -> int:
-        ...
-    @property
-    def seconds(self) -> float:
-        ...
-    @property
-    def transfer_seconds(self) -> float:
-        ...
-class Assignment:
-    @property
-    def exact(self) -> bool:
-        ...
-    @property
-    def feasible(self) -> bool:
-        ...
-    @property
-    def missing_bytes(self) -> int:
-        ...
-    @property
-    def n_orders(self) -> int:
-        ...
-    @property
-    def seconds(self) -> float:
-        ...
-    @property
-    def slowest_seconds(self) -> float:
-        ...
-    @property
-    def stages(self) -> list[Stage]:
-        ...
-class Cost:
-    @property
-    def basis(self) -> Basis:
-        ...
-    @property
-    def seconds(self) -> float:
-        ...
-    @property
-    def spread_seconds(self) -> float:
-        ...
-class DeviceCosts:
-    @property
-    def embedding(self) -> Cost:
-        ...
-    @property
-    def head(self) -> Cost:
-        ...
-    @property
-    def hidden_bytes(self) -> int:
-        ...
-    @property
-    def input_bytes(self) -> int:
-        ...
-    @property
-    def layers(self) -> list[Cost]:
-        ...
-    @property
-    def logits_bytes(self) -> int:
         ...
 class GpuDevice:
     """
@@ -1595,9 +1444,469 @@ class CpuProbe:
     @property
     def path(self) -> str:
         ...
+class GpuError(RuntimeError):
+    """
+    A call of the CUDA runtime failed, or there is no such GPU; the message has the call and what the runtime says.
+    """
+class GpuStart:
+    """
+    Seconds of starting work on a GPU.
+    
+    Attributes
+    ----------
+    launch : ProbeResult
+        One of many kernels in a row that do nothing.
+    hop : ProbeResult
+        The same on two streams in turns, each kernel waiting for an event behind the one before.
+    synchronise : ProbeResult
+        One call that waits for an idle stream.
+    """
+    @property
+    def hop(self) -> ProbeResult:
+        ...
+    @property
+    def launch(self) -> ProbeResult:
+        ...
+    @property
+    def synchronise(self) -> ProbeResult:
+        ...
+class Handoff:
+    """
+    Seconds of going from one processor to the other.
+    
+    Attributes
+    ----------
+    to_gpu : ProbeResult
+        From the call that queues a kernel until that runs and the host sees it.
+    to_cpu : ProbeResult
+        From then until the host knows of its end.
+    """
+    @property
+    def to_cpu(self) -> ProbeResult:
+        ...
+    @property
+    def to_gpu(self) -> ProbeResult:
+        ...
+class Sides:
+    """
+    Two kinds of work, each alone and while the other goes on.
+    
+    Attributes
+    ----------
+    first_alone, second_alone, first_beside, second_beside : ProbeResult
+    """
+    @property
+    def first_alone(self) -> ProbeResult:
+        ...
+    @property
+    def first_beside(self) -> ProbeResult:
+        ...
+    @property
+    def second_alone(self) -> ProbeResult:
+        ...
+    @property
+    def second_beside(self) -> ProbeResult:
+        ...
+class LockedMemory:
+    """
+    How much host memory was page-locked.
+    
+    Attributes
+    ----------
+    n_bytes : int
+    was_refused : bool
+        The driver gave no more; otherwise no more was asked for.
+    """
+    @property
+    def n_bytes(self) -> int:
+        ...
+    @property
+    def was_refused(self) -> bool:
+        ...
+class GpuProbe:
+    """
+    Measures what a GPU and its link reach. Every result is verified.
+    
+    Parameters
+    ----------
+    index : int
+        Which GPU, in the CUDA runtime's order.
+    max_device_bytes, max_host_bytes : int
+        Bounds of the memory that a probe takes.
+    
+    Raises
+    ------
+    GpuError
+        No such GPU, or pshard was built without CUDA.
+    ValueError
+        No memory.
+    """
+    def __init__(self, index: int, *, max_device_bytes: int, max_host_bytes: int) -> None:
+        ...
+    def attend(self, queries: typing.Annotated[numpy.typing.ArrayLike, numpy.float32], keys: typing.Annotated[numpy.typing.ArrayLike, numpy.uint8], values: typing.Annotated[numpy.typing.ArrayLike, numpy.uint8], *, n_kv_heads: int) -> numpy.typing.NDArray[numpy.float32]:
+        """
+        Attention as `attention` times it, for those who check the result.
+        
+        Parameters
+        ----------
+        queries : numpy.ndarray of float32, shape (batch, n_heads, head_size)
+        keys, values : numpy.ndarray of uint8
+            The bytes of F16 numbers, (depth, n_kv_heads, head_size) each.
+        n_kv_heads : int
+        
+        Returns
+        -------
+        numpy.ndarray of float32, shape (batch, n_heads, head_size)
+        
+        Raises
+        ------
+        ValueError, GpuError
+            As `multiply`.
+        """
+    def attention(self, *, n_heads: int, n_kv_heads: int, head_size: int, depth: int, batch: int, policy: MeasurePolicy) -> ProbeResult:
+        """
+        Fused attention of `batch` query tokens over an F16 cache of `depth` cells, each of which every token reads.
+        
+        Parameters
+        ----------
+        n_heads, n_kv_heads, head_size : int
+        depth, batch : int
+            Cells, and at most as many query tokens.
+        policy : MeasurePolicy
+        
+        Returns
+        -------
+        ProbeResult
+            `n_bytes` is the cache; FLOP are 4 × head_size × n_heads × batch × depth.
+        
+        Raises
+        ------
+        ProbeError, GpuError, ValueError
+            As `product`.
+        """
+    def copies_beside_cpu(self, cpu: CpuProbe, type: str, *, n_rows: int, n_columns: int, batch: int, chunk_bytes: int, policy: MeasurePolicy) -> Contention:
+        """
+        Copies up and products of the CPU, each alone and beside the other.
+        
+        Parameters
+        ----------
+        cpu : CpuProbe
+            Its first thread starts the copies, the others multiply.
+        type, n_rows, n_columns, batch
+            As those of `CpuProbe.product`.
+        chunk_bytes : int
+        policy : MeasurePolicy
+        
+        Returns
+        -------
+        Contention
+        
+        Raises
+        ------
+        ProbeError, GpuError, ValueError
+            As `copy` and `CpuProbe.contention`.
+        """
+    def copies_beside_product(self, type: str, *, n_rows: int, n_columns: int, batch: int, chunk_bytes: int, policy: MeasurePolicy) -> Sides:
+        """
+        Copies up and products of the GPU, each alone and beside the other.
+        
+        Parameters
+        ----------
+        type, n_rows, n_columns, batch
+            As those of `product`.
+        chunk_bytes : int
+        policy : MeasurePolicy
+        
+        Returns
+        -------
+        Sides
+            First the copies, second the product.
+        
+        Raises
+        ------
+        ProbeError, GpuError, ValueError
+            As `product` and `copies_both_ways`.
+        """
+    def copies_both_ways(self, *, chunk_bytes: int, policy: MeasurePolicy) -> Sides:
+        """
+        Copies up and copies down, each alone and beside the other.
+        
+        Parameters
+        ----------
+        chunk_bytes : int
+        policy : MeasurePolicy
+        
+        Returns
+        -------
+        Sides
+            First up, second down.
+        
+        Raises
+        ------
+        ProbeError, GpuError, ValueError
+            As `copy`; and where one side ended before the other was measured.
+        """
+    def copy(self, direction: str, memory: str, *, chunk_bytes: int, is_scattered: bool, policy: MeasurePolicy) -> ProbeResult:
+        """
+        Copies between host and GPU, one behind the other.
+        
+        Parameters
+        ----------
+        direction : {"up", "down"}
+            To the GPU, or to the host.
+        memory : {"locked", "pageable"}
+            Of the host. Pageable memory is copied by calls that wait, and timed by the clock of the host.
+        chunk_bytes : int
+            Of one copy, a multiple of 16.
+        is_scattered : bool
+            Chunks from all over the memory, as slices of experts lie; otherwise one after the other.
+        policy : MeasurePolicy
+        
+        Returns
+        -------
+        ProbeResult
+            Of one copy, its set-up included.
+        
+        Raises
+        ------
+        ProbeError
+            Bytes that did not arrive, memory that the driver does not page-lock, or too little memory.
+        GpuError
+            A call failed.
+        ValueError
+            An unknown name, or a chunk that is no multiple of 16.
+        """
+    def copy_on_device(self, *, policy: MeasurePolicy) -> ProbeResult:
+        """
+        Copies from the GPU's memory to itself.
+        
+        Parameters
+        ----------
+        policy : MeasurePolicy
+        
+        Returns
+        -------
+        ProbeResult
+            `n_bytes` counts what is copied: memory reads and writes each of them.
+        
+        Raises
+        ------
+        ProbeError, GpuError
+            As `read`.
+        """
+    def experts(self, type: str, *, n_rows: int, n_columns: int, n_experts: int, n_used: int, n_tokens: int, policy: MeasurePolicy) -> ProbeResult:
+        """
+        Products of tokens with their experts, which are drawn at random.
+        
+        Parameters
+        ----------
+        type, n_rows, n_columns, policy
+            As those of `product`, for each expert.
+        n_experts, n_used : int
+            Experts that there are, and different ones for each token.
+        n_tokens : int
+        
+        Returns
+        -------
+        ProbeResult
+            `n_bytes` is those matrices that some token uses, `n_flop` counts all tokens.
+        
+        Raises
+        ------
+        ProbeError, GpuError, ValueError
+            As `product`.
+        """
+    def handoff(self, *, policy: MeasurePolicy) -> Handoff:
+        """
+        Going from one processor to the other.
+        
+        Parameters
+        ----------
+        policy : MeasurePolicy
+        
+        Returns
+        -------
+        Handoff
+        
+        Raises
+        ------
+        ProbeError, GpuError
+            As `read`.
+        """
+    def library_product(self, *, n_rows: int, n_columns: int, batch: int, policy: MeasurePolicy) -> ProbeResult:
+        """
+        As `product` of F16, by cuBLAS; rounding of the activations not included.
+        
+        Parameters
+        ----------
+        n_rows, n_columns, batch, policy
+            As those of `product`.
+        
+        Returns
+        -------
+        ProbeResult
+        
+        Raises
+        ------
+        GpuError
+            No cuBLAS is installed, or a call failed.
+        ProbeError, ValueError
+            As `product`.
+        """
+    def lockable(self, *, step_bytes: int, limit_bytes: int, budget_seconds: float) -> LockedMemory:
+        """
+        How much host memory the driver will page-lock. All of it is given back.
+        
+        Parameters
+        ----------
+        step_bytes, limit_bytes : int
+            What is locked at a time, and at most.
+        budget_seconds : float
+            No further step begins after it.
+        
+        Returns
+        -------
+        LockedMemory
+        
+        Raises
+        ------
+        ValueError
+            A step that is not positive.
+        """
+    def multiply(self, type: str, weights: typing.Annotated[numpy.typing.ArrayLike, numpy.uint8], activations: typing.Annotated[numpy.typing.ArrayLike, numpy.float32]) -> numpy.typing.NDArray[numpy.float32]:
+        """
+        One product as `product` times it, for those who check its result.
+        
+        Parameters
+        ----------
+        type : str
+        weights : numpy.ndarray of uint8, shape (n_rows, bytes of a row)
+            As in a GGUF file.
+        activations : numpy.ndarray of float32, shape (batch, n_columns)
+        
+        Returns
+        -------
+        numpy.ndarray of float32, shape (batch, n_rows)
+        
+        Raises
+        ------
+        ValueError
+            Shapes that do not go together, or that no kernel takes.
+        GpuError
+            A call failed.
+        """
+    def multiply_experts(self, type: str, weights: typing.Annotated[numpy.typing.ArrayLike, numpy.uint8], ids: typing.Annotated[numpy.typing.ArrayLike, numpy.int32], activations: typing.Annotated[numpy.typing.ArrayLike, numpy.float32]) -> numpy.typing.NDArray[numpy.float32]:
+        """
+        Routed experts as `experts` times them, for those who check the result.
+        
+        Parameters
+        ----------
+        type : str
+        weights : numpy.ndarray of uint8, shape (n_experts, n_rows, bytes of a row)
+        ids : numpy.ndarray of int32, shape (n_tokens, n_used)
+        activations : numpy.ndarray of float32, shape (n_tokens, n_columns) or (n_tokens, n_used, n_columns)
+        
+        Returns
+        -------
+        numpy.ndarray of float32, shape (n_tokens, n_used, n_rows)
+        
+        Raises
+        ------
+        ValueError, GpuError
+            As `multiply`.
+        """
+    def plain_copy_seconds(self, direction: str, *, chunk_bytes: int) -> float:
+        """
+        Seconds of one of many copies of page-locked memory in a row, by the clock of the host: what `copy` is held against.
+        
+        Parameters
+        ----------
+        direction : {"up", "down"}
+        chunk_bytes : int
+        
+        Returns
+        -------
+        float
+            Of the fastest of a few rounds. Nothing is verified.
+        
+        Raises
+        ------
+        ProbeError, GpuError, ValueError
+            As `copy`.
+        """
+    def product(self, type: str, *, n_rows: int, n_columns: int, batch: int, policy: MeasurePolicy) -> ProbeResult:
+        """
+        Product of an n_rows × n_columns matrix with `batch` rows of activations, rounding of the activations included.
+        
+        Parameters
+        ----------
+        type : {"F16", "Q8_0", "Q4_0", "Q4_K", "Q6_K"}
+        n_rows, n_columns : int
+        batch : int
+            From 1 to 8192.
+        policy : MeasurePolicy
+        
+        Returns
+        -------
+        ProbeResult
+            `n_bytes` is the matrix.
+        
+        Raises
+        ------
+        ProbeError
+            A wrong product, a sample that is too short for the GPU's clock, or too little memory.
+        GpuError
+            A call failed.
+        ValueError
+            A shape that no kernel takes.
+        """
+    def read(self, *, policy: MeasurePolicy) -> ProbeResult:
+        """
+        Read bandwidth of the GPU's memory.
+        
+        Parameters
+        ----------
+        policy : MeasurePolicy
+        
+        Returns
+        -------
+        ProbeResult
+            `n_bytes` is the array.
+        
+        Raises
+        ------
+        ProbeError
+            A wrong sum, or a sample that is too short for the GPU's clock.
+        GpuError
+            A call failed.
+        """
+    def start(self, *, policy: MeasurePolicy) -> GpuStart:
+        """
+        What starting work costs.
+        
+        Parameters
+        ----------
+        policy : MeasurePolicy
+        
+        Returns
+        -------
+        GpuStart
+        
+        Raises
+        ------
+        ProbeError, GpuError
+            As `read`.
+        """
+    @property
+    def copy_engines(self) -> int:
+        ...
+    @property
+    def free_bytes(self) -> int:
+        ...
+    @property
+    def name(self) -> str:
+        ...
 def all_knobs(strategy: str, model: Model) -> list[Knobs]:
-    ...
-def assign(chain: Chain, *, objective: Objective = Objective.latency, search_order: bool = False, allow_empty: bool = True, max_exact_order: int = 8) -> Assignment:
     ...
 def cache_bytes(model: Model, layer: Layer, context: ContextParameters, where: Where = Where.pinned) -> int:
     ...
@@ -1607,8 +1916,6 @@ def cpu_paths() -> list[str]:
     """
     Instruction sets that this build has kernels for and this CPU runs, from the plainest to the fastest.
     """
-def device_costs(model: Model, machine: Machine, pass_: Pass, on_gpu: bool) -> DeviceCosts:
-    ...
 def distinct_expert_share(n_expert: int, n_expert_used: int, n_tokens: float) -> float:
     ...
 def embedding_bytes(model: Model) -> int:

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pshard.errors import MachineError
-from pshard.measure import MOST_OF_START, with_series
+from pshard.measure import with_series
+from pshard.measured_series import MOST_OF_START
 from pshard.profile import Series
 from pshard.rates import bits_per_weight, type_ids
 

@@ -7,25 +7,28 @@ probed are all the same: their figures stay references, marked as such, and are 
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
+from pshard.gpu_measure import capacities_of, gpu_of, link_of
+from pshard.measured_series import (
+    bytes_per_second_of,
+    figure_of,
+    flop_per_second_of,
+    merged_series,
+    series_key,
+    with_peaks,
+)
 from pshard.probes import Attention, Peak, Product, Read, Result, Start, Storage
-from pshard.profile import Figure, Memory, Series
-from pshard.rates import Rates, bits_per_weight, weight_bytes_per_second
+from pshard.profile import Memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from pshard.probes import Run
-    from pshard.profile import Key, Layout, Operation, Processor, Profile
+    from pshard.profile import Figure, Key, Processor, Profile, Series
 
-    _SeriesKey = tuple[Operation, str, Layout, int | None]
-
-# Starting an operation is never taken for more than this share of the seconds that a product took.
-MOST_OF_START = 0.5
 # Of a data sheet's peak: outside of it, something is wrong with the machine, the sheet or the measurement.
 LOW_SHARE, HIGH_SHARE = 0.6, 1.0
 
@@ -51,27 +54,23 @@ def profile_from(run: Run, base: Profile, key: Key, *, created: str, notes: Sequ
     -------
     Profile
         FLOP/s of a product are its FLOP over its median seconds without the start of the operation; attention takes
-        the best of its depths, because reading the cache is priced apart.
+        those of the deepest cache, because a shallow one takes little time at any rate.
     """
     results = run.results
     start = next((result for result in results if isinstance(result.work, Start)), None)
     profile = replace(
         base,
         name=key.gpu or key.cpu,
-        capacities=replace(
-            base.capacities,
-            ram_bytes=key.ram_bytes,
-            # What the driver page-locks is a reference until copies are measured.
-            source="measured" if key.gpu is None else base.capacities.source,
-            origin="as detected",
-        ),
+        capacities=capacities_of(run, base.capacities, key),
         cpu=_cpu(run, base.cpu, start, key),
+        gpu=gpu_of(run, base.gpu) if base.gpu is not None else None,
+        link=link_of(run, base.link) if base.link is not None else None,
         host_bytes_per_second=_best_reading(results) or base.host_bytes_per_second,
         storage_bytes_per_second=_storage(results) or base.storage_bytes_per_second,
         key=key,
         created=created,
     )
-    return replace(profile, notes=(*notes, *_notes(run, profile)))
+    return replace(profile, notes=(*notes, *_notes(run, profile, base)))
 
 
 def with_series(profile: Profile, series: Iterable[Series], *, on_gpu: bool = False) -> tuple[Profile, list[str]]:
@@ -93,10 +92,10 @@ def with_series(profile: Profile, series: Iterable[Series], *, on_gpu: bool = Fa
     """
     processor = profile.gpu if on_gpu else profile.cpu
     assert processor is not None
-    new = {_key(entry): entry for entry in series}
-    replaced = [_words(entry) for entry in processor.series if _key(entry) in new]
-    kept = [entry for entry in processor.series if _key(entry) not in new]
-    merged = _with_peaks(replace(processor, series=(*kept, *new.values())))
+    new = {series_key(entry): entry for entry in series}
+    replaced = [_words(entry) for entry in processor.series if series_key(entry) in new]
+    kept = [entry for entry in processor.series if series_key(entry) not in new]
+    merged = with_peaks(replace(processor, series=(*kept, *new.values())))
     return (replace(profile, gpu=merged) if on_gpu else replace(profile, cpu=merged)), replaced
 
 
@@ -123,78 +122,22 @@ def peak_shares(profile: Profile) -> list[tuple[str, float]]:
 
 def _cpu(run: Run, base: Processor, start: Result | None, key: Key) -> Processor:
     results = run.results
-    measured = {_key(entry): entry for entry in _series(results, start.sample.median_seconds if start else 0.0)}
     memories = _memories(results, base, start, key)
     reading = {entry.n_threads: entry.bytes_per_second for entry in memories}
-    wanted = _wanted(run)
-    for entry in base.series:
-        if (found := measured.get(_key(entry))) is not None:
-            measured[_key(entry)] = _completed(found, entry, wanted[_key(entry)], reading[key.n_threads])
-    done = {(entry.operation, entry.layout) for entry in measured.values()}
-    # A type that was not measured is estimated from those that were; an operation without any keeps its references.
-    kept = [
-        entry
-        for entry in base.series
-        if _key(entry) not in measured and (entry.source != "reference" or (entry.operation, entry.layout) not in done)
-    ]
+    start_seconds = start.sample.median_seconds if start else 0.0
     peak = next((result for result in results if isinstance(result.work, Peak)), None)
     processor = replace(
         base,
         # What an earlier run measured holds for this one too; what a data sheet says of another CPU does not.
-        peak_flop_per_second=_flop_per_second(peak) if peak else base.peak_flop_per_second * base.peaks_measured,
+        peak_flop_per_second=flop_per_second_of(peak) if peak else base.peak_flop_per_second * base.peaks_measured,
         memory_peak_bytes_per_second=base.memory_peak_bytes_per_second * base.peaks_measured,
         name=key.cpu,
         n_cores=key.n_cores,
         memory=memories,
-        series=(*kept, *measured.values()),
+        series=merged_series(run, base.series, (Product, Attention), start_seconds, reading[key.n_threads]),
         peaks_measured=True,
     )
-    return _with_peaks(processor)
-
-
-def _completed(found: Series, base: Series, wanted: set[float], bytes_per_second: float) -> Series:
-    """Add the ends that were not measured: decode priced by a prompt's rate, or a prompt by decode's, says nothing."""
-    rates = Rates(base.batch, base.flop_per_second, base.spread)
-    points = dict(zip(found.batch, found.flop_per_second, strict=True))
-    low, high = min(points), max(points)
-    for batch in wanted:
-        # More rows are never slower per row than fewer, and no row reads its weights faster than memory gives them.
-        if batch < low:
-            read_rate = 2.0 * batch * 8.0 / bits_per_weight(found.type) * bytes_per_second
-            bounds = (
-                rates.at(batch),
-                found.flop_per_second[0],
-                *((read_rate,) if found.operation != "attention" else ()),
-            )
-            points[batch] = min(bounds)
-        elif batch > high:
-            points[batch] = max(rates.at(batch), found.flop_per_second[-1])
-    if len(points) == len(found.batch):
-        return found
-    return replace(
-        found,
-        batch=tuple(sorted(points)),
-        flop_per_second=tuple(points[batch] for batch in sorted(points)),
-        source=base.source,
-        spread=max(found.spread, base.spread),
-        origin=f"measured from batch {low:g} to {high:g}",
-    )
-
-
-def _wanted(run: Run) -> dict[_SeriesKey, set[float]]:
-    """Batches that each series was to have."""
-    works = [*(result.work for result in run.results), *(work for work, _ in run.refused), *run.left]
-    batches: dict[_SeriesKey, set[float]] = defaultdict(set)
-    for work in works:
-        if isinstance(work, Product | Attention):
-            batches[_key_of(work)].add(float(work.batch))
-    return batches
-
-
-def _key_of(work: Product | Attention) -> _SeriesKey:
-    if isinstance(work, Attention):
-        return "attention", "F16", "plain", work.n_threads
-    return "mul_mat_id" if work.n_used else "mul_mat", work.type, work.layout, work.n_threads
+    return with_peaks(processor)
 
 
 def _memories(results: Sequence[Result], base: Processor, start: Result | None, key: Key) -> tuple[Memory, ...]:
@@ -207,7 +150,7 @@ def _memories(results: Sequence[Result], base: Processor, start: Result | None, 
         if isinstance(result.work, Read):
             entries[result.work.n_threads] = Memory(
                 n_threads=result.work.n_threads,
-                bytes_per_second=_bytes_per_second(result),
+                bytes_per_second=bytes_per_second_of(result),
                 op_seconds=op_seconds,
                 source="measured",
                 spread=result.spread,
@@ -217,87 +160,14 @@ def _memories(results: Sequence[Result], base: Processor, start: Result | None, 
     return tuple(sorted(entries.values(), key=lambda entry: entry.n_threads or 0))
 
 
-def _series(results: Sequence[Result], start_seconds: float) -> list[Series]:
-    points: dict[_SeriesKey, dict[float, Result]] = defaultdict(dict)
-    for result in results:
-        work = result.work
-        if isinstance(work, Product | Attention):
-            at = points[_key_of(work)]
-            before = at.get(float(work.batch))
-            if before is None or _rate(result, start_seconds) > _rate(before, start_seconds):
-                at[float(work.batch)] = result
-    series = []
-    for (operation, kind, layout, n_threads), found in points.items():
-        batches = sorted(found)
-        series.append(
-            Series(
-                operation=operation,
-                type=kind,
-                layout=layout,
-                n_threads=n_threads,
-                batch=tuple(batches),
-                flop_per_second=tuple(_rate(found[batch], start_seconds) for batch in batches),
-                source="measured",
-                spread=max(found[batch].spread for batch in batches),
-                origin="; ".join(sorted({found[batch].note for batch in batches} - {""})),
-                samples=tuple(found[batch].sample for batch in batches),
-            )
-        )
-    return series
-
-
-def _rate(result: Result, start_seconds: float) -> float:
-    seconds = result.sample.median_seconds
-    return result.n_flop / max(seconds - start_seconds, (1.0 - MOST_OF_START) * seconds)
-
-
 def _best_reading(results: Sequence[Result]) -> Figure | None:
     readings = [result for result in results if isinstance(result.work, Read)]
-    return _figure(max(readings, key=_bytes_per_second)) if readings else None
+    return figure_of(max(readings, key=bytes_per_second_of)) if readings else None
 
 
 def _storage(results: Sequence[Result]) -> Figure | None:
     found = next((result for result in results if isinstance(result.work, Storage)), None)
-    return _figure(found) if found else None
-
-
-def _bytes_per_second(result: Result) -> float:
-    return result.n_bytes / result.sample.median_seconds
-
-
-def _flop_per_second(result: Result) -> float:
-    return result.n_flop / result.sample.median_seconds
-
-
-def _figure(result: Result) -> Figure:
-    return Figure(
-        value=_bytes_per_second(result),
-        source="measured",
-        spread=result.spread,
-        origin=result.note,
-        samples=(result.sample,),
-    )
-
-
-def _with_peaks(processor: Processor) -> Processor:
-    """Raise peaks that no document tells to the best rates."""
-    if not processor.peaks_measured:
-        return processor
-    return replace(
-        processor,
-        memory_peak_bytes_per_second=max(
-            processor.memory_peak_bytes_per_second,
-            *(entry.bytes_per_second for entry in processor.memory),
-            *(weight_bytes_per_second(entry) for entry in processor.series if entry.operation == "mul_mat"),
-        ),
-        peak_flop_per_second=max(
-            processor.peak_flop_per_second, *(rate for entry in processor.series for rate in entry.flop_per_second)
-        ),
-    )
-
-
-def _key(entry: Series) -> _SeriesKey:
-    return entry.operation, entry.type, entry.layout, entry.n_threads
+    return figure_of(found) if found else None
 
 
 def _words(entry: Series) -> str:
@@ -306,7 +176,7 @@ def _words(entry: Series) -> str:
     return f"{entry.operation} {entry.type}{layout}{threads} ({entry.source})"
 
 
-def _notes(run: Run, profile: Profile) -> list[str]:
+def _notes(run: Run, profile: Profile, base: Profile) -> list[str]:
     notes, results = [], run.results
     noisy = [str(result.work) for result in results if result.sample.is_noisy]
     if noisy:
@@ -323,10 +193,23 @@ def _notes(run: Run, profile: Profile) -> list[str]:
         references.append("the start of an operation")
     if references:
         notes.append(f"Reference figures stand in for {', '.join(references)}.")
-    for what, share in peak_shares(profile):
+    for what, share in peak_shares(_with_peaks_of(profile, base)):
         if not LOW_SHARE <= share <= HIGH_SHARE:
             notes.append(f"{what} reaches {share:.0%} of the peak that its data sheet states.")
     return notes
+
+
+def _with_peaks_of(profile: Profile, base: Profile) -> Profile:
+    """Undo that peaks were raised to what exceeded them."""
+    gpu, link = profile.gpu, profile.link
+    if gpu is not None and base.gpu is not None:
+        memory, flop = base.gpu.memory_peak_bytes_per_second, base.gpu.peak_flop_per_second
+        gpu = replace(gpu, memory_peak_bytes_per_second=memory, peak_flop_per_second=flop)
+    if link is not None and base.link is not None:
+        up = replace(link.up, peak_bytes_per_second=base.link.up.peak_bytes_per_second)
+        down = replace(link.down, peak_bytes_per_second=base.link.down.peak_bytes_per_second)
+        link = replace(link, up=up, down=down)
+    return replace(profile, gpu=gpu, link=link)
 
 
 def reference_parts(profile: Profile) -> list[str]:

@@ -1,7 +1,7 @@
 """What is measured of a machine: which probes, in which order, with how much time each, and the run through them.
 
-The probes themselves are in C++ (`_core.CpuProbe`). The order is by what decides most, so that a run which ends early
-keeps the figures that matter.
+The probes themselves are in C++ (`_core.CpuProbe`; those of a GPU are listed in `gpu_work`). The order is by what
+decides most, so that a run which ends early keeps the figures that matter.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from pshard.errors import SettingError
+from pshard.gpu_work import GpuWork, gpu_works_for
 from pshard.profile import Sample
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from pshard import _core
     from pshard.model import Model
@@ -122,7 +123,7 @@ class Storage:
         return f"storage, {self.path}"
 
 
-Work = Read | Start | Peak | Product | Attention | Storage
+Work = Read | Start | Peak | Product | Attention | Storage | GpuWork
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +138,8 @@ class Task:
 class Result:
     """What a probe found: of each repetition the bytes read and FLOP done.
 
-    `is_cold`: no repetition found what it read in a cache. `note` is the probe's own remark.
+    `is_cold`: no repetition found what it read in a cache. `note` is the probe's own remark. `parts` are further
+    figures of the same probe, by name.
     """
 
     work: Work
@@ -146,6 +148,7 @@ class Result:
     n_flop: float = 0.0
     is_cold: bool = True
     note: str = ""
+    parts: Mapping[str, Result] = field(default_factory=dict)
 
     @property
     def spread(self) -> float:
@@ -204,8 +207,8 @@ class CpuProber:
     def __init__(self, cpus: Sequence[int], *, max_bytes: int, path: str = "") -> None:
         from pshard import _core
 
-        self._probe = _core.CpuProbe(list(cpus), max_bytes=max_bytes, path=path)
-        self.path = self._probe.path
+        self.probe = _core.CpuProbe(list(cpus), max_bytes=max_bytes, path=path)
+        self.path = self.probe.path
 
     def measure(self, work: Work, budget_seconds: float) -> Result:
         """As `Prober.measure`."""
@@ -213,14 +216,14 @@ class CpuProber:
 
         policy = _core.MeasurePolicy(budget_seconds=budget_seconds)
         try:
-            return _result(work, self._found(work, policy))
+            return result_of(work, self._found(work, policy))
         except (_core.ProbeError, ValueError) as error:  # a ValueError is a shape that has no kernel
             raise ProbeFailed(str(error)) from error
 
     def _found(self, work: Work, policy: _core.MeasurePolicy) -> _core.ProbeResult:
         from pshard import _core
 
-        probe = self._probe
+        probe = self.probe
         match work:
             case Read():
                 return probe.read(n_threads=work.n_threads, policy=policy)
@@ -263,9 +266,13 @@ class CpuProber:
                 return _core.probe_storage(
                     work.path, n_bytes=work.n_bytes, chunk_bytes=STORAGE_CHUNK_BYTES, policy=policy
                 )
+            case _:
+                msg = f"{work} is no probe of the CPU"
+                raise ProbeFailed(msg)
 
 
-def _result(work: Work, found: _core.ProbeResult) -> Result:
+def result_of(work: Work, found: _core.ProbeResult) -> Result:
+    """Convert what a probe of the core returned."""
     time = found.time
     sample = Sample(
         median_seconds=time.median_seconds,
@@ -279,13 +286,15 @@ def _result(work: Work, found: _core.ProbeResult) -> Result:
     return Result(work, sample, found.n_bytes, found.n_flop, found.is_cold, found.note)
 
 
-def quick_tasks(n_threads: int) -> list[Task]:
+def quick_tasks(n_threads: int, gpu_works: Sequence[GpuWork] = ()) -> list[Task]:
     """List what decides most: reading, decode and prefill of the common types.
 
     Parameters
     ----------
     n_threads : int
         CPU threads, at least 1.
+    gpu_works : sequence of GpuWork
+        Probes of a GPU, as `gpu_work` lists them; none by default.
 
     Returns
     -------
@@ -299,10 +308,10 @@ def quick_tasks(n_threads: int) -> list[Task]:
     works += _experts(TYPES[:1], "plain", QUICK_EXPERT_BATCHES, n_threads)
     works += _experts(INTERLEAVED_TYPES[:1], "interleaved", QUICK_EXPERT_BATCHES, n_threads)
     works += [Read(count) for count in thread_counts(n_threads)[:1] if count < n_threads]
-    return _within(works, QUICK_SECONDS)
+    return _within(_in_turns(works, gpu_works), QUICK_SECONDS)
 
 
-def full_tasks(n_threads: int, storage_path: str = "") -> list[Task]:
+def full_tasks(n_threads: int, storage_path: str = "", gpu_works: Sequence[GpuWork] = ()) -> list[Task]:
     """List all that a profile holds.
 
     Parameters
@@ -311,6 +320,8 @@ def full_tasks(n_threads: int, storage_path: str = "") -> list[Task]:
         CPU threads, at least 1.
     storage_path : str
         A large file, whose file system is measured too; none by default.
+    gpu_works : sequence of GpuWork
+        As of `quick_tasks`.
 
     Returns
     -------
@@ -325,10 +336,12 @@ def full_tasks(n_threads: int, storage_path: str = "") -> list[Task]:
     works += _experts(INTERLEAVED_TYPES, "interleaved", FULL_EXPERT_BATCHES, n_threads)
     works += [Read(count) for count in thread_counts(n_threads) if count < n_threads]
     works += [Storage(storage_path, STORAGE_BYTES)] if storage_path else []
-    return _within(works, FULL_SECONDS)
+    return _within(_in_turns(works, gpu_works), FULL_SECONDS)
 
 
-def tasks_for(model: Model, n_threads: int, seconds: float, storage_path: str = "") -> tuple[list[Task], list[str]]:
+def tasks_for(
+    model: Model, n_threads: int, seconds: float, storage_path: str = "", lock_limit_bytes: int | None = None
+) -> tuple[list[Task], list[str]]:
     """List the shapes and types of one model.
 
     Parameters
@@ -340,6 +353,8 @@ def tasks_for(model: Model, n_threads: int, seconds: float, storage_path: str = 
         What all of it may take.
     storage_path : str
         The model's file, to measure the file system that it lies on.
+    lock_limit_bytes : int, optional
+        Measure a GPU too, and page-lock so much host memory; no GPU by default.
 
     Returns
     -------
@@ -371,18 +386,20 @@ def tasks_for(model: Model, n_threads: int, seconds: float, storage_path: str = 
         )
         raise SettingError(msg)
     works: list[Work] = [Start(n_threads), Read(n_threads), Peak(n_threads)]
+    on_gpu: list[tuple[str, int, int, int, int]] = []
     for routed, name in wanted:
         rows, columns = max(shapes[routed, name], key=lambda shape: (shapes[routed, name][shape], shape))
+        experts = (model.hyperparameters.n_expert, max(1, model.hyperparameters.n_expert_used)) if routed else (0, 0)
+        on_gpu.append((name, rows, columns, *experts))
         layouts: tuple[Layout, ...] = ("plain", "interleaved") if name in INTERLEAVED_TYPES else ("plain",)
         for layout in layouts:
             if routed:
-                n_used = max(1, model.hyperparameters.n_expert_used)
-                works += _experts([name], layout, FULL_EXPERT_BATCHES, n_threads, rows, columns, n_used)
+                works += _experts([name], layout, FULL_EXPERT_BATCHES, n_threads, rows, columns, experts[1])
             else:
                 works += _products([name], layout, FULL_BATCHES, n_threads, rows, columns)
     attending = [layer.parameters for layer in model.layers if layer.parameters.head_dim_v > 0]
-    if attending:
-        heads = attending[len(attending) // 2]
+    heads = attending[len(attending) // 2] if attending else None
+    if heads is not None:
         works += [
             Attention(
                 n_heads=heads.n_head,
@@ -396,7 +413,11 @@ def tasks_for(model: Model, n_threads: int, seconds: float, storage_path: str = 
             for batch in (1, 512)
         ]
     works += [Storage(storage_path, STORAGE_BYTES)] if storage_path else []
-    return _within(works, seconds), missing
+    gpu_works: list[GpuWork] = []
+    if lock_limit_bytes is not None:
+        shape = (heads.n_head, heads.n_head_kv, heads.head_dim_k) if heads is not None else None
+        gpu_works = gpu_works_for(on_gpu, shape, lock_limit_bytes)
+    return _within(_in_turns(works, gpu_works), seconds), missing
 
 
 def thread_counts(n_threads: int) -> list[int]:
@@ -515,6 +536,16 @@ def _attention(n_threads: int, batch: int, depth: int) -> Attention:
 
 def _threads(count: int) -> str:
     return f"{count} thread{'s' if count > 1 else ''}"
+
+
+def _in_turns(works: Sequence[Work], gpu_works: Sequence[GpuWork]) -> list[Work]:
+    """Mix both lists evenly, each in its order, so that a run which ends early has the most important of both."""
+    placed = [
+        (index / len(kind), which, work)
+        for which, kind in enumerate((works, gpu_works))
+        for index, work in enumerate(kind)
+    ]
+    return [work for _, _, work in sorted(placed, key=lambda place: place[:2])]
 
 
 def _within(works: Sequence[Work], seconds: float) -> list[Task]:

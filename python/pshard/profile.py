@@ -124,7 +124,8 @@ class Processor(_Record, frozen=True, kw_only=True):
     """A GPU, or the CPU with all its cores. The two peaks are bounds.
 
     `peaks_measured`: no document tells the peaks; what was reached in registers and the best rates of this profile
-    stand in. Counts that are not known are 0.
+    stand in. Counts that are not known are 0. The last three are a GPU's: bytes that a copy inside its memory moves, a
+    kernel that waits for one on another stream, and a call that waits for an idle stream.
     """
 
     name: str
@@ -136,6 +137,9 @@ class Processor(_Record, frozen=True, kw_only=True):
     n_sockets: int = 0
     n_numa_nodes: int = 0
     peaks_measured: bool = False
+    copy_bytes_per_second: Figure | None = None
+    event_wait_seconds: Figure | None = None
+    synchronise_seconds: Figure | None = None
 
 
 class Curve(Entry, frozen=True, kw_only=True):
@@ -148,7 +152,11 @@ class Curve(Entry, frozen=True, kw_only=True):
 
 
 class Link(_Record, frozen=True, kw_only=True):
-    """Between host and GPU. Contention figures are the fraction of a rate that remains while the other side works."""
+    """Between host and GPU. Contention figures are the fraction of a rate that remains while the other side works.
+
+    Those that may be None are slices of experts from all over the host's memory, copies down to pageable memory, both
+    directions at once, and copies while the GPU computes.
+    """
 
     up: Curve
     down: Curve
@@ -158,6 +166,12 @@ class Link(_Record, frozen=True, kw_only=True):
     handoff_to_cpu_seconds: Figure
     cpu_rate_under_copy: Figure
     copy_rate_under_cpu: Figure
+    scattered_bytes_per_second: Figure | None = None
+    pageable_down_bytes_per_second: Figure | None = None
+    up_rate_under_down: Figure | None = None
+    down_rate_under_up: Figure | None = None
+    gpu_rate_under_copy: Figure | None = None
+    copy_rate_under_gpu: Figure | None = None
 
 
 class Key(_Record, frozen=True, kw_only=True):

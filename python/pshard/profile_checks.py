@@ -63,6 +63,11 @@ def _figure_problems(path: str, figure: Figure, most: float = float("inf")) -> I
         yield f"{path}.value", f"{figure.value} is not positive{bound}"
 
 
+def _optional_problems(path: str, figure: Figure | None, most: float = float("inf")) -> Iterator[tuple[str, str]]:
+    if figure is not None:
+        yield from _figure_problems(path, figure, most)
+
+
 def _curve_problems(path: str, xs: Sequence[float], ys: Sequence[float], x: str, y: str) -> Iterator[tuple[str, str]]:
     if not xs or len(xs) != len(ys):
         yield f"{path}.{y}", f"{len(ys)} values for {len(xs)} of {x}; give one for each, at least one"
@@ -104,6 +109,10 @@ def _processor_problems(path: str, processor: Processor, threaded: bool) -> Iter
         )
         if entry.op_seconds < 0.0:
             yield f"{at}.op_seconds", f"{entry.op_seconds} is negative"
+    for name in ("copy_bytes_per_second", "event_wait_seconds", "synchronise_seconds"):
+        yield from _optional_problems(f"{path}.{name}", getattr(processor, name))
+        if threaded and getattr(processor, name) is not None:
+            yield f"{path}.{name}", "is a GPU's; leave it out"
     seen = set()
     for i, series in enumerate(processor.series):
         at = f"{path}.series[{i}]"
@@ -148,3 +157,7 @@ def _link_problems(link: Link) -> Iterator[tuple[str, str]]:
     yield from _figure_problems("$.link.handoff_to_cpu_seconds", link.handoff_to_cpu_seconds)
     yield from _figure_problems("$.link.cpu_rate_under_copy", link.cpu_rate_under_copy, most=1.0)
     yield from _figure_problems("$.link.copy_rate_under_cpu", link.copy_rate_under_cpu, most=1.0)
+    for name in ("scattered_bytes_per_second", "pageable_down_bytes_per_second"):
+        yield from _optional_problems(f"$.link.{name}", getattr(link, name))
+    for name in ("up_rate_under_down", "down_rate_under_up", "gpu_rate_under_copy", "copy_rate_under_gpu"):
+        yield from _optional_problems(f"$.link.{name}", getattr(link, name), most=1.0)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from pshard.errors import MachineError, SettingError
+from pshard.gpu_probes import GpuProber
+from pshard.gpu_work import LOCK_SHARE, full_gpu_works, quick_gpu_works
 from pshard.measure import profile_from
 from pshard.probes import FULL_SECONDS, QUICK_SECONDS, CpuProber, Run, full_tasks, quick_tasks, run, tasks_for
 from pshard.profile import read_profile, write_profile
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from pshard.detect import Detected
+    from pshard.nvidia import State
     from pshard.probes import Prober, Work
     from pshard.profile import Key, Profile
 
@@ -103,17 +106,25 @@ def measure_machine(
     if key.n_threads > len(cpus):
         msg = f"{key.n_threads} threads, but this process may use {len(cpus)} processors; ask for fewer (--threads)"
         raise SettingError(msg)
-    base, notes = build_profile(detected.reference, key.n_threads), _notes(detected)
+    gpu_reason = ""
+    if prober is None:
+        prober, gpu_reason = _prober(cpus[: key.n_threads], index, has_gpu=key.gpu is not None)
+    has_gpu = key.gpu is not None and not gpu_reason
+    base, notes = build_profile(detected.reference, key.n_threads), _notes(detected, gpu_reason)
     here = topology()
     base = replace(base, cpu=replace(base.cpu, n_sockets=here.n_sockets, n_numa_nodes=here.n_numa_nodes))
     seconds = FULL_SECONDS if full else QUICK_SECONDS
-    if model_name is None:
-        tasks = full_tasks(key.n_threads) if full else quick_tasks(key.n_threads)
+    lock_limit_bytes = int(LOCK_SHARE * _available_bytes())
+    if model_name is None and full:
+        tasks = full_tasks(key.n_threads, gpu_works=full_gpu_works(lock_limit_bytes) if has_gpu else ())
+    elif model_name is None:
+        tasks = quick_tasks(key.n_threads, quick_gpu_works(lock_limit_bytes) if has_gpu else ())
     else:
         from pshard.model import read_model
 
         path = _stored_file(model_name)
-        tasks, missing = tasks_for(read_model(model_name), key.n_threads, seconds, path)
+        limit = lock_limit_bytes if has_gpu else None
+        tasks, missing = tasks_for(read_model(model_name), key.n_threads, seconds, path, limit)
         base = _profile_that_holds(key) or base
         if missing:
             notes.append(
@@ -121,13 +132,8 @@ def measure_machine(
                 "imported (`pshard profile import`)."
             )
     with _alone():
-        done = run(
-            tasks,
-            prober or CpuProber(cpus[: key.n_threads], max_bytes=_free_bytes()),
-            limit_seconds=seconds,
-            clock=clock,
-            on_task=on_task,
-        )
+        done = run(tasks, prober, limit_seconds=seconds, clock=clock, on_task=on_task)
+    key = _under_load(key, prober)
     profile = profile_from(done, base, key, created=_today(), notes=notes)
     if not done.results:
         if done.interrupted:
@@ -217,11 +223,38 @@ def _profile_that_holds(key: Key) -> Profile | None:
     return stored.profile if stored is not None and not stored.changes else None
 
 
-def _notes(detected: Detected) -> list[str]:
-    """Say what there is to measure beside the CPU, and why it is not measured."""
-    if detected.reference.gpu is not None:
-        return [f"{detected.reference.gpu.product} and its link are not measured: this pshard has no probes for them."]
-    return [f"The CPU alone: {detected.no_gpu_reason}."]
+def _notes(detected: Detected, gpu_reason: str) -> list[str]:
+    """Say why there is no GPU to measure."""
+    gpu = detected.reference.gpu
+    if gpu is None:
+        return [f"The CPU alone: {detected.no_gpu_reason}."]
+    return [f"{gpu.product} and its link are not measured: {gpu_reason}."] if gpu_reason else []
+
+
+def _prober(cpus: Sequence[int], index: int, *, has_gpu: bool) -> tuple[Prober, str]:
+    """Return the probes of the core, and why those of a GPU that is here are not among them; empty where they are."""
+    cpu = CpuProber(cpus, max_bytes=_free_bytes())
+    if not has_gpu:
+        return cpu, ""
+    from pshard import _core
+    from pshard.nvidia import devices
+
+    if not _core.built_with_cuda:
+        return cpu, "this pshard was built without CUDA; build it with PSHARD_CUDA=ON"
+    device = devices()[0][index]
+    limits = {"max_device_bytes": int(MEMORY_SHARE * device.free_bytes), "max_host_bytes": _free_bytes() // 2}
+    try:
+        return GpuProber(cpu, index, device.pci_bus_id, **limits), ""
+    except (_core.GpuError, ValueError) as error:
+        return cpu, f"{error}; end what else uses it, or choose another (--device)"
+
+
+def _under_load(key: Key, prober: Prober) -> Key:
+    """Put in the PCIe link as it was seen right after copies."""
+    seen: State | None = getattr(prober, "under_load", None)
+    if seen is None or seen.pcie_generation is None:
+        return key
+    return replace(key, pcie_generation=seen.pcie_generation, pcie_lanes=seen.pcie_lanes)
 
 
 def _stored_file(model_name: str) -> str:
@@ -234,11 +267,15 @@ def _stored_file(model_name: str) -> str:
 
 
 def _free_bytes() -> int:
+    return int(MEMORY_SHARE * _available_bytes())
+
+
+def _available_bytes() -> int:
     import psutil
 
     from pshard.detect import usable_ram_bytes
 
-    return int(MEMORY_SHARE * min(int(psutil.virtual_memory().available), usable_ram_bytes()))
+    return min(int(psutil.virtual_memory().available), usable_ram_bytes())
 
 
 def _today() -> str:

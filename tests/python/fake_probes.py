@@ -5,6 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from pshard.gpu_work import (
+    BesideCpu,
+    BesideGpu,
+    BothWays,
+    Copy,
+    GpuAttention,
+    GpuProduct,
+    GpuRead,
+    GpuStart,
+    GpuWork,
+    Handoff,
+    PageLock,
+)
 from pshard.probes import Attention, Peak, Product, Read, Result, Start, Storage, Work
 from pshard.profile import Sample
 from pshard.rates import bits_per_weight
@@ -14,6 +27,13 @@ CORE_FLOP_PER_SECOND, CORE_PEAK = 40e9, 100e9
 START_SECONDS = 5e-6
 STORAGE_BYTES_PER_SECOND = 2e9
 SPREAD = 0.02
+
+# Of a GPU that nobody built: made up for tests, no measurement of any.
+GPU_BYTES_PER_SECOND, GPU_FLOP_PER_SECOND, GPU_START_SECONDS = 300e9, 45e12, 3e-6
+HOP_SECONDS, SYNCHRONISE_SECONDS, TO_GPU_SECONDS, TO_CPU_SECONDS = 5e-6, 1e-6, 8e-6, 11e-6
+UP_BYTES_PER_SECOND, DOWN_BYTES_PER_SECOND, SET_UP_SECONDS, PAGEABLE_BYTES_PER_SECOND = 24e9, 25e9, 4e-6, 6e9
+BESIDE_SHARE, CPU_BESIDE_SHARE = 0.8, 0.3
+PAGE_LOCK_BYTES = 20 << 30
 
 
 @dataclass
@@ -46,6 +66,8 @@ def dram(n_threads: int) -> float:
 
 
 def result(work: Work) -> Result:
+    if isinstance(work, GpuWork):
+        return gpu_result(work)
     n_bytes, n_flop = amounts(work)
     seconds = START_SECONDS
     if isinstance(work, Storage):
@@ -56,10 +78,68 @@ def result(work: Work) -> Result:
         seconds = max(n_bytes / dram(work.n_threads), n_flop / (work.n_threads * CORE_FLOP_PER_SECOND))
         if not isinstance(work, Read):
             seconds += START_SECONDS
+    return timed(work, seconds, n_bytes, n_flop)
+
+
+def timed(work: Work, seconds: float, n_bytes: float = 0.0, n_flop: float = 0.0, **parts: Result) -> Result:
     sample = Sample(
         median_seconds=seconds, minimum_seconds=0.97 * seconds, spread=SPREAD, drift=0.01, count=20, is_settled=True
     )
-    return Result(work, sample, n_bytes, n_flop)
+    return Result(work, sample, n_bytes, n_flop, parts=parts)
+
+
+def copy_seconds(work: Copy) -> float:
+    if work.memory == "pageable":
+        return work.chunk_bytes / PAGEABLE_BYTES_PER_SECOND
+    return SET_UP_SECONDS + work.chunk_bytes / (
+        UP_BYTES_PER_SECOND if work.direction == "up" else DOWN_BYTES_PER_SECOND
+    )
+
+
+def gpu_result(work: GpuWork) -> Result:
+    match work:
+        case GpuRead():
+            return timed(work, 1e9 / GPU_BYTES_PER_SECOND * (2.0 if work.copies else 1.0), 1e9)
+        case GpuStart():
+            parts = {"hop": timed(work, HOP_SECONDS), "synchronise": timed(work, SYNCHRONISE_SECONDS)}
+            return timed(work, GPU_START_SECONDS, **parts)
+        case Handoff():
+            return timed(work, TO_GPU_SECONDS, to_cpu=timed(work, TO_CPU_SECONDS))
+        case GpuProduct():
+            n_matrices = min(work.n_experts, work.n_tokens * work.n_used) if work.n_used else 1
+            n_weights = work.n_rows * work.n_columns
+            n_bytes = n_matrices * n_weights * bits_per_weight(work.type) / 8.0
+            n_flop = 2.0 * n_weights * work.n_tokens * max(1, work.n_used)
+            return timed(work, GPU_START_SECONDS + roof_seconds(n_bytes, n_flop), n_bytes, n_flop)
+        case GpuAttention():
+            n_cells = work.depth * work.n_kv_heads * work.head_size
+            n_flop = 4.0 * work.batch * work.depth * work.n_heads * work.head_size
+            return timed(work, GPU_START_SECONDS + roof_seconds(4.0 * n_cells, n_flop), 4.0 * n_cells, n_flop)
+        case Copy():
+            return timed(work, copy_seconds(work), work.chunk_bytes)
+        case BothWays():
+            up, down = (copy_seconds(Copy(direction=way, chunk_bytes=work.chunk_bytes)) for way in ("up", "down"))
+            n = work.chunk_bytes
+            parts = {"down": timed(work, down, n), "up_beside": timed(work, up / BESIDE_SHARE, n)}
+            return timed(work, up, n, **parts, down_beside=timed(work, down / BESIDE_SHARE, n))
+        case BesideGpu() | BesideCpu():
+            share = BESIDE_SHARE if isinstance(work, BesideGpu) else CPU_BESIDE_SHARE
+            copy, product = work.chunk_bytes / UP_BYTES_PER_SECOND, 1e-3
+            n_bytes = DRAM_BYTES_PER_SECOND * product
+            return timed(
+                work,
+                copy,
+                work.chunk_bytes,
+                product=timed(work, product, n_bytes),
+                copy_beside=timed(work, copy / share, work.chunk_bytes),
+                product_beside=timed(work, product / share, n_bytes),
+            )
+        case PageLock():
+            return timed(work, 1.0, PAGE_LOCK_BYTES)
+
+
+def roof_seconds(n_bytes: float, n_flop: float) -> float:
+    return max(n_bytes / GPU_BYTES_PER_SECOND, n_flop / GPU_FLOP_PER_SECOND)
 
 
 def amounts(work: Work) -> tuple[float, float]:

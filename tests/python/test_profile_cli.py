@@ -10,10 +10,11 @@ from fake_probes import FakeProber, noisy
 from msgspec.structs import replace
 from test_engine_rows import PRODUCT, record, sql
 
-from pshard import profiling
+from pshard import _core, nvidia, profiling
 from pshard.cli import main
 from pshard.errors import MachineError, SettingError
 from pshard.machine import load_machine, stored_machine
+from pshard.nvidia import Device, State
 from pshard.probes import Attention, CpuProber, Peak, ProbeFailed, Product, Read, Start, quick_tasks
 from pshard.profile import read_profile, write_profile
 from pshard.profiling import import_figures, measure_machine
@@ -113,6 +114,63 @@ def stop_at_attention(work, result):
     if isinstance(work, Attention):
         raise KeyboardInterrupt
     return result
+
+
+# A GPU that nobody has: what its driver would tell.
+PRETENDED = Device(
+    name="NVIDIA GeForce RTX 3060",
+    pci_bus_id="0000:01:00.0",
+    total_bytes=12 << 30,
+    free_bytes=11 << 30,
+    compute_major=8,
+    compute_minor=6,
+    multiprocessors=28,
+    copy_engines=2,
+    memory_bus_bits=192,
+    memory_clock_hertz=7_501_000_000,
+)
+
+
+@pytest.fixture
+def pretended_gpu(monkeypatch):
+    monkeypatch.setattr(nvidia, "devices", lambda: ([PRETENDED], ""))
+
+
+def test_a_gpu_is_measured_with_the_cpu(probes, pretended_gpu, capsys, monkeypatch):
+    opened = []
+
+    def open_gpu(cpu, index, pci_bus_id, **limits):
+        opened.append((cpu, index, pci_bus_id, limits["max_device_bytes"]))
+        probes.fake.under_load = State(pcie_generation=4, pcie_lanes=16)
+        return probes.fake
+
+    monkeypatch.setattr(_core, "built_with_cuda", True)
+    monkeypatch.setattr(profiling, "GpuProber", open_gpu)
+    found = document(capsys, "--device", "0")
+    assert opened == [(probes.fake, 0, "0000:01:00.0", 11 << 29)]
+    assert {entry["source"] for entry in found["profile"]["gpu"]["series"]} == {"measured"}
+    assert found["profile"]["link"]["up"]["source"] == "measured"
+    assert (found["profile"]["key"]["pcie_generation"], found["profile"]["key"]["pcie_lanes"]) == (4, 16)
+    assert "notes" not in found["profile"]  # nothing is noisy, refused, or stands in
+    assert stored_machine().profile == read_profile(found["path"])
+    assert main(["profile", "--device", "3"]) == 2
+    assert "no GPU 3; found: 0: NVIDIA GeForce RTX 3060" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("is_built", [False, True])
+def test_a_gpu_that_cannot_be_measured_is_a_reference_and_the_reason_is_said(
+    probes, pretended_gpu, capsys, monkeypatch, is_built
+):
+    def refuse(cpu, index, pci_bus_id, **limits):
+        raise _core.GpuError("cudaSetDevice: out of memory (cudaErrorMemoryAllocation)")
+
+    monkeypatch.setattr(_core, "built_with_cuda", is_built)
+    monkeypatch.setattr(profiling, "GpuProber", refuse)
+    found = document(capsys)
+    reason = "cudaSetDevice: out of memory" if is_built else "this pshard was built without CUDA"
+    assert found["profile"]["notes"][0].startswith(f"NVIDIA GeForce RTX 3060 and its link are not measured: {reason}")
+    assert {entry["source"] for entry in found["profile"]["gpu"]["series"]} == {"reference"}
+    assert {entry["source"] for entry in found["profile"]["cpu"]["series"]} == {"measured"}
 
 
 def test_an_interrupt_keeps_what_was_measured_and_says_so(probes, capsys):

@@ -33,6 +33,8 @@ def print_profile(out: Output, profile: Profile) -> None:
             out.line()
             _print_memory(out, label, processor)
             _print_rates(out, label, processor)
+    if profile.gpu is not None:
+        _print_gpu(out, profile.gpu)
     out.line()
     if profile.link is None:
         out.line("No link: the machine has no GPU.")
@@ -133,9 +135,33 @@ def _print_link(out: Output, link: Link) -> None:
         ("CPU under a copy", f"{link.cpu_rate_under_copy.value:.0%} of its rate", link.cpu_rate_under_copy),
         ("copy under the CPU", f"{link.copy_rate_under_cpu.value:.0%} of its rate", link.copy_rate_under_cpu),
     ]
+    rates = {
+        "slices from all over memory": link.scattered_bytes_per_second,
+        "pageable copy down": link.pageable_down_bytes_per_second,
+    }
+    figures += [(name, f"{entry.value / GIGA:.3g} GB/s", entry) for name, entry in rates.items() if entry is not None]
+    shares = {
+        "copy up beside one down": link.up_rate_under_down,
+        "copy down beside one up": link.down_rate_under_up,
+        "GPU under a copy": link.gpu_rate_under_copy,
+        "copy under the GPU": link.copy_rate_under_gpu,
+    }
+    figures += [(name, f"{entry.value:.0%} of its rate", entry) for name, entry in shares.items() if entry is not None]
     out.table(
         ["contention", "value", "±", "runs", "source"], [[name, text, *_marks(entry)] for name, text, entry in figures]
     )
+
+
+def _print_gpu(out: Output, gpu: Processor) -> None:
+    """Print what a GPU's profile has beside rates, if it has any of it."""
+    rows: list[list[object]] = []
+    if (copies := gpu.copy_bytes_per_second) is not None:
+        rows.append(["copy inside its memory", f"{copies.value / GIGA:.3g} GB/s", *_marks(copies)])
+    for name, entry in (("wait for an event", gpu.event_wait_seconds), ("synchronise", gpu.synchronise_seconds)):
+        if entry is not None:
+            rows.append([name, f"{entry.value * 1e6:.3g} µs", *_marks(entry)])
+    if rows:
+        out.table(["GPU", "value", "±", "runs", "source"], rows)
 
 
 def _at(curve: Curve, chunk: float) -> str | None:

@@ -1,0 +1,203 @@
+// The kernels of the GPU, run on the CPU thread by thread, against products in double precision of weights that other code decodes.
+#if !defined(__CUDACC__)
+
+#include "cuda_on_host.hpp"
+// First the words, then what is written in them.
+#include <gtest/gtest.h>
+
+#include "probe/gpu_queue.cuh"
+#include "probe/gpu_reference.hpp"
+#include "probe/gpu_sum.cuh"
+#include "probe/random.hpp"
+
+namespace pshard {
+namespace {
+
+// As large as is asked for and no larger, so that a sanitizer finds what is read or written beside it; at odd multiples of 16 bytes.
+template <typename T>
+class Exact {
+ public:
+  explicit Exact(int64_t n) : n_(n), bytes_(static_cast<std::size_t>(n) * sizeof(T) + 48) {
+    void* start = bytes_.data() + bytes_.size() - static_cast<std::size_t>(n) * sizeof(T);
+    const auto address = reinterpret_cast<std::uintptr_t>(start);
+    data_ = reinterpret_cast<T*>(address / 16 * 16);
+  }
+  [[nodiscard]] T* data() const { return data_; }
+  [[nodiscard]] int64_t size() const { return n_; }
+  T& operator[](int64_t i) const { return data_[i]; }
+
+ private:
+  int64_t n_;
+  std::vector<uint8_t> bytes_;
+  T* data_;
+};
+
+Exact<float> random_values(int64_t n, uint64_t seed) {
+  Exact<float> values(n);
+  Random random(seed);
+  for (int64_t i = 0; i < n; ++i) values[i] = random.next_float();
+  return values;
+}
+
+Exact<uint8_t> random_weights(WeightType type, int64_t n_rows, int64_t n_columns) {
+  Exact<uint8_t> weights(n_rows * row_bytes(type, n_columns));
+  fill_random(type, n_rows, n_columns, static_cast<uint64_t>(type) + 1, weights.data());
+  return weights;
+}
+
+Exact<float> unwritten(int64_t n) {
+  Exact<float> values(n);
+  std::fill_n(values.data(), n, std::numeric_limits<float>::quiet_NaN());
+  return values;
+}
+
+std::string product_fault(const GpuProduct& shape, bool is_backwards) {
+  const Exact<uint8_t> weights = random_weights(shape.type, shape.n_rows, shape.n_columns);
+  const Exact<float> x = random_values(shape.batch * shape.n_columns, 7);
+  const Exact<float> y = unwritten(shape.batch * shape.n_rows);
+  const Exact<uint8_t> scratch(scratch_bytes(shape));
+  HostQueue queue{is_backwards};
+  queue_product(queue, shape, weights.data(), x.data(), y.data(), scratch.data());
+  return fault_of_product(shape, weights.data(), x.data(), y.data(), shape.batch * shape.n_rows);
+}
+
+class GpuProducts : public ::testing::TestWithParam<WeightType> {};
+
+TEST_P(GpuProducts, OfFewRowsAreRight) {
+  for (const int64_t batch : {1, 2, 3, 8}) {
+    EXPECT_EQ(product_fault({GetParam(), 5, 1024, batch}, batch % 2 == 0), "") << batch;
+  }
+}
+
+TEST_P(GpuProducts, InTilesAreRight) {
+  EXPECT_EQ(product_fault({GetParam(), 131, 512, 33}, false), "");
+  EXPECT_EQ(product_fault({GetParam(), 40, 256, 9}, true), "");
+  EXPECT_EQ(product_fault({GetParam(), 16, 256, 130}, true), "");
+}
+
+TEST_P(GpuProducts, InPartsOfTheColumnsAreRight) {
+  const GpuProduct shape{GetParam(), 20, 1280, 10};
+  ASSERT_EQ(layout_of(shape).n_parts, 2);
+  EXPECT_EQ(product_fault(shape, false), "");
+}
+
+TEST_P(GpuProducts, OfSmallestAndLargestBlocksAreRight) {
+  const GpuProduct shape{GetParam(), 3, 256, 1};
+  const Exact<uint8_t> weights(weight_bytes(shape));
+  const Exact<float> x = random_values(shape.n_columns, 3);
+  const Exact<uint8_t> scratch(scratch_bytes(shape));
+  for (const int byte : {0x00, 0x7b, 0x81}) {  // of F16: 0, 61280 and small negative numbers; none is infinite
+    std::fill_n(weights.data(), weights.size(), static_cast<uint8_t>(byte));
+    const Exact<float> y = unwritten(shape.n_rows);
+    HostQueue queue;
+    queue_product(queue, shape, weights.data(), x.data(), y.data(), scratch.data());
+    EXPECT_EQ(fault_of_product(shape, weights.data(), x.data(), y.data(), 64), "") << byte;
+  }
+}
+
+std::string experts_fault(const GpuExperts& shape, bool is_backwards) {
+  const Exact<uint8_t> weights = random_weights(shape.type, shape.n_experts * shape.n_rows, shape.n_columns);
+  const Exact<float> x = random_values(shape.batch * (shape.has_own_rows ? shape.n_used : 1) * shape.n_columns, 5);
+  const Exact<float> y = unwritten(shape.batch * shape.n_used * shape.n_rows);
+  const Exact<int32_t> ids(shape.batch * shape.n_used);
+  const std::vector<int32_t> chosen = random_experts(shape, 11);
+  std::copy(chosen.begin(), chosen.end(), ids.data());
+  const Exact<uint8_t> scratch(scratch_bytes(shape));
+  HostQueue queue{is_backwards};
+  queue_experts(queue, shape, weights.data(), ids.data(), x.data(), y.data(), scratch.data());
+  return fault_of_experts(shape, weights.data(), ids.data(), x.data(), y.data(), y.size());
+}
+
+TEST_P(GpuProducts, OfExpertsAreRight) {
+  EXPECT_EQ(experts_fault({GetParam(), 6, 512, 5, 2, 1, false}, false), "");
+  EXPECT_EQ(experts_fault({GetParam(), 6, 512, 5, 3, 2, true}, true), "");
+  EXPECT_EQ(experts_fault({GetParam(), 24, 256, 7, 3, 20, false}, true), "");
+  EXPECT_EQ(experts_fault({GetParam(), 24, 256, 3, 2, 70, true}, false), "");
+}
+
+INSTANTIATE_TEST_SUITE_P(Types, GpuProducts,
+                         ::testing::Values(WeightType::f16, WeightType::q8_0, WeightType::q4_0, WeightType::q4_k, WeightType::q6_k),
+                         [](const auto& info) { return name_of(info.param); });
+
+std::string attention_fault(const AttentionShape& shape, bool is_causal, bool is_backwards) {
+  const int64_t n_cache = shape.depth * shape.n_kv_heads * shape.head_size;
+  const Exact<uint8_t> keys = random_weights(WeightType::f16, 1, n_cache);
+  const Exact<uint8_t> values(2 * n_cache);
+  fill_random(WeightType::f16, 1, n_cache, 9, values.data());
+  const Exact<float> queries = random_values(shape.batch * shape.n_heads * shape.head_size, 13);
+  for (int64_t i = 0; i < queries.size(); ++i) queries[i] *= 4.0F;  // scores that differ
+  const Exact<float> out = unwritten(queries.size());
+  const Exact<uint8_t> scratch(gpu_scratch_bytes(shape));
+  HostQueue queue{is_backwards};
+  queue_attention(queue, shape, is_causal, queries.data(), keys.data(), values.data(), out.data(), scratch.data());
+  return fault_of_attention(shape, is_causal, queries.data(), reinterpret_cast<const uint16_t*>(keys.data()),
+                            reinterpret_cast<const uint16_t*>(values.data()), out.data(), out.size());
+}
+
+class GpuAttention : public ::testing::TestWithParam<int64_t> {};
+
+TEST_P(GpuAttention, OfFewTokensIsRight) {
+  EXPECT_EQ(attention_fault({4, 1, GetParam(), 300, 1}, false, false), "");  // in splits, four heads together
+  EXPECT_EQ(attention_fault({2, 1, GetParam(), 130, 3}, true, true), "");    // two heads together
+  EXPECT_EQ(attention_fault({3, 1, GetParam(), 5, 2}, true, false), "");
+}
+
+TEST_P(GpuAttention, InTilesIsRight) {
+  EXPECT_EQ(attention_fault({2, 1, GetParam(), 40, 20}, true, true), "");
+  if (GetParam() > 64) return;  // the same again, and slowly
+  EXPECT_EQ(attention_fault({1, 1, GetParam(), 80, 66}, false, true), "");
+  EXPECT_EQ(attention_fault({4, 2, GetParam(), 70, 20}, true, false), "");
+}
+
+INSTANTIATE_TEST_SUITE_P(Heads, GpuAttention, ::testing::Values(64, 96, 128, 192, 256));
+
+TEST(GpuSum, IsThatOfAllWords) {
+  const Exact<uint64_t> words(2 * 5003);
+  Random random(1);
+  unsigned long long expected = 7;
+  for (int64_t i = 0; i < words.size(); ++i) expected += words[i] = random.next();
+  unsigned long long sum = 7;
+  HostQueue{}.launch("sum_words", sum_words, Grid{2}, kReadThreads, reinterpret_cast<const uint8_t*>(words.data()), words.size() / 2, &sum);
+  EXPECT_EQ(sum, expected);
+}
+
+// What the references find is worth as much as what they refuse.
+TEST(GpuReference, FindsWhatIsWrong) {
+  const GpuProduct shape{WeightType::q4_k, 8, 256, 2};
+  const Exact<uint8_t> weights = random_weights(shape.type, shape.n_rows, shape.n_columns);
+  const Exact<float> x = random_values(shape.batch * shape.n_columns, 7);
+  const Exact<float> y = unwritten(shape.batch * shape.n_rows);
+  const Exact<uint8_t> scratch(scratch_bytes(shape));
+  HostQueue queue;
+  EXPECT_NE(fault_of_product(shape, weights.data(), x.data(), y.data(), 64), "") << "nothing was written";
+  queue_product(queue, shape, weights.data(), x.data(), y.data(), scratch.data());
+  ASSERT_EQ(fault_of_product(shape, weights.data(), x.data(), y.data(), 64), "");
+  weights[150] = static_cast<uint8_t>(weights[150] ^ 0x40U);
+  EXPECT_NE(fault_of_product(shape, weights.data(), x.data(), y.data(), 64), "") << "one code differs";
+}
+
+__global__ void write_without_waiting(int* seen) {
+  __shared__ int value;
+  if (threadIdx.x == 0) value = 5;
+  seen[threadIdx.x] = value;
+  value = 0;
+}
+
+__global__ void wait_apart() {
+  if (threadIdx.x < 16) __syncthreads();
+}
+
+TEST(CudaOnHost, AMissingBarrierShows) {
+  int seen[64] = {};
+  HostQueue{true}.launch("write_without_waiting", write_without_waiting, Grid{}, 64, static_cast<int*>(seen));
+  EXPECT_NE(seen[63], 5);
+}
+
+TEST(CudaOnHost, ThreadsThatWaitApartAreAnError) {
+  EXPECT_THROW(HostQueue{}.launch("wait_apart", wait_apart, Grid{}, 32), std::logic_error);
+}
+
+}  // namespace
+}  // namespace pshard
+
+#endif
