@@ -126,6 +126,8 @@ void bind_machine(py::module_& m) {
       .def_readwrite("host_bytes_per_second", &Machine::host_bytes_per_second)
       .def_readwrite("cpu_rate_under_copy", &Machine::cpu_rate_under_copy)
       .def_readwrite("copy_rate_under_cpu", &Machine::copy_rate_under_cpu)
+      .def_readwrite("gpu_rate_under_copy", &Machine::gpu_rate_under_copy)
+      .def_readwrite("copy_rate_under_gpu", &Machine::copy_rate_under_gpu)
       .def("__copy__", [](const Machine& machine) { return Machine(machine); })
       .def("check", &pshard::check, "Raise ValueError, naming the field, where a figure cannot be priced with.");
 }

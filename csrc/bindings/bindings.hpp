@@ -14,4 +14,5 @@ void bind_plan(py::module_& m);
 void bind_fleet(py::module_& m);
 void bind_probe(py::module_& m);
 void bind_probe_cpu(py::module_& m);
+void bind_stream(py::module_& m);
 void bind_probe_gpu(py::module_& m);

@@ -11,5 +11,6 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   bind_fleet(m);
   bind_probe(m);
   bind_probe_cpu(m);
+  bind_stream(m);
   bind_probe_gpu(m);
 }

@@ -10,35 +10,6 @@ constexpr uint8_t kOnGpu = 2;
 
 constexpr uint8_t mask_of(Device device) { return device == Device::gpu ? kOnGpu : kOnHost; }
 
-// Where each value of a block is by now: bit mask over the devices.
-class Whereabouts {
- public:
-  Whereabouts(const Block& block, Device residual) : mask_(block.values.size(), 0) {
-    for (size_t i = 0; i < block.values.size(); ++i) {
-      if (block.values[i].is_input) mask_[i] = kOnHost | kOnGpu;
-    }
-    if (block.residual_in != kNoValue) mask_[at(block.residual_in)] = mask_of(residual);
-  }
-  [[nodiscard]] bool must_move(int32_t value, Device to) const {
-    return is_value(value) && mask_[at(value)] != 0 && (mask_[at(value)] & mask_of(to)) == 0;
-  }
-  void moved(int32_t value, Device to) { mask_[at(value)] |= mask_of(to); }
-  void produced(int32_t value, Device on) {
-    if (value != kNoValue) mask_[at(value)] = mask_of(on);
-  }
-  void same_as(int32_t view, int32_t source) {
-    if (view != kNoValue && source != kNoValue) mask_[at(view)] = mask_[at(source)];
-  }
-  [[nodiscard]] Device device_of(int32_t value, Device otherwise) const {
-    if (value == kNoValue) return otherwise;
-    return (mask_[at(value)] & kOnHost) != 0 ? Device::host : Device::gpu;
-  }
-
- private:
-  static size_t at(int32_t value) { return static_cast<size_t>(value); }
-  std::vector<uint8_t> mask_;
-};
-
 // Seconds to copy the experts that are used. They are stored one after the other, so a copy of the used ones runs over neighbours: the
 // expected run at share s is 1 / (1 - s) experts. Nothing moves before the routing has reached the host: one hand-off.
 double slice_seconds(const Machine& machine, double whole_bytes, double used_bytes, int64_t n_expert) {
@@ -59,21 +30,18 @@ void send_down(const Machine& machine, double n_bytes, double& bytes, double& se
 }
 
 // Traffic of KV or state that does not live where it is used.
-void move_cache(const Machine& machine, const Operation& operation, const ScheduledOperation& scheduled, Where home, Segment& segment) {
-  const auto n_bytes = static_cast<double>(operation.cache_bytes);
-  if (n_bytes <= 0.0) return;
-  if (scheduled.copies_cache) {
-    if (scheduled.device == Device::gpu) {
+void move_cache(const Machine& machine, int64_t cache_bytes, CacheMove move, bool on_gpu, Segment& segment) {
+  const auto n_bytes = static_cast<double>(cache_bytes);
+  if (move == CacheMove::fetched) {
+    if (on_gpu) {
       bring_up(machine, n_bytes, segment.exposed_bytes, segment.exposed_seconds);
     } else {
       send_down(machine, n_bytes, segment.activation_down_bytes, segment.activation_down_seconds);
     }
-  } else if (scheduled.device == Device::gpu && is_streamed(home)) {
-    // What attention reads comes up before the split; what was written goes down after it; recurrent state travels both ways.
-    if (operation.kind != OpKind::copy) bring_up(machine, n_bytes, segment.prefetch_bytes, segment.prefetch_seconds);
-    if (operation.kind == OpKind::copy || operation.kind == OpKind::scan) {
-      send_down(machine, n_bytes, segment.write_back_bytes, segment.write_back_seconds);
-    }
+  }
+  if (move == CacheMove::up || move == CacheMove::up_and_down) bring_up(machine, n_bytes, segment.prefetch_bytes, segment.prefetch_seconds);
+  if (move == CacheMove::down || move == CacheMove::up_and_down) {
+    send_down(machine, n_bytes, segment.write_back_bytes, segment.write_back_seconds);
   }
 }
 
@@ -101,10 +69,16 @@ void move_weight(const Machine& machine, const Operation& operation, bool offloa
 
 }  // namespace
 
-PricedBlock price_block(const Model& model, const Machine& machine, const Pass& pass, Block block) {
+PricedBlock price_block(const Model& model, const Machine& machine, const Pass& pass, Block block, const Counted& counted) {
   PricedBlock priced;
   const auto& parameters = model.hyperparameters();
   for (const Operation& operation : block.operations) {
+    if (counted && !counted(operation)) {
+      priced.gpu.emplace_back();
+      priced.cpu.emplace_back();
+      priced.weight_bytes.push_back(weight_bytes_read(operation, parameters.n_expert, parameters.n_expert_used));
+      continue;
+    }
     const auto cost_on = [&](const Processor& processor) {
       return operation_cost(operation, processor, parameters.n_expert, parameters.n_expert_used, static_cast<double>(pass.n_tokens));
     };
@@ -120,43 +94,34 @@ LoweredBlock lower(const PricedBlock& priced, const Model& model, const Machine&
                    const Neighbours& neighbours, Device residual) {
   LoweredBlock lowered;
   const Block& block = priced.block;
-  const std::vector<ScheduledOperation> scheduled = schedule(block, placement, neighbours);
-  Whereabouts whereabouts(block, residual);
-
-  for (size_t i = 0; i < block.operations.size(); ++i) {
-    const Operation& operation = block.operations[i];
-    if (operation.is_view) {
-      whereabouts.same_as(operation.output, operation.inputs[0]);
-      continue;
-    }
-    const Device device = scheduled[i].device;
-    const Where home = placement.of(operation.group);
-    if (lowered.segments.empty() || lowered.segments.back().backend != scheduled[i].lane) {
-      lowered.segments.push_back(Segment::on(scheduled[i].lane));
+  const PlacedBlock placed = place(block, placement, neighbours, residual);
+  for (const PlacedOperation& current : placed.operations) {
+    const Operation& operation = block.operations[current.index];
+    if (lowered.segments.empty() || lowered.segments.back().backend != current.lane) {
+      lowered.segments.push_back(Segment::on(current.lane));
     }
     Segment& segment = lowered.segments.back();
-    segment.compute += device == Device::gpu ? priced.gpu[i] : priced.cpu[i];
-    for (const int32_t input : operation.inputs) {
-      if (!whereabouts.must_move(input, device)) continue;
-      const auto n_bytes = static_cast<double>(block.values[static_cast<size_t>(input)].n_bytes);
-      if (device == Device::gpu) {
+    const bool on_gpu = is_gpu(current.device);
+    segment.compute += on_gpu ? priced.gpu[current.index] : priced.cpu[current.index];
+    for (const ValueMove& value : current.values) {
+      const auto n_bytes = static_cast<double>(value.n_bytes);
+      if (on_gpu) {
         bring_up(machine, n_bytes, segment.activation_up_bytes, segment.activation_up_seconds);
       } else {
         send_down(machine, n_bytes, segment.activation_down_bytes, segment.activation_down_seconds);
       }
-      whereabouts.moved(input, device);
     }
-    whereabouts.produced(operation.output, device);
-    move_cache(machine, operation, scheduled[i], home, segment);
-    if (device == Device::host) {
-      segment.dram_bytes += priced.weight_bytes[i] + static_cast<double>(operation.cache_bytes);
-    } else if (operation.weight != nullptr && operation.kind != OpKind::get_rows && (scheduled[i].copies_weight || is_streamed(home))) {
-      const bool routed_in_split = placement.of(Group::router) == home;
-      move_weight(machine, operation, scheduled[i].copies_weight, priced.weight_bytes[i], model.hyperparameters().n_expert, routed_in_split,
-                  segment);
+    move_cache(machine, operation.cache_bytes, current.cache, on_gpu, segment);
+    const double weight_bytes = priced.weight_bytes[current.index];
+    if (!on_gpu) {
+      segment.dram_bytes += weight_bytes + static_cast<double>(operation.cache_bytes);
+    } else if (current.weight != WeightMove::none) {
+      const bool routed_in_split = placement.of(Group::router) == placement.of(operation.group);
+      move_weight(machine, operation, current.weight == WeightMove::offloaded, weight_bytes, model.hyperparameters().n_expert,
+                  routed_in_split, segment);
     }
   }
-  lowered.residual = whereabouts.device_of(block.residual_out, residual);
+  lowered.residual = placed.residual;
   return lowered;
 }
 
@@ -226,13 +191,13 @@ PassBound bound(const PricedBlock& priced, const Model& model, const Machine& ma
     if (operation.output != kNoValue) known_on[at(operation.output)] = mask_of(device);
     const Where home = placement.of(operation.group);
     Segment cache;
-    move_cache(machine, operation, scheduled[i], home, cache);
+    move_cache(machine, operation.cache_bytes, cache_move(operation, scheduled[i], home), on_gpu, cache);
     result.serial_seconds += cache.write_back_seconds;
     result.up_seconds += cache.prefetch_seconds;
     host_bytes += cache.prefetch_bytes;
     if (!on_gpu) {
       host_bytes += priced.weight_bytes[i];
-    } else if (operation.weight != nullptr && operation.kind != OpKind::get_rows && (scheduled[i].copies_weight || is_streamed(home))) {
+    } else if (weight_move(operation, scheduled[i], home) != WeightMove::none) {
       Segment copy;  // of this weight alone: not all experts of a block need come alike
       move_weight(machine, operation, scheduled[i].copies_weight, priced.weight_bytes[i], model.hyperparameters().n_expert,
                   placement.of(Group::router) == home, copy);

@@ -2,12 +2,13 @@
 #pragma once
 
 #include <algorithm>
+#include <functional>
 #include <vector>
 
 #include "cost/op_cost.hpp"
 #include "cost/timeline.hpp"
 #include "model/forward.hpp"
-#include "model/schedule.hpp"
+#include "model/moves.hpp"
 
 namespace pshard {
 
@@ -44,8 +45,12 @@ struct PassBound {
   [[nodiscard]] double seconds() const { return std::max({serial_seconds, up_seconds, host_memory_seconds}); }
 };
 
+// Which operations count: all where it is empty. Of the others nothing but what has to move for them is priced.
+using Counted = std::function<bool(const Operation&)>;
+
 // Throws std::invalid_argument where a weight type has no rate.
-[[nodiscard]] PricedBlock price_block(const Model& model, const Machine& machine, const Pass& pass, Block block);
+[[nodiscard]] PricedBlock price_block(const Model& model, const Machine& machine, const Pass& pass, Block block,
+                                      const Counted& counted = {});
 
 // Segments of the block. `residual` says where the block's input is; graph inputs are taken to be everywhere.
 [[nodiscard]] LoweredBlock lower(const PricedBlock& block, const Model& model, const Machine& machine, const BlockPlacement& placement,

@@ -15,7 +15,8 @@ size_t index_of(const Neighbours& neighbours, Device residual) {
 
 }  // namespace
 
-PassCost::PassCost(const Model& model, const Machine& machine, const Pass& pass) : model_(model), machine_(machine), pass_(pass) {
+PassCost::PassCost(const Model& model, const Machine& machine, const Pass& pass, const Counted& counted)
+    : model_(model), machine_(machine), pass_(pass) {
   const auto& layers = model_.layers();
   std::vector<std::pair<int32_t, bool>> variants;
   std::array<int64_t, kGraphInputCount> input_bytes{};
@@ -25,13 +26,13 @@ PassCost::PassCost(const Model& model, const Machine& machine, const Pass& pass)
     layer_variant_.push_back(static_cast<int32_t>(known - variants.begin()));
     if (known != variants.end()) continue;
     variants.push_back(variant);
-    blocks_.push_back(price_block(model_, machine_, pass_, layer_block(model_, layers[i], pass_, variant.second)));
+    blocks_.push_back(price_block(model_, machine_, pass_, layer_block(model_, layers[i], pass_, variant.second), counted));
     for (const Value& value : blocks_.back().block.values) {
       if (value.is_input) input_bytes[static_cast<size_t>(value.input)] = value.n_bytes;  // one tensor, shared by all layers
     }
   }
-  head_block_ = price_block(model_, machine_, pass_, head_block(model_, pass_));
-  embedding_block_ = price_block(model_, machine_, pass_, embedding_block(model_, pass_));
+  head_block_ = price_block(model_, machine_, pass_, head_block(model_, pass_), counted);
+  embedding_block_ = price_block(model_, machine_, pass_, embedding_block(model_, pass_), counted);
   embedding_ = place(embedding_block_,
                      {.layer = LayerPlacement::uniform(Where::cpu), .outside = Where::cpu, .op_offload = false, .ties_norms = false});
   path_.resize(layers.size() + 2);
@@ -97,7 +98,7 @@ double PassCost::unlocked_seconds_per_byte(double host_bytes) const {
   return unlocked * std::max(0.0, 1.0 / machine_.pageable_bytes_per_second - 1.0 / locked_rate);
 }
 
-PassTime PassCost::price(const InternedPlacement& placement) {
+PassTime PassCost::price(const InternedPlacement& placement, std::vector<SplitTime>* splits) {
   ++n_priced_;
   const size_t n_layer = placement.layer_pattern.size();
   path_.front() = &embedding_;
@@ -107,6 +108,7 @@ PassTime PassCost::price(const InternedPlacement& placement) {
   double host_bytes = 0.0;
   for (const Placed* placed : path_) host_bytes += placed->host_bytes;
   Timeline timeline(machine_, unlocked_seconds_per_byte(host_bytes));
+  if (splits != nullptr) timeline.record(*splits);
   Device residual = Device::host;
   bool gpu_used = false;
   for (size_t i = 0; i < path_.size(); ++i) {
@@ -127,12 +129,14 @@ PassTime PassCost::price(const InternedPlacement& placement) {
   return timeline.finish();
 }
 
-PassTime PassCost::price(const Placement& placement) {
+PassTime PassCost::price(const Placement& placement, std::vector<SplitTime>* splits) {
   std::vector<uint8_t> ids;
   ids.reserve(placement.layer_pattern.size());
   for (size_t i = 0; i < placement.layer_pattern.size(); ++i) ids.push_back(intern(placement.layer(i)));
-  return price(InternedPlacement{
-      .layer_pattern = ids, .head = placement.head, .op_offload = placement.op_offload, .head_op_offload = placement.head_op_offload});
+  return price(
+      InternedPlacement{
+          .layer_pattern = ids, .head = placement.head, .op_offload = placement.op_offload, .head_op_offload = placement.head_op_offload},
+      splits);
 }
 
 PassBound PassCost::layer_bound(size_t layer, uint8_t pattern, bool op_offload) { return placed_layer(layer, pattern, op_offload).least; }

@@ -31,15 +31,16 @@ struct InternedPlacement {
 class PassCost {
  public:
   // `model` and `machine` must outlive the object. Throws std::invalid_argument where a weight type has no rate on a processor.
-  PassCost(const Model& model, const Machine& machine, const Pass& pass);
+  PassCost(const Model& model, const Machine& machine, const Pass& pass, const Counted& counted = {});
 
   [[nodiscard]] const Pass& pass() const { return pass_; }
 
   // Number of a pattern; the same pattern always gets the same number. At most 255 patterns; throws std::length_error beyond.
   uint8_t intern(const LayerPlacement& pattern);
 
-  [[nodiscard]] PassTime price(const InternedPlacement& placement);
-  [[nodiscard]] PassTime price(const Placement& placement);
+  [[nodiscard]] PassTime price(const InternedPlacement& placement, std::vector<SplitTime>* splits = nullptr);
+  // `splits`, where given, gets one entry for each split.
+  [[nodiscard]] PassTime price(const Placement& placement, std::vector<SplitTime>* splits = nullptr);
 
   // Bound of one layer under one pattern, of what it adds behind a layer under another, and of head and embedding; the sum over a placement
   // (with any part of what lies between) is at most price().seconds.

@@ -64,6 +64,9 @@ Timeline::Overlap Timeline::overlap(const Segment& split, double copy_seconds, d
     // With one copy engine the write-back and the copy for the next split take turns.
     const double copy_path = copy_seconds + (machine_.copy_engines == 1 ? split.write_back_seconds : 0.0);
     result = compute_path >= copy_path ? Overlap{compute_path, Lane::gpu} : Overlap{copy_path, Lane::up};
+    // Where GPU and host share a memory, kernels and copies slow each other down.
+    const double both = contended(compute, machine_.gpu_rate_under_copy, copy_seconds, machine_.copy_rate_under_gpu);
+    if (both > result.seconds) result = {both, compute >= copy_seconds ? Lane::gpu : Lane::up};
   } else {
     const double both = contended(compute, machine_.cpu_rate_under_copy, copy_seconds, machine_.copy_rate_under_cpu);
     result = {both, compute >= copy_seconds ? Lane::cpu : Lane::up};
@@ -74,32 +77,37 @@ Timeline::Overlap Timeline::overlap(const Segment& split, double copy_seconds, d
 
 void Timeline::run(const Segment& split, const Segment& next) {
   const bool on_gpu = split.backend != Where::cpu;
+  const double begin = total_.seconds;
   const auto copy_seconds = [&](double n_bytes, double seconds) { return seconds + n_bytes * unlocked_seconds_per_byte_; };
   const double exposed_seconds = copy_seconds(split.exposed_bytes, split.exposed_seconds);
   charge(Lane::up, split.activation_up_seconds);
   charge(Lane::down, split.activation_down_seconds);
   charge_exposed(split.exposed_bytes, exposed_seconds);
 
+  const double compute_begin = total_.seconds;
   const double dense_seconds = copy_seconds(next.prefetch_bytes, next.prefetch_seconds);
   double copied_bytes = next.prefetch_bytes + next.experts_whole_bytes;
   double copied_seconds = dense_seconds + copy_seconds(next.experts_whole_bytes, next.experts_whole_seconds);
   const bool slot_in_use = next.backend == split.backend;  // the same lane: its slot is free only when this split ends
   Overlap step = slot_in_use ? overlap(split, 0.0, 0.0) : overlap(split, copied_seconds, copied_bytes);
   if (slot_in_use) charge_exposed(copied_bytes, copied_seconds);
+  bool is_sliced = false;
   if (next.experts_whole_bytes > 0.0 && next.experts_can_slice && !slot_in_use) {
     const Overlap without_experts = overlap(split, dense_seconds, next.prefetch_bytes);
     const double slices_seconds = copy_seconds(next.experts_sliced_bytes, next.experts_sliced_seconds);
     const double slices_dram = next.experts_sliced_bytes / machine_.host_bytes_per_second;
     if (without_experts.seconds + std::max(slices_seconds, slices_dram) < step.seconds) {
       step = without_experts;
+      is_sliced = true;
       charge_exposed(next.experts_sliced_bytes, slices_seconds);
       copied_bytes = next.prefetch_bytes + next.experts_sliced_bytes;
       copied_seconds = dense_seconds + slices_seconds;
     }
   }
   if (step.winner == Lane::gpu) {
-    charge(Lane::gpu, split.compute.seconds);
-    charge(Lane::down, step.seconds - split.compute.seconds);
+    const double down = std::min(split.write_back_seconds, step.seconds - split.compute.seconds);
+    charge(Lane::gpu, step.seconds - down);
+    charge(Lane::down, down);
   } else {
     charge(step.winner, step.seconds);
   }
@@ -123,17 +131,33 @@ void Timeline::run(const Segment& split, const Segment& next) {
     charge(Lane::gpu, machine_.gpu.op_seconds);  // one event wait between two streams of the GPU
     total_.busy_seconds[index(Lane::gpu)] += machine_.gpu.op_seconds;
   }
+  if (splits_ != nullptr) note(split, begin, compute_begin, slot_in_use, copied_seconds, is_sliced);
+}
+
+// Called once for the split that runs, when its next one's copies are known: what comes before the first split has none.
+void Timeline::note(const Segment& split, double begin, double compute_begin, bool slot_in_use, double next_copy_seconds, bool is_sliced) {
+  if (!splits_->empty()) {
+    SplitTime& current = splits_->back();
+    current.backend = split.backend;
+    current.begin_seconds = begin;
+    current.compute_begin_seconds = compute_begin;
+    current.compute_seconds = split.compute.seconds;
+    current.end_seconds = total_.seconds;
+  }
+  SplitTime next;
+  next.copy_begin_seconds = slot_in_use ? total_.seconds - next_copy_seconds : compute_begin;
+  next.copy_seconds = next_copy_seconds;
+  next.is_sliced = is_sliced;
+  splits_->push_back(next);
 }
 
 void Timeline::add_outputs(double n_bytes, double seconds) {
-  charge(Lane::down, seconds);
-  total_.busy_seconds[index(Lane::down)] += seconds;
+  outputs_seconds_ += seconds;
   total_.activation_bytes += n_bytes;
 }
 
 void Timeline::add_inputs(double n_bytes, double seconds) {
-  charge(Lane::up, seconds);
-  total_.busy_seconds[index(Lane::up)] += seconds;
+  inputs_seconds_ += seconds;
   total_.activation_bytes += n_bytes;
 }
 
@@ -159,7 +183,12 @@ PassTime Timeline::finish() {
   if (n_splits_ > 0) {
     run(previous_, current_);
     run(current_, Segment::on(current_.backend));
+    if (splits_ != nullptr) splits_->pop_back();  // behind the last there is none
   }
+  charge(Lane::up, inputs_seconds_);
+  charge(Lane::down, outputs_seconds_);
+  total_.busy_seconds[index(Lane::up)] += inputs_seconds_;
+  total_.busy_seconds[index(Lane::down)] += outputs_seconds_;
   total_.n_splits = n_splits_;
   // Copies carry the spread of the link for the part of the time that they decide.
   const double up = total_.critical_seconds[index(Lane::up)];

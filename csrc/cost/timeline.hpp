@@ -14,6 +14,7 @@
 
 #include <array>
 #include <cstdint>
+#include <vector>
 
 #include "cost/op_cost.hpp"
 #include "machine/machine.hpp"
@@ -73,6 +74,18 @@ struct PassTime {
   [[nodiscard]] Lane bottleneck() const;
 };
 
+// One split of a pass as it was priced; seconds from the start of the pass.
+struct SplitTime {
+  Where backend = Where::cpu;
+  double begin_seconds = 0.0;          // when the split before has ended
+  double compute_begin_seconds = 0.0;  // behind activations and copies that nothing hides
+  double compute_seconds = 0.0;        // without waiting for anything
+  double end_seconds = 0.0;            // when the next split may begin
+  double copy_begin_seconds = 0.0;     // of its weights and cache, ahead
+  double copy_seconds = 0.0;
+  bool is_sliced = false;  // of its streamed experts, only those that are used are copied, once the routing is known
+};
+
 class Timeline {
  public:
   // `unlocked_seconds_per_byte` is what a copied byte costs more than the link curve says, because not all host weights are page-locked.
@@ -87,6 +100,8 @@ class Timeline {
   void add_outputs(double n_bytes, double seconds);
   // Closes the last split. The object is spent.
   [[nodiscard]] PassTime finish();
+  // From now on each split is noted in `splits`.
+  void record(std::vector<SplitTime>& splits) { splits_ = &splits; }
 
  private:
   struct Overlap {
@@ -98,6 +113,7 @@ class Timeline {
   // Runs `split`; `next` is complete, so its copies are known.
   void run(const Segment& split, const Segment& next);
   void charge(Lane lane, double seconds);
+  void note(const Segment& split, double begin, double compute_begin, bool slot_in_use, double next_copy_seconds, bool is_sliced);
   // A copy of weights that nothing hides: limited by the link, or by the host memory that it reads.
   void charge_exposed(double n_bytes, double seconds);
 
@@ -106,6 +122,9 @@ class Timeline {
   Segment previous_;  // complete, not yet run: what it hides depends on the split behind it
   Segment current_;   // still growing
   int64_t n_splits_ = 0;
+  double inputs_seconds_ = 0.0;
+  double outputs_seconds_ = 0.0;
+  std::vector<SplitTime>* splits_ = nullptr;
   PassTime total_;
 };
 

@@ -106,6 +106,8 @@ void check(const Machine& machine) {
   check_not_negative("handoff_to_cpu_seconds", machine.handoff_to_cpu_seconds);
   check_fraction("cpu_rate_under_copy", machine.cpu_rate_under_copy);
   check_fraction("copy_rate_under_cpu", machine.copy_rate_under_cpu);
+  check_fraction("gpu_rate_under_copy", machine.gpu_rate_under_copy);
+  check_fraction("copy_rate_under_gpu", machine.copy_rate_under_gpu);
 }
 
 }  // namespace pshard

@@ -59,6 +59,17 @@ void Activations::quantise(int64_t row, const float* values) {
   }
 }
 
+void Activations::take_row(int64_t row, const Activations& other, int64_t other_row) {
+  if (halves != nullptr) {
+    std::copy_n(other.halves + other_row * n_columns, n_columns, halves + row * n_columns);
+    return;
+  }
+  std::copy_n(other.codes + other_row * n_columns, n_columns, codes + row * n_columns);
+  std::copy_n(other.scales + other_row * n_scales, n_scales, scales + row * n_scales);
+  std::copy_n(other.sums + other_row * n_sub_blocks, n_sub_blocks, sums + row * n_sub_blocks);
+  std::copy_n(other.starts + other_row * n_sub_blocks, n_sub_blocks, starts + row * n_sub_blocks);
+}
+
 double Activations::value(int64_t row, int64_t column) const {
   if (halves != nullptr) return half_to_float(halves[row * n_columns + column]);
   const int64_t block = column / block_shape(type).activation_columns;

@@ -26,6 +26,9 @@ struct Activations {
   // Rounds one row. Values are finite.
   void quantise(int64_t row, const float* values);
 
+  // Copies a rounded row of another batch of the same type and length.
+  void take_row(int64_t row, const Activations& other, int64_t other_row);
+
   // What a kernel multiplies with in place of the value that was given.
   [[nodiscard]] double value(int64_t row, int64_t column) const;
 

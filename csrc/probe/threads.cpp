@@ -26,6 +26,8 @@ void poll(const Condition& is_met) {
   }
 }
 
+}  // namespace
+
 void pin(std::thread& thread, int cpu) {
 #if defined(__linux__)
   cpu_set_t set;
@@ -38,8 +40,6 @@ void pin(std::thread& thread, int cpu) {
   static_cast<void>(cpu);  // elsewhere the operating system places threads
 #endif
 }
-
-}  // namespace
 
 void Barrier::wait() {
   const uint32_t round = round_.load(std::memory_order_acquire);

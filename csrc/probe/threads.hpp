@@ -14,6 +14,9 @@
 
 namespace pshard {
 
+// Lets a thread run on one CPU only, numbered as the operating system does. Throws ProbeError where it is not available to this process.
+void pin(std::thread& thread, int cpu);
+
 // Threads wait for each other by polling, as those of an engine do inside one pass.
 class Barrier {
  public:

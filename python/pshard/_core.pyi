@@ -1,5 +1,5 @@
 """
-Compiled core of pshard: model, machine, memory, cost and plan.
+Compiled core of pshard: model, machine, memory, cost, plan, fleet and latency.
 """
 from __future__ import annotations
 import collections.abc
@@ -8,7 +8,7 @@ import numpy
 import numpy.typing
 import typing
 import typing_extensions
-__all__: list[str] = ['Basis', 'Budget', 'CacheCells', 'Candidate', 'ComputeBuffers', 'ComputeBytes', 'Contention', 'ContextParameters', 'CpuProbe', 'DataType', 'DeviceBytes', 'FitDevice', 'FitOutcome', 'FitProbe', 'Found', 'Gating', 'GpuDevice', 'GpuError', 'GpuLayers', 'GpuProbe', 'GpuQuery', 'GpuStart', 'GraphTraits', 'Group', 'Handoff', 'Hyperparameters', 'KernelDemand', 'Knobs', 'Lane', 'LateRows', 'Layer', 'LayerParameters', 'LayerPlacement', 'LinkCurve', 'LockedMemory', 'Machine', 'MeasurePolicy', 'Measurement', 'MemoryReport', 'Mixer', 'Model', 'OpCost', 'OpKind', 'Pass', 'PassTime', 'Peak', 'Placement', 'ProbeError', 'ProbeResult', 'Processor', 'RateSeries', 'RuntimePlan', 'Sides', 'StockFit', 'StockPlan', 'Sum', 'SwitchCost', 'Temperature', 'Tensor', 'TensorException', 'TierPlan', 'Where', 'Workload', 'WorkloadTime', 'all_knobs', 'built_with_cuda', 'cache_bytes', 'cache_cells', 'cpu_paths', 'distinct_expert_share', 'embedding_bytes', 'embedding_operations', 'gpu_head_bytes', 'gpu_of', 'gpu_tensor_bytes', 'gpu_weight_bytes', 'group_of', 'head_operations', 'host_head_bytes', 'host_weight_bytes', 'is_pinned', 'kernel_demand', 'kv_bytes_per_cell', 'last_level_cache_bytes', 'layer_of', 'layer_operations', 'layer_places', 'local_name', 'make_placement', 'memory', 'multiply', 'offloads_head', 'pinned_on', 'plan_runtime', 'plan_stock', 'plan_tier', 'price_pass', 'price_workload', 'probe_storage', 'query_gpus', 'reserved_pass', 'resolve_flash_attention', 'search', 'skip_strings', 'state_bytes', 'stock_fit', 'strategy_names', 'switch_cost', 'tier_ladder', 'tier_pass']
+__all__: list[str] = ['Assignment', 'Basis', 'Budget', 'CacheCells', 'Candidate', 'Chain', 'ComputeBuffers', 'ComputeBytes', 'Contention', 'ContextParameters', 'CopyRecord', 'Cost', 'CpuProbe', 'DataType', 'DeviceBytes', 'DeviceCosts', 'Executor', 'FitDevice', 'FitDraft', 'FitOutcome', 'FitProbe', 'Found', 'Gating', 'GpuDevice', 'GpuError', 'GpuLayers', 'GpuProbe', 'GpuQuery', 'GpuStart', 'GraphTraits', 'Group', 'Handoff', 'HostDevice', 'Hyperparameters', 'KernelDemand', 'Knobs', 'Lane', 'LateRows', 'LatencyCounters', 'LatencyEstimate', 'LatencySeries', 'LatencyShift', 'Layer', 'LayerParameters', 'LayerPlacement', 'LeftOut', 'LinkCurve', 'LockedMemory', 'Machine', 'MeasurePolicy', 'Measurement', 'MemoryReport', 'Mixer', 'Model', 'Objective', 'OpCost', 'OpKind', 'Order', 'Pass', 'PassRecord', 'PassTime', 'Peak', 'Placement', 'ProbeError', 'ProbeResult', 'Processor', 'RateSeries', 'RuntimePlan', 'Schedule', 'Sides', 'Split', 'SplitRecord', 'SplitTime', 'Stage', 'StockFit', 'StockPlan', 'StreamError', 'Sum', 'SwitchCost', 'SwitchRecord', 'Temperature', 'Tensor', 'TensorException', 'TensorInFile', 'TierPlan', 'Where', 'Workload', 'WorkloadTime', 'alarm_height', 'all_knobs', 'assign', 'built_with_cuda', 'cache_bytes', 'cache_cells', 'cpu_paths', 'device_costs', 'distinct_expert_share', 'embedding_bytes', 'embedding_operations', 'gpu_head_bytes', 'gpu_of', 'gpu_tensor_bytes', 'gpu_weight_bytes', 'group_of', 'head_operations', 'host_head_bytes', 'host_weight_bytes', 'interval_deviations', 'is_pinned', 'kernel_demand', 'kv_bytes_per_cell', 'last_level_cache_bytes', 'layer_of', 'layer_operations', 'layer_places', 'local_name', 'make_placement', 'make_schedule', 'memory', 'multiply', 'offloads_head', 'pinned_on', 'plan_runtime', 'plan_stock', 'plan_tier', 'price_executed', 'price_pass', 'price_workload', 'probe_storage', 'query_gpus', 'queue_costs', 'reserved_pass', 'resolve_flash_attention', 'search', 'skip_strings', 'state_bytes', 'stock_fit', 'strategy_names', 'switch_cost', 'tier_ladder', 'tier_pass']
 class Group(enum.IntEnum):
     norms = 0
     attention = 1
@@ -135,19 +135,28 @@ class LayerParameters:
 class GraphTraits:
     causal: bool
     clamped_qkv: bool
+    experts_down_on_host: bool
     ffn_reads_attention_norm: bool
+    full_layers_scale_rope: bool
     gated_attention: bool
     gating: Gating
     joined_heads: bool
     late_rows: LateRows
     layer_norm: bool
+    loads_head: bool
     norm_behind_rope: bool
     norm_without_weight: bool
     normalised_expert_weights: bool
+    norms_before_dropping_rows: bool
     norms_time_step: bool
+    norms_values: bool
+    predicts: bool
+    reads_embedding: bool
     repeats_key_heads: bool
+    repeats_tied_head: bool
     residual_first: bool
     residual_first_in_attention: bool
+    routes_layer_input: bool
     scaled_embedding: bool
     scaled_expert_weights: bool
     scaled_head_input: bool
@@ -157,6 +166,7 @@ class GraphTraits:
     squared_activation: bool
     sum: Sum
     temperature: Temperature
+    unweighted_norms: bool
     weight_before_ffn: bool
     def __init__(self) -> None:
         ...
@@ -224,6 +234,12 @@ class Hyperparameters:
         ...
     @n_ctx_train.setter
     def n_ctx_train(self, arg0: int) -> None:
+        ...
+    @property
+    def n_deepstack(self) -> int:
+        ...
+    @n_deepstack.setter
+    def n_deepstack(self, arg0: int) -> None:
         ...
     @property
     def n_embd(self) -> int:
@@ -368,6 +384,7 @@ class Processor:
     """
     attention: RateSeries
     basis: Basis
+    skips_masked: bool
     def __init__(self) -> None:
         ...
     @property
@@ -484,10 +501,22 @@ class Machine:
     def copy_rate_under_cpu(self, arg0: float) -> None:
         ...
     @property
+    def copy_rate_under_gpu(self) -> float:
+        ...
+    @copy_rate_under_gpu.setter
+    def copy_rate_under_gpu(self, arg0: float) -> None:
+        ...
+    @property
     def cpu_rate_under_copy(self) -> float:
         ...
     @cpu_rate_under_copy.setter
     def cpu_rate_under_copy(self, arg0: float) -> None:
+        ...
+    @property
+    def gpu_rate_under_copy(self) -> float:
+        ...
+    @gpu_rate_under_copy.setter
+    def gpu_rate_under_copy(self, arg0: float) -> None:
         ...
     @property
     def handoff_to_cpu_seconds(self) -> float:
@@ -609,6 +638,12 @@ class Pass:
     def __init__(self) -> None:
         ...
     @property
+    def n_filled(self) -> int:
+        ...
+    @n_filled.setter
+    def n_filled(self, arg0: int) -> None:
+        ...
+    @property
     def n_kv(self) -> int:
         ...
     @n_kv.setter
@@ -662,6 +697,12 @@ class ContextParameters:
     type_k: DataType
     type_v: DataType
     def __init__(self) -> None:
+        ...
+    @property
+    def cell_padding(self) -> int:
+        ...
+    @cell_padding.setter
+    def cell_padding(self, arg0: int) -> None:
         ...
     @property
     def n_batch(self) -> int:
@@ -749,6 +790,8 @@ class ComputeBuffers:
     def __call__(self, placement: Placement) -> ComputeBytes:
         ...
     def __init__(self, model: Model, context: ContextParameters, n_tokens: int, n_gpu: int = 1) -> None:
+        ...
+    def gpu_at_least(self, placement: Placement) -> int:
         ...
     @property
     def n_replays(self) -> int:
@@ -878,6 +921,9 @@ class FitDevice:
     @property
     def target_bytes(self) -> int:
         ...
+class FitDraft:
+    def __init__(self, model: Model, context: ContextParameters, placement: Placement, gpus: collections.abc.Sequence[int]) -> None:
+        ...
 class GpuLayers:
     @property
     def n_layer(self) -> int:
@@ -969,6 +1015,9 @@ class TierPlan:
     @property
     def n_priced(self) -> int:
         ...
+    @property
+    def n_replays(self) -> int:
+        ...
 class WorkloadTime:
     @property
     def basis(self) -> Basis:
@@ -1037,6 +1086,249 @@ class RuntimePlan:
         ...
     @property
     def viable(self) -> bool:
+        ...
+class Objective(enum.Enum):
+    latency = 0
+    throughput = 1
+class Chain:
+    def __init__(self) -> None:
+        ...
+    @property
+    def capacity_bytes(self) -> list[int]:
+        ...
+    @capacity_bytes.setter
+    def capacity_bytes(self, arg0: collections.abc.Sequence[int]) -> None:
+        ...
+    @property
+    def entry_bytes(self) -> list[int]:
+        ...
+    @entry_bytes.setter
+    def entry_bytes(self, arg0: collections.abc.Sequence[int]) -> None:
+        ...
+    @property
+    def entry_seconds(self) -> list[float]:
+        ...
+    @entry_seconds.setter
+    def entry_seconds(self, arg0: collections.abc.Sequence[float]) -> None:
+        ...
+    @property
+    def exit_bytes(self) -> list[int]:
+        ...
+    @exit_bytes.setter
+    def exit_bytes(self, arg0: collections.abc.Sequence[int]) -> None:
+        ...
+    @property
+    def exit_seconds(self) -> list[float]:
+        ...
+    @exit_seconds.setter
+    def exit_seconds(self, arg0: collections.abc.Sequence[float]) -> None:
+        ...
+    @property
+    def fixed_bytes(self) -> list[int]:
+        ...
+    @fixed_bytes.setter
+    def fixed_bytes(self, arg0: collections.abc.Sequence[int]) -> None:
+        ...
+    @property
+    def layer_bytes(self) -> list[int]:
+        ...
+    @layer_bytes.setter
+    def layer_bytes(self, arg0: collections.abc.Sequence[int]) -> None:
+        ...
+    @property
+    def layer_seconds(self) -> list[float]:
+        ...
+    @layer_seconds.setter
+    def layer_seconds(self, arg0: collections.abc.Sequence[float]) -> None:
+        ...
+    @property
+    def memory_device(self) -> list[int]:
+        ...
+    @memory_device.setter
+    def memory_device(self, arg0: collections.abc.Sequence[int]) -> None:
+        ...
+    @property
+    def n_device(self) -> int:
+        ...
+    @n_device.setter
+    def n_device(self, arg0: int) -> None:
+        ...
+    @property
+    def n_layer(self) -> int:
+        ...
+    @n_layer.setter
+    def n_layer(self, arg0: int) -> None:
+        ...
+    @property
+    def transfer_seconds(self) -> list[float]:
+        ...
+    @transfer_seconds.setter
+    def transfer_seconds(self, arg0: collections.abc.Sequence[float]) -> None:
+        ...
+class Stage:
+    @property
+    def begin(self) -> int:
+        ...
+    @property
+    def device(self) -> int:
+        ...
+    @property
+    def end(self) -> int:
+        ...
+    @property
+    def seconds(self) -> float:
+        ...
+    @property
+    def transfer_seconds(self) -> float:
+        ...
+class Assignment:
+    @property
+    def exact(self) -> bool:
+        ...
+    @property
+    def feasible(self) -> bool:
+        ...
+    @property
+    def missing_bytes(self) -> int:
+        ...
+    @property
+    def n_orders(self) -> int:
+        ...
+    @property
+    def seconds(self) -> float:
+        ...
+    @property
+    def slowest_seconds(self) -> float:
+        ...
+    @property
+    def stages(self) -> list[Stage]:
+        ...
+class Cost:
+    @property
+    def basis(self) -> Basis:
+        ...
+    @property
+    def seconds(self) -> float:
+        ...
+    @property
+    def spread_seconds(self) -> float:
+        ...
+class DeviceCosts:
+    @property
+    def embedding(self) -> Cost:
+        ...
+    @property
+    def head(self) -> Cost:
+        ...
+    @property
+    def hidden_bytes(self) -> int:
+        ...
+    @property
+    def input_bytes(self) -> int:
+        ...
+    @property
+    def layers(self) -> list[Cost]:
+        ...
+    @property
+    def logits_bytes(self) -> int:
+        ...
+class LatencyEstimate:
+    """
+    What a window of latencies says; median and average are seconds over expected seconds.
+    """
+    @property
+    def average(self) -> float:
+        ...
+    @property
+    def correlation(self) -> float:
+        ...
+    @property
+    def error(self) -> float:
+        ...
+    @property
+    def median(self) -> float:
+        ...
+    @property
+    def outliers(self) -> int:
+        ...
+    @property
+    def samples(self) -> int:
+        ...
+    @property
+    def scale(self) -> float:
+        ...
+class LatencyShift:
+    """
+    A lasting change: its factor, when it probably began and when it was certain.
+    """
+    @property
+    def began_unix_s(self) -> float:
+        ...
+    @property
+    def factor(self) -> float:
+        ...
+    @property
+    def found_unix_s(self) -> float:
+        ...
+class LatencyCounters:
+    """
+    Of all valid latencies since the last reset.
+    """
+    @property
+    def clock_backwards(self) -> int:
+        ...
+    @property
+    def forwards(self) -> int:
+        ...
+    @property
+    def invalid(self) -> int:
+        ...
+    @property
+    def last_unix_s(self) -> float:
+        ...
+    @property
+    def last_us(self) -> float:
+        ...
+    @property
+    def max_us(self) -> float:
+        ...
+    @property
+    def min_us(self) -> float:
+        ...
+    @property
+    def total_us(self) -> float:
+        ...
+    @property
+    def warm_up(self) -> int:
+        ...
+class LatencySeries:
+    """
+    Latencies of one shard in one phase.
+    """
+    def __init__(self, *, window: int, warm_up: int, settle: int, half_life: float, alarm_height: float, deviations: float, expected_tokens: collections.abc.Sequence[float], expected_seconds: collections.abc.Sequence[float]) -> None:
+        ...
+    def estimate(self) -> LatencyEstimate | None:
+        ...
+    def record(self, latency_us: float, n_tokens: float, time_unix_s: float) -> None:
+        ...
+    def record_invalid(self) -> None:
+        ...
+    def reset(self) -> None:
+        ...
+    @property
+    def counters(self) -> LatencyCounters:
+        ...
+    @property
+    def is_fresh(self) -> bool:
+        ...
+    @property
+    def samples(self) -> int:
+        ...
+    @property
+    def shift(self) -> LatencyShift | None:
+        ...
+    @property
+    def shifts(self) -> int:
         ...
 class GpuDevice:
     """
@@ -1906,7 +2198,329 @@ class GpuProbe:
     @property
     def name(self) -> str:
         ...
+class StreamError(RuntimeError):
+    """
+    An execution that cannot go on: memory or a file that is not there, a result that is wrong.
+    """
+class Order(enum.Enum):
+    overlapped = 0
+    serial = 1
+    unordered = 2
+class LeftOut:
+    """
+    Operations that are not executed, and why; `weight_bytes` are those of products.
+    """
+    @property
+    def count(self) -> int:
+        ...
+    @property
+    def weight_bytes(self) -> int:
+        ...
+    @property
+    def what(self) -> str:
+        ...
+class Split:
+    """
+    A run of operations on one device, and in one lane of it.
+    
+    Attributes
+    ----------
+    lane : Where
+    device : int
+        0 is the host, GPU i is i + 1.
+    first_layer, n_layers : int
+        Of the layers that it executes something of; -1 and 0 where it executes none.
+    n_operations : int
+    is_sliced : bool
+        Of its streamed experts only those that are used are copied.
+    """
+    @property
+    def device(self) -> int:
+        ...
+    @property
+    def first_layer(self) -> int:
+        ...
+    @property
+    def is_sliced(self) -> bool:
+        ...
+    @property
+    def lane(self) -> Where:
+        ...
+    @property
+    def n_layers(self) -> int:
+        ...
+    @property
+    def n_operations(self) -> int:
+        ...
+    @property
+    def offloads(self) -> bool:
+        ...
+    @property
+    def streams(self) -> bool:
+        ...
+class Schedule:
+    """
+    The splits of one pass, in order, with all that is executed and copied for them.
+    
+    Attributes
+    ----------
+    n_tokens : int
+    splits : list of Split
+    left_out : list of LeftOut
+        What is not executed.
+    flop : float
+        Of what is executed.
+    weight_bytes : int
+        Of the products that are executed, experts whole.
+    """
+    def slice(self, is_sliced: collections.abc.Sequence[bool]) -> None:
+        """
+        Say for each split whether its streamed experts come in slices, as the price says.
+        """
+    @property
+    def flop(self) -> float:
+        ...
+    @property
+    def left_out(self) -> list[LeftOut]:
+        ...
+    @property
+    def n_tokens(self) -> int:
+        ...
+    @property
+    def splits(self) -> list[Split]:
+        ...
+    @property
+    def weight_bytes(self) -> int:
+        ...
+class SplitTime:
+    """
+    A split as it was priced; seconds from the start of the pass.
+    """
+    @property
+    def backend(self) -> Where:
+        ...
+    @property
+    def begin_seconds(self) -> float:
+        ...
+    @property
+    def compute_begin_seconds(self) -> float:
+        ...
+    @property
+    def compute_seconds(self) -> float:
+        ...
+    @property
+    def copy_begin_seconds(self) -> float:
+        ...
+    @property
+    def copy_seconds(self) -> float:
+        ...
+    @property
+    def end_seconds(self) -> float:
+        ...
+    @property
+    def is_sliced(self) -> bool:
+        ...
+class SplitRecord:
+    """
+    When a split ran; seconds from the start of the pass. It begins when it has all it waited for.
+    """
+    @property
+    def begin_seconds(self) -> float:
+        ...
+    @property
+    def compute_seconds(self) -> float:
+        ...
+    @property
+    def end_seconds(self) -> float:
+        ...
+class CopyRecord:
+    """
+    Copies of weights and cache for one split, on one queue.
+    
+    Attributes
+    ----------
+    split : int
+    stream : str
+        "lane a", "lane b" or "down".
+    begin_seconds, end_seconds : float
+    n_bytes : int
+    """
+    @property
+    def begin_seconds(self) -> float:
+        ...
+    @property
+    def end_seconds(self) -> float:
+        ...
+    @property
+    def n_bytes(self) -> int:
+        ...
+    @property
+    def split(self) -> int:
+        ...
+    @property
+    def stream(self) -> str:
+        ...
+class PassRecord:
+    """
+    One pass as it ran.
+    
+    Attributes
+    ----------
+    seconds : float
+    splits : list of SplitRecord
+    copies : list of CopyRecord
+    up_bytes, down_bytes : int
+        Weights and cache.
+    activation_bytes : int
+        Both ways, graph inputs and logits included.
+    n_checked : int
+        Shards and results that were compared; 0 outside of checking mode.
+    """
+    @property
+    def activation_bytes(self) -> int:
+        ...
+    @property
+    def copies(self) -> list[CopyRecord]:
+        ...
+    @property
+    def down_bytes(self) -> int:
+        ...
+    @property
+    def n_checked(self) -> int:
+        ...
+    @property
+    def seconds(self) -> float:
+        ...
+    @property
+    def splits(self) -> list[SplitRecord]:
+        ...
+    @property
+    def up_bytes(self) -> int:
+        ...
+class SwitchRecord:
+    """
+    What became resident when a schedule was loaded, and what cache lost its place.
+    """
+    @property
+    def down_bytes(self) -> int:
+        ...
+    @property
+    def seconds(self) -> float:
+        ...
+    @property
+    def up_bytes(self) -> int:
+        ...
+class HostDevice:
+    """
+    A GPU that threads of this machine stand in for.
+    
+    Parameters
+    ----------
+    compute_cpus, copy_cpus : list of int
+        CPUs that its threads stay on; others may share them.
+    arena_bytes : int
+        Of host memory, as its own.
+    """
+    def __init__(self, *, compute_cpus: collections.abc.Sequence[int], copy_cpus: collections.abc.Sequence[int], arena_bytes: int) -> None:
+        ...
+    @property
+    def arena_bytes(self) -> int:
+        ...
+    @property
+    def compute_cpus(self) -> list[int]:
+        ...
+    @property
+    def copy_cpus(self) -> list[int]:
+        ...
+class TensorInFile:
+    """
+    Where a tensor lies: index of the file, offset and size in bytes.
+    """
+    def __init__(self, name: str, file: int, offset: int, n_bytes: int) -> None:
+        ...
+class Executor:
+    """
+    Runs schedules on this machine.
+    
+    Parameters
+    ----------
+    schedules : list of Schedule
+        What several keep resident has one place in all of them.
+    host_cpus : list of int
+        That compute the splits of the CPU.
+    devices : list of HostDevice, optional
+        Threads that stand in for GPUs; without them, the GPUs of the CUDA runtime run.
+    vram_bytes : list of int
+        What may be used of each GPU's memory.
+    is_limited : bool
+        Whether `vram_bytes` are a budget that somebody gave; if not, arenas are as much larger as the schedules need.
+    page_lock_bytes : int
+        At most so much host memory is page-locked; what is copied from other memory is staged.
+    files, tensors : lists of str and TensorInFile, optional
+        Where the weights lie; without, valid random blocks are made.
+    routing_exponent : float
+        Of the distribution that experts are drawn from: 0 is uniform, s is Zipf's with that exponent.
+    seed : int
+        Of weights and routes.
+    order : Order
+    check : bool
+        Compare what arrives by checksum, and every product with a reference.
+    path : str
+        Instruction set of the CPU, one of `cpu_paths()`.
+    
+    Raises
+    ------
+    StreamError
+        A schedule needs more of an arena than it may, memory is refused, a file is not what it should be.
+    ProbeError
+        A CPU is not available to this process.
+    ValueError
+        An order without waits that is to be checked, a distribution that cannot be drawn from.
+    """
+    def __init__(self, schedules: collections.abc.Sequence[Schedule], *, host_cpus: collections.abc.Sequence[int], devices: collections.abc.Sequence[HostDevice] | None = None, vram_bytes: collections.abc.Sequence[int], page_lock_bytes: int, files: collections.abc.Sequence[str] = [], tensors: collections.abc.Sequence[TensorInFile] = [], routing_exponent: float = 0.0, seed: int = 1, order: Order = ..., check: bool = False, path: str = '', is_limited: bool = True) -> None:
+        ...
+    def arena_bytes(self, schedule: int, gpu: int = 0) -> int:
+        """
+        What a schedule takes of a GPU's arena.
+        """
+    def load(self, schedule: int) -> SwitchRecord:
+        """
+        Make what a schedule keeps resident so.
+        
+        Raises
+        ------
+        StreamError
+            What went wrong; the executor can be used again.
+        """
+    def run(self, schedule: int) -> PassRecord:
+        """
+        Run one pass; loads first, if another is loaded.
+        
+        Raises
+        ------
+        StreamError
+            What went wrong, or was found wrong; the executor can be used again.
+        """
+    def weights(self, schedule: int, name: str) -> bytes:
+        """
+        Bytes of a tensor, as passes copy and multiply them.
+        
+        Raises
+        ------
+        ValueError
+            The schedule has no such tensor.
+        """
+    @property
+    def locked_bytes(self) -> int:
+        ...
+    @property
+    def staged_bytes(self) -> int:
+        ...
+def alarm_height(values_per_false_alarm: float) -> float:
+    ...
 def all_knobs(strategy: str, model: Model) -> list[Knobs]:
+    ...
+def assign(chain: Chain, *, objective: Objective = Objective.latency, search_order: bool = False, allow_empty: bool = True, max_exact_order: int = 8) -> Assignment:
     ...
 def cache_bytes(model: Model, layer: Layer, context: ContextParameters, where: Where = Where.pinned) -> int:
     ...
@@ -1916,6 +2530,8 @@ def cpu_paths() -> list[str]:
     """
     Instruction sets that this build has kernels for and this CPU runs, from the plainest to the fastest.
     """
+def device_costs(model: Model, machine: Machine, pass_: Pass, on_gpu: bool) -> DeviceCosts:
+    ...
 def distinct_expert_share(n_expert: int, n_expert_used: int, n_tokens: float) -> float:
     ...
 def embedding_bytes(model: Model) -> int:
@@ -1937,6 +2553,8 @@ def head_operations(model: Model, pass_: Pass) -> list[typing.Any]:
 def host_head_bytes(model: Model) -> int:
     ...
 def host_weight_bytes(layer: Layer, placement: LayerPlacement) -> int:
+    ...
+def interval_deviations(passages_per_window: float) -> float:
     ...
 def is_pinned(where: Where) -> bool:
     ...
@@ -1960,6 +2578,28 @@ def local_name(tensor_name: str) -> str:
     ...
 def make_placement(strategy: str, knobs: Knobs, model: Model) -> Placement:
     ...
+def make_schedule(model: Model, placement: Placement, pass_: Pass, cache_bytes: collections.abc.Sequence[int]) -> Schedule:
+    """
+    Make the schedule of a pass under a placement.
+    
+    Parameters
+    ----------
+    model : Model
+    placement : Placement
+    pass_ : Pass
+        Of one sequence.
+    cache_bytes : list of int
+        What is reserved for each layer's cache or state.
+    
+    Returns
+    -------
+    Schedule
+    
+    Raises
+    ------
+    ValueError
+        Several sequences, or as many sizes as there are not layers.
+    """
 def memory(model: Model, placement: Placement, context: ContextParameters, n_tokens: int) -> MemoryReport:
     """
     Bytes per device for one placement.
@@ -1998,6 +2638,23 @@ def plan_stock(model: Model, machine: Machine, context: ContextParameters, workl
     ...
 def plan_tier(model: Model, machine: Machine | None, context: ContextParameters, workload: Workload, budget: Budget, strategies: collections.abc.Sequence[str], batch_size: int, fit: StockFit, fit_context: ContextParameters, allow_stock_fit: bool = True) -> TierPlan:
     ...
+def price_executed(model: Model, machine: Machine, pass_: Pass, placement: Placement) -> tuple[PassTime, list[SplitTime]]:
+    """
+    Price a pass of which only the operations that the executor runs count.
+    
+    Parameters
+    ----------
+    model : Model
+    machine : Machine
+    pass_ : Pass
+    placement : Placement
+        On one GPU at most.
+    
+    Returns
+    -------
+    tuple of PassTime and list of SplitTime
+        One for each split of `make_schedule`.
+    """
 def price_pass(model: Model, machine: Machine, pass_: Pass, placement: Placement) -> PassTime:
     ...
 def price_workload(model: Model, machine: Machine, context: ContextParameters, workload: Workload, placement: Placement) -> WorkloadTime:
@@ -2031,6 +2688,10 @@ def query_gpus() -> GpuQuery:
     """
     Ask the CUDA runtime for the GPUs of this machine. Opens a context on each; an absent driver or device is an answer, not an error.
     """
+def queue_costs(host_cpus: collections.abc.Sequence[int], device: HostDevice) -> tuple[float, float]:
+    """
+    Seconds to start an operation on a host device, and to go on with the work of another queue.
+    """
 def reserved_pass(model: Model, context: ContextParameters, n_tokens: int) -> Pass:
     ...
 def resolve_flash_attention(model: Model, placement: Placement, context: ContextParameters) -> ContextParameters:
@@ -2043,7 +2704,7 @@ def skip_strings(data: typing_extensions.Buffer, count: int) -> tuple[int, int]:
     """
 def state_bytes(layer: LayerParameters) -> int:
     ...
-def stock_fit(model: Model, context: ContextParameters, gpus: collections.abc.Sequence[FitDevice], *, host: FitDevice | None = None, n_ctx_min: int = 4096, offload_kqv: bool = True, op_offload: bool = True, given: Placement | None = None, n_gpu_layers: int = -1) -> StockFit:
+def stock_fit(model: Model, context: ContextParameters, gpus: collections.abc.Sequence[FitDevice], *, host: FitDevice | None = None, n_ctx_min: int = 4096, offload_kqv: bool = True, op_offload: bool = True, given: Placement | None = None, n_gpu_layers: int = -1, draft: FitDraft | None = None) -> StockFit:
     ...
 def strategy_names() -> list[str]:
     ...

@@ -418,6 +418,9 @@ def _core_machine(name: str, profile: Profile, n_threads: int, layout: Layout) -
         core.handoff_to_cpu_seconds = link.handoff_to_cpu_seconds.value
         core.cpu_rate_under_copy = link.cpu_rate_under_copy.value
         core.copy_rate_under_cpu = link.copy_rate_under_cpu.value
+        if link.gpu_rate_under_copy is not None and link.copy_rate_under_gpu is not None:
+            core.gpu_rate_under_copy = link.gpu_rate_under_copy.value
+            core.copy_rate_under_gpu = link.copy_rate_under_gpu.value
     core.check()
     return core
 

@@ -23,7 +23,7 @@ MAY_INCLUDE = {
     "plan": {"cost", "memory", "model", "machine"},
     "fleet": {"cost", "memory", "model", "machine"},
     "probe": {"machine"},
-    "stream": {"machine"},
+    "stream": {"machine", "model", "probe"},
     "bindings": {"plan", "fleet", "cost", "memory", "model", "machine", "probe", "stream"},
 }
 CPP_FILES = sorted(path for path in CSRC.rglob("*") if path.suffix in {".hpp", ".cpp", ".cu", ".cuh"})

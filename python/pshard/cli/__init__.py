@@ -11,7 +11,7 @@ from importlib import import_module
 
 import click
 
-from pshard.cli._errors import run
+from pshard.cli._errors import run as run_group
 
 # Name of the command: where its click.Command lies.
 COMMANDS = {
@@ -20,6 +20,7 @@ COMMANDS = {
     "fit": "pshard.cli.fit:command",
     "map": "pshard.cli.map:command",
     "shard": "pshard.cli.shard:command",
+    "run": "pshard.cli.run:command",
     "profile": "pshard.cli.profile:command",
     "models": "pshard.cli.models:command",
     "machines": "pshard.cli.machines:command",
@@ -71,4 +72,4 @@ def main(args: Sequence[str] | None = None) -> int:
     args : sequence of str, optional
         Arguments without the program's name; those of the process by default.
     """
-    return run(group, args)
+    return run_group(group, args)

@@ -1,0 +1,249 @@
+"""The executor on the host backend: what overlapping reaches, what a split costs, and how far predictions are off.
+
+Gates, all ratios or figures of one run:
+
+- streaming takes at most 1.15 times what the same loads take side by side with no dependencies;
+- double buffering beats the serial order;
+- a split costs under 20 us beside its own work;
+- predictions of drawn models, budgets, batches and strategies: median error at most 10 %, worst at most 25 %.
+
+    pytest bench/bench_stream.py
+    python bench/bench_stream.py --seed 1 --draws 30      the table of predictions
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import click
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "python"))
+from gguf_cases import header_of, llama_keys
+
+from pshard import _core, plan
+from pshard.cpus import physical_cpus
+from pshard.errors import PshardError
+from pshard.execution import ExecutionError, Workload, execute, workload_of
+from pshard.host_backend import HostCpus, HostMeasured, Wanted, measure_host_backend, share_cpus
+from pshard.machine import Machine
+from pshard.model import Model, model_from_header
+
+MAX_STREAMING = 1.15
+MAX_SPLIT_SECONDS = 20e-6
+MAX_MEDIAN_ERROR, MAX_ERROR = 0.10, 0.25
+TYPES = {"F16": 1, "Q4_0": 2, "Q8_0": 8, "Q4_K": 12, "Q6_K": 14}
+F32 = 0
+BATCHES = (1, 4, 16, 64, 128)
+# Of all weights. What one core multiplies in a second bounds larger batches.
+DECODE_BYTES, PASS_FLOP = 1 << 30, 8e10
+
+
+def synthetic(
+    n_layer: int, n_embd: int, n_ff: int, types: tuple[str, str], n_head: int, n_kv: int, n_expert: int = 0
+) -> Model:
+    """A llama, or with experts a qwen3moe, of heads of 128."""
+    attention, ffn = (TYPES[name] for name in types)
+    arch = "qwen3moe" if n_expert else "llama"
+    tensors = [("token_embd.weight", (n_embd, 8192), attention), ("output_norm.weight", (n_embd,), F32)]
+    tensors.append(("output.weight", (n_embd, 8192), attention))
+    for i in range(n_layer):
+        shapes: list[tuple[str, tuple[int, ...], int]] = [
+            ("attn_norm", (n_embd,), F32),
+            ("attn_q", (n_embd, n_head * 128), attention),
+            ("attn_k", (n_embd, n_kv * 128), attention),
+            ("attn_v", (n_embd, n_kv * 128), attention),
+            ("attn_output", (n_head * 128, n_embd), attention),
+            ("ffn_norm", (n_embd,), F32),
+        ]
+        if n_expert:
+            shapes += [
+                ("ffn_gate_inp", (n_embd, n_expert), F32),
+                ("ffn_gate_exps", (n_embd, n_ff, n_expert), ffn),
+                ("ffn_up_exps", (n_embd, n_ff, n_expert), ffn),
+                ("ffn_down_exps", (n_ff, n_embd, n_expert), ffn),
+            ]
+        else:
+            shapes += [("ffn_gate", (n_embd, n_ff), ffn), ("ffn_up", (n_embd, n_ff), ffn)]
+            shapes += [("ffn_down", (n_ff, n_embd), ffn)]
+        tensors += [(f"blk.{i}.{name}.weight", shape, kind) for name, shape, kind in shapes]
+    keys = llama_keys(n_layer) | {
+        "embedding_length": n_embd,
+        "feed_forward_length": n_ff,
+        "attention.head_count": n_head,
+        "attention.head_count_kv": n_kv,
+        "attention.key_length": 128,
+        "attention.value_length": 128,
+    }
+    if n_expert:
+        keys |= {"expert_count": n_expert, "expert_used_count": 2, "expert_feed_forward_length": n_ff}
+    metadata = {f"{arch}.{key}": value for key, value in keys.items()} | {"general.architecture": arch}
+    return model_from_header(
+        header_of(metadata, tensors), f"{n_layer}x{n_embd} {types[1]}{' experts' * bool(n_expert)}"
+    )
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One case of the predictions."""
+
+    model: Model
+    workload: Workload
+    batch: int
+    vram_share: float
+
+
+def draw(chance: random.Random, machine: Machine) -> Draw:
+    """A model, a batch, a budget and a strategy that go together."""
+    while True:
+        batch = chance.choice(BATCHES)
+        n_embd = chance.choice((1024, 2048, 3072, 4096))
+        n_head = n_embd // 128
+        n_kv = n_head // chance.choice((1, 2, 4))
+        types = (chance.choice(tuple(TYPES)), chance.choice(tuple(TYPES)))
+        n_expert = chance.choice((0, 0, 8, 16))
+        n_ff = chance.choice((2, 3, 4)) * n_embd // (4 if n_expert else 1) // 256 * 256
+        one = synthetic(1, n_embd, n_ff, types, n_head, n_kv, n_expert)
+        layer_bytes = one.layers[0].n_bytes
+        dense = sum(
+            t.shape[0] * t.shape[1] * (2 if len(t.shape) == 3 else 1) for t in one.tensors[3:] if len(t.shape) > 1
+        )
+        n_layer = min(DECODE_BYTES // layer_bytes, int(PASS_FLOP / (2 * batch * dense)), 48)
+        share = chance.uniform(0.1, 0.8)
+        strategy = chance.choice(_core.strategy_names())
+        if n_layer < 4:
+            continue
+        model = synthetic(n_layer, n_embd, n_ff, types, n_head, n_kv, n_expert)
+        try:
+            made = plan(
+                model, machine, n_ctx=1024, vram_bytes=int(share * model.tensor_bytes), prompt_tokens=512,
+                generate_tokens=64, strategy=strategy, n_batch=batch, tier_max=batch,
+            )  # fmt: skip
+            return Draw(model, workload_of(made, tier=batch), batch, share)
+        except PshardError:
+            continue  # nothing of this strategy fits
+
+
+def measure(cpus: HostCpus) -> HostMeasured:
+    shape = (4096, 4096)
+    wanted = Wanted(dict.fromkeys(TYPES, shape), dict.fromkeys(TYPES, (1024, 2048)), BATCHES, (16, 4, 128), 768)
+    return measure_host_backend(cpus, wanted, max_bytes=2 << 30, ram_bytes=1 << 40)
+
+
+def compare(seed: int, draws: int) -> list[tuple[str, float, float]]:
+    """Run drawn cases; print a row and return (case, predicted seconds, measured seconds) of each."""
+    cpus = share_cpus(physical_cpus(), 1)
+    measured = measure(cpus)
+    machine = Machine("threads of this machine", measured.profile)
+    chance = random.Random(seed)
+    rows, refused = [], 0
+    click.echo("| model | batch | strategy | VRAM share | splits | predicted ms | measured ms | error |")
+    click.echo("|---|---|---|---|---|---|---|---|")
+    for _ in range(draws):
+        case = draw(chance, machine)
+        try:
+            run = execute(
+                case.model, case.workload, machines={case.batch: measured.machine(case.batch)}, cpus=cpus, passes=3
+            )
+        except ExecutionError as error:
+            click.echo(f"| {case.model.name} | {case.batch} | {case.workload.phases[0].strategy} | refused: {error} |")
+            refused += 1
+            continue
+        result = run.phases[0]
+        assert result.predicted is not None
+        predicted, seconds = result.predicted.seconds, result.seconds
+        strategy = result.phase.strategy
+        rows.append((f"{case.model.name} {case.batch} {strategy}", predicted, seconds))
+        click.echo(
+            f"| {case.model.name} | {case.batch} | {strategy} | {case.vram_share:.2f} | {len(result.typical.splits)} "
+            f"| {predicted * 1e3:.1f} | {seconds * 1e3:.1f} | {predicted / seconds - 1:+.1%} |"
+        )
+    assert refused == 0, f"{refused} plans were refused by the executor"
+    return rows
+
+
+def streaming(order: _core.Order, model: Model, batch: int, passes: int = 7) -> float:
+    """Fastest pass of a model of which every layer streams."""
+    placement = _core.Placement()
+    placement.patterns = [_core.LayerPlacement(_core.Where.stream_a), _core.LayerPlacement(_core.Where.stream_b)]
+    placement.layer_pattern = [i % 2 for i in range(model.n_layer)]
+    placement.head = _core.Where.pinned
+    pass_ = _core.Pass()
+    pass_.n_tokens = batch
+    pass_.type_k = pass_.type_v = _core.DataType(1, 1, 2)
+    schedule = _core.make_schedule(model.core, placement, pass_, [1 << 20] * model.n_layer)
+    cpus = share_cpus(physical_cpus(), 1)
+    arena = 4 * max(layer.n_bytes for layer in model.layers) + (64 << 20)
+    executor = _core.Executor(
+        [schedule], host_cpus=list(cpus.host), devices=cpus.devices([arena]), vram_bytes=[arena],
+        page_lock_bytes=1 << 40, order=order,
+    )  # fmt: skip
+    return min(executor.run(0).seconds for _ in range(passes))
+
+
+needs_two_cpus = pytest.mark.skipif(len(physical_cpus()) < 2, reason="lanes and products overlap on two CPUs or more")
+
+
+@needs_two_cpus
+def test_streaming_overlaps(benchmark) -> None:
+    # Copies take about as long as products: there is most to hide, and most to lose. As many layers as 30 B have.
+    model = synthetic(48, 2048, 4096, ("Q4_0", "Q4_0"), 16, 4)
+
+    def run() -> dict[str, float]:
+        orders = ("overlapped", "unordered", "serial")
+        return {name: streaming(_core.Order[name], model, batch=2) for name in orders}
+
+    seconds = benchmark.pedantic(run, rounds=1)
+    benchmark.extra_info |= seconds
+    if benchmark.enabled:
+        assert seconds["overlapped"] <= MAX_STREAMING * seconds["unordered"]
+        assert seconds["overlapped"] < seconds["serial"]
+
+
+@needs_two_cpus
+def test_cost_of_a_split(benchmark) -> None:
+    # 500 layers that hardly weigh anything: what is between the splits is the executor's.
+    model = synthetic(500, 256, 256, ("Q4_0", "Q4_0"), 2, 1)
+    placement = _core.Placement()
+    placement.patterns = [_core.LayerPlacement(_core.Where.pinned), _core.LayerPlacement(_core.Where.cpu)]
+    placement.layer_pattern = [i % 2 for i in range(model.n_layer)]
+    placement.head = _core.Where.cpu
+    pass_ = _core.Pass()
+    pass_.type_k = pass_.type_v = _core.DataType(1, 1, 2)
+    schedule = _core.make_schedule(model.core, placement, pass_, [1 << 18] * model.n_layer)
+    cpus = share_cpus(physical_cpus(), 1)
+    arena = 1 << 30
+    executor = _core.Executor(
+        [schedule], host_cpus=list(cpus.host), devices=cpus.devices([arena]), vram_bytes=[arena], page_lock_bytes=0
+    )
+
+    def between() -> float:
+        record = executor.run(0)
+        return (record.seconds - sum(split.compute_seconds for split in record.splits)) / len(record.splits)
+
+    seconds = min(benchmark.pedantic(lambda: [between() for _ in range(10)], rounds=1))
+    benchmark.extra_info |= {"seconds per split": seconds}
+    if benchmark.enabled:
+        assert seconds < MAX_SPLIT_SECONDS
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--draws", type=int, default=30)
+    arguments = parser.parse_args()
+    rows = compare(arguments.seed, arguments.draws)
+    errors = [abs(predicted / seconds - 1) for _, predicted, seconds in rows]
+    worst = max(range(len(rows)), key=lambda i: errors[i])
+    click.echo(f"\nmedian error {median(errors):.1%}, worst {errors[worst]:.1%} ({rows[worst][0]})")
+    assert median(errors) <= MAX_MEDIAN_ERROR, "the median error is over its bound"
+    assert errors[worst] <= MAX_ERROR, "the worst error is over its bound"
+
+
+if __name__ == "__main__":
+    main()

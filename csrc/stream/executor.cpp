@@ -1,0 +1,238 @@
+#include "stream/executor.hpp"
+
+#include <algorithm>
+#include <bit>
+#include <chrono>
+#include <cstring>
+#include <limits>
+#include <set>
+#include <utility>
+
+#include "probe/random.hpp"
+#include "stream/checks.hpp"
+#include "stream/checksum.hpp"
+
+namespace pshard {
+namespace {
+
+constexpr int kNothing = -1;
+constexpr int64_t kLockBytes = int64_t{256} << 20;  // at a time: what a driver refuses is then only the rest
+
+void fill_halves(Buffer& buffer, uint64_t seed) { fill_random(WeightType::f16, 1, buffer.size() / 2, seed, buffer.data()); }
+
+}  // namespace
+
+Executor::Executor(Backend& backend, const WeightSource& source, std::vector<Schedule> schedules, const ExecutorOptions& options)
+    : bench_{.backend = backend, .source = source, .schedules = std::move(schedules), .options = options} {
+  if (bench_.schedules.empty()) throw std::invalid_argument("there is no schedule to run");
+  bench_.layouts = lay_out(bench_.schedules, backend);
+  check_sizes();
+  for (const Schedule& schedule : bench_.schedules) {
+    if (schedule.splits.empty()) throw std::invalid_argument("a schedule without splits");
+    auto& splits = bench_.splits.emplace_back();
+    for (const Split& split : schedule.splits) splits.push_back(split_layout(schedule, split));
+    auto& sources = bench_.sources.emplace_back();
+    auto& checksums = bench_.checksums.emplace_back();
+    for (const StreamTensor& tensor : schedule.tensors) {
+      sources.push_back(source.bytes(tensor));
+      if (options.check) checksums.push_back(checksum(sources.back(), tensor.n_bytes));
+    }
+  }
+  make_rooms();
+  lock_sources();
+}
+
+Executor::~Executor() { bench_.backend.unlock_all(); }
+
+int64_t Executor::arena_bytes(size_t schedule, Device device) const { return bench_.layouts.at(schedule).at(index(device)).n_bytes; }
+
+void Executor::check_sizes() const {
+  for (size_t i = 0; i < bench_.layouts.size(); ++i) {
+    for (size_t device = 1; device < bench_.layouts[i].size(); ++device) {
+      const int64_t needed = bench_.layouts[i][device].n_bytes;
+      const auto& limits = bench_.options.vram_bytes;
+      const int64_t allowed = device - 1 < limits.size() ? limits[device - 1] : 0;
+      const int64_t reserved = bench_.backend.arena_bytes(static_cast<Device>(device));
+      if (needed <= std::min(allowed, reserved)) continue;
+      throw StreamError("GPU " + std::to_string(device - 1) + ": a pass of " + std::to_string(bench_.schedules[i].n_tokens) +
+                        " tokens needs " + std::to_string(needed) + " bytes of the arena, the plan allows " + std::to_string(allowed) +
+                        " and " + std::to_string(reserved) + " are reserved; plan again for this budget");
+    }
+  }
+}
+
+// Activations are the same on every device, so that products can be checked without carrying values along.
+void Executor::make_rooms() {
+  RoomSizes room;
+  int64_t fetched = 1;
+  int64_t passing = 1;
+  std::vector<int64_t> caches(bench_.schedules.front().caches.size(), 0);
+  for (size_t i = 0; i < bench_.schedules.size(); ++i) {
+    const Schedule& schedule = bench_.schedules[i];
+    for (int gpu = -1; gpu < schedule.n_gpu; ++gpu) {
+      const RoomSizes sizes = room_sizes(schedule, gpu < 0 ? Device::host : gpu_device(gpu));
+      room.x = std::max(room.x, sizes.x);
+      room.y = std::max(room.y, sizes.y);
+    }
+    for (size_t split = 0; split < schedule.splits.size(); ++split) {
+      int64_t values = 0;
+      for (const ValueMove& value : schedule.splits[split].values) values += room_for(value);
+      passing = std::max(passing, values);
+      if (!is_gpu(schedule.splits[split].device)) fetched = std::max(fetched, bench_.splits[i][split].fetched_bytes);
+    }
+    for (size_t layer = 0; layer < caches.size(); ++layer) {
+      caches[layer] = std::max({caches[layer], schedule.caches[layer].n_bytes, schedule.caches[layer].home_bytes});
+    }
+  }
+  const auto whole = [](int64_t n_bytes) { return (std::max<int64_t>(n_bytes, 1) + 63) / 64 * 64; };
+  bench_.x = Buffer(whole(room.x));
+  bench_.pattern = Buffer(whole(room.x));
+  bench_.y = Buffer(whole(room.y));
+  bench_.spoiled = Buffer(whole(bench_.options.check ? std::max(room.x, room.y) : 0));
+  bench_.fetched = Buffer(whole(fetched));
+  bench_.passing = Buffer(whole(passing));
+  Random random(1);
+  constexpr uint32_t kFiniteHalves = 0xffffbbff;
+  for (int64_t i = 0; i < bench_.pattern.size() / 4; ++i) {
+    bench_.pattern.as<float>()[i] = std::bit_cast<float>(std::bit_cast<uint32_t>(random.next_float()) & kFiniteHalves);
+  }
+  std::memcpy(bench_.x.data(), bench_.pattern.data(), static_cast<size_t>(bench_.x.size()));
+  std::fill_n(bench_.y.as<float>(), bench_.y.size() / 4, 0.0F);
+  std::fill_n(bench_.spoiled.as<float>(), bench_.spoiled.size() / 4, std::numeric_limits<float>::quiet_NaN());
+  for (size_t layer = 0; layer < caches.size(); ++layer) {
+    bench_.caches.emplace_back(whole(caches[layer]));
+    fill_halves(bench_.caches.back(), 3 + layer);
+  }
+}
+
+// Locks what passes copy from, in pieces, until the system refuses: the rest is staged.
+void Executor::lock_sources() {
+  std::set<std::pair<const uint8_t*, int64_t>> ranges;
+  for (size_t i = 0; i < bench_.schedules.size(); ++i) {
+    const Schedule& schedule = bench_.schedules[i];
+    for (const Split& split : schedule.splits) {
+      if (!is_gpu(split.device)) continue;
+      for (const auto* tensors : {&split.streamed, &split.streamed_experts, &split.offloaded, &split.offloaded_experts}) {
+        for (const int32_t tensor : *tensors) {
+          ranges.emplace(bench_.sources[i][static_cast<size_t>(tensor)], schedule.tensors[static_cast<size_t>(tensor)].n_bytes);
+        }
+      }
+      for (const CachePart& part : split.cache_up) {
+        const Buffer& cache = bench_.caches[static_cast<size_t>(part.layer)];
+        ranges.emplace(cache.data(), cache.size());
+      }
+    }
+  }
+  bool refused = false;
+  for (const auto& [bytes, n_bytes] : ranges) {
+    for (int64_t at = 0; at < n_bytes; at += kLockBytes) {
+      const int64_t n = std::min(kLockBytes, n_bytes - at);
+      refused = refused || !bench_.backend.lock(bytes + at, n);
+      (refused ? staged_bytes_ : locked_bytes_) += n;
+    }
+  }
+}
+
+void Executor::fill_rooms(size_t schedule) {
+  const Schedule& loaded = bench_.schedules[schedule];
+  for (int gpu = 0; gpu < loaded.n_gpu; ++gpu) {
+    const Device device = gpu_device(gpu);
+    if (bench_.layouts[schedule][index(device)].n_bytes == 0) continue;
+    const Queue queue{device, Stream::compute};
+    bench_.backend.use_scratch(device, bench_.backend.arena(device) + bench_.layouts[schedule][index(device)].scratch);
+    bench_.backend.copy(queue, bench_.x_of(schedule, device), bench_.pattern.data(), room_sizes(loaded, device).x);
+  }
+}
+
+// Caches that live on a GPU in one schedule and not, or elsewhere in its arena, in the other pass through host memory.
+void Executor::move_caches(size_t schedule, bool up, SwitchRecord& moved) {
+  for (size_t layer = 0; layer < bench_.caches.size(); ++layer) {
+    const auto home_in = [&](size_t i) { return bench_.schedules[i].caches[layer].home; };
+    const auto offset_in = [&](size_t i) { return bench_.layouts[i][index(home_in(i))].caches[layer]; };
+    const bool was_there = loaded_ != kNothing && home_in(static_cast<size_t>(loaded_)) == home_in(schedule) &&
+                           (!is_gpu(home_in(schedule)) || offset_in(static_cast<size_t>(loaded_)) == offset_in(schedule));
+    if (was_there) continue;
+    if (!up && loaded_ == kNothing) continue;
+    const auto which = up ? schedule : static_cast<size_t>(loaded_);
+    const Device home = home_in(which);
+    if (!is_gpu(home)) continue;
+    const auto n_layer = static_cast<int32_t>(layer);
+    uint8_t* there = bench_.cache_home(which, n_layer);
+    const int64_t n_bytes = bench_.schedules[which].caches[layer].n_bytes;
+    if (up) {
+      bench_.backend.copy({home, Stream::lane_a}, there, bench_.caches[layer].data(), n_bytes);
+    } else {
+      bench_.backend.copy({home, Stream::down}, bench_.caches[layer].data(), there, n_bytes);
+    }
+    (up ? moved.up_bytes : moved.down_bytes) += n_bytes;
+  }
+}
+
+void Executor::bring_up_weights(size_t schedule, SwitchRecord& moved) {
+  const Schedule& loading = bench_.schedules[schedule];
+  std::set<std::pair<std::string, std::pair<Device, int64_t>>> there;
+  if (loaded_ != kNothing) {
+    const auto loaded = static_cast<size_t>(loaded_);
+    for (size_t i = 0; i < bench_.schedules[loaded].tensors.size(); ++i) {
+      const StreamTensor& tensor = bench_.schedules[loaded].tensors[i];
+      if (is_gpu(tensor.home)) there.insert({tensor.name, {tensor.home, bench_.layouts[loaded][index(tensor.home)].tensors[i]}});
+    }
+  }
+  for (size_t i = 0; i < loading.tensors.size(); ++i) {
+    const StreamTensor& tensor = loading.tensors[i];
+    if (!is_gpu(tensor.home)) continue;
+    const int64_t offset = bench_.layouts[schedule][index(tensor.home)].tensors[i];
+    if (there.contains({tensor.name, {tensor.home, offset}})) continue;
+    const Queue lane{tensor.home, Stream::lane_a};
+    uint8_t* to = bench_.backend.arena(tensor.home) + offset;
+    bench_.backend.copy(lane, to, bench_.sources[schedule][i], tensor.n_bytes);
+    moved.up_bytes += tensor.n_bytes;
+    if (!bench_.options.check) continue;
+    bench_.backend.inspect(lane, to, tensor.n_bytes, [&tensor, expected = bench_.checksums[schedule][i]](const uint8_t* shown) {
+      check_shard(tensor.name, shown, tensor.n_bytes, expected);
+    });
+  }
+}
+
+SwitchRecord Executor::load(size_t schedule, const std::function<void()>& poll) {
+  SwitchRecord moved;
+  if (loaded_ == static_cast<int>(schedule)) return moved;
+  if (schedule >= bench_.schedules.size()) throw std::out_of_range("no schedule " + std::to_string(schedule));
+  const auto start = std::chrono::steady_clock::now();
+  try {
+    move_caches(schedule, false, moved);
+    bench_.backend.finish(poll);
+    fill_rooms(schedule);
+    bring_up_weights(schedule, moved);
+    move_caches(schedule, true, moved);
+    bench_.backend.finish(poll);
+    if (const std::string fault = bench_.source.fault(); !fault.empty()) throw StreamError(fault);
+  } catch (...) {
+    loaded_ = kNothing;
+    throw;
+  }
+  loaded_ = static_cast<int>(schedule);
+  moved.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return moved;
+}
+
+PassRecord Executor::run(size_t schedule, const std::function<void()>& poll) {
+  load(schedule, poll);
+  PassRun pass(bench_, schedule, n_passes_++);
+  try {
+    try {
+      pass.queue();
+    } catch (...) {
+      bench_.backend.finish({});  // what is queued works on the pass
+      throw;
+    }
+    bench_.backend.finish(poll);
+    if (const std::string fault = bench_.source.fault(); !fault.empty()) throw StreamError(fault);
+  } catch (...) {
+    loaded_ = kNothing;
+    throw;
+  }
+  return pass.record();
+}
+
+}  // namespace pshard

@@ -1,0 +1,304 @@
+"""``pshard run``: run a plan on this machine, predicted beside measured."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pshard.cli._launch import size_option
+from pshard.cli._output import Output, with_output
+from pshard.launch_line import CACHE_TYPES
+
+if TYPE_CHECKING:
+    from pshard.execution import Execution, Workload
+    from pshard.host_backend import HostCpus, HostMeasured
+    from pshard.model import Model
+
+DEFAULT_PROMPT, DEFAULT_GENERATE = 2048, 256
+Progress = Callable[[str, int, int], None]
+
+
+@click.command("run")
+@click.argument("model")
+@click.option(
+    "--registry", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
+    help="Tiers of a registry, instead of a plan made now.",
+)  # fmt: skip
+@click.option(
+    "--map", "map_file", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
+    help="Layers on the devices of a map (`pshard map --json`).",
+)  # fmt: skip
+@click.option("--layers", metavar="N,N,...", help="Layers on so many devices, by hand.")
+@click.option("--tier", type=click.IntRange(1), metavar="N", help="Only a batch of N tokens.")
+@click.option("--prompt", "prompt_tokens", type=click.IntRange(0), metavar="N", help="Tokens of the prompt.")
+@click.option("--generate", "generate_tokens", type=click.IntRange(0), metavar="N", help="Tokens generated.")
+@click.option(
+    "--passes", type=click.IntRange(1), default=5, show_default=True, metavar="N",
+    help="Passes of each kind that are run, beside one that warms up.",
+)  # fmt: skip
+@click.option(
+    "--seed", type=click.IntRange(0), default=1, show_default=True, metavar="N", help="Of routes and weights."
+)
+@click.option(
+    "--routing", default="uniform", show_default=True, metavar="uniform|zipf:S",
+    help="What experts are drawn from: all alike, or Zipf's law with exponent S.",
+)  # fmt: skip
+@click.option("--check", is_flag=True, help="Compare what arrives by checksum, every product with a reference.")
+@click.option("--trace", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="For ui.perfetto.dev.")
+@click.option(
+    "--metrics", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+    help="Append a line of JSON for each pass and device, for `pshard rebalance`.",
+)  # fmt: skip
+@click.option(
+    "--backend", type=click.Choice(["host", "cuda"]),
+    help="A real GPU, or threads of this machine in its place.  [default: cuda where there is a GPU]",
+)  # fmt: skip
+@click.option("--page-lock", "page_lock_bytes", callback=size_option, metavar="SIZE", help="Most that is page-locked.")
+@click.option("-c", "--ctx-size", "n_ctx", type=click.IntRange(1), metavar="N", help="Context.")
+@click.option(
+    "-ctk", "--cache-type-k", "type_k", type=click.Choice(CACHE_TYPES, case_sensitive=False), default="f16",
+    metavar="TYPE", help="Type of the K cache.",
+)  # fmt: skip
+@click.option(
+    "-ctv", "--cache-type-v", "type_v", type=click.Choice(CACHE_TYPES, case_sensitive=False), default="f16",
+    metavar="TYPE", help="Type of the V cache.",
+)  # fmt: skip
+@click.option("--vram", "vram_bytes", callback=size_option, metavar="SIZE", help="Budget: 12G (GiB), 12288M.")
+@click.option("--pshard-tier-max", "tier_max", type=click.IntRange(1), metavar="N", help="Largest token tier.")
+@click.option("--strategy", metavar="NAME", help="Only this strategy.")
+@click.option("--machine", metavar="NAME|FILE", help="What to plan for.  [default: what is run on]")
+@with_output
+def command(
+    out: Output,
+    /,
+    *,
+    model: str,
+    registry: Path | None,
+    map_file: Path | None,
+    layers: str | None,
+    tier: int | None,
+    prompt_tokens: int | None,
+    generate_tokens: int | None,
+    passes: int,
+    seed: int,
+    routing: str,
+    check: bool,
+    trace: Path | None,
+    metrics: Path | None,
+    backend: str | None,
+    page_lock_bytes: int | None,
+    vram_bytes: int | None,
+    **plan_options: Any,
+) -> None:
+    """Run MODEL as it is planned, on this machine: weights resident or streamed, every split timed.
+
+    MODEL is the path of a GGUF, or a name that `pshard models` lists; without a file, random weights of the same types
+    and shapes are run. Without a GPU, threads of this machine stand in for one, and predictions are made of what they
+    reach. Products, attention and copies are executed; norms and other small work are not, and are not priced.
+    """
+    from pshard import _core
+    from pshard.execution import execute
+    from pshard.model import read_model
+    from pshard.run_document import describe, metrics_lines, trace_of
+
+    if sum(value is not None for value in (registry, map_file, layers)) > 1:
+        message = "--registry, --map and --layers each say what to run; give one."
+        raise click.UsageError(message)
+    loaded = read_model(model)
+    chosen = backend or ("cuda" if _core.built_with_cuda and _core.query_gpus().devices else "host")
+    counts = _counts(layers)
+    work = {
+        "prompt_tokens": DEFAULT_PROMPT if prompt_tokens is None else prompt_tokens,
+        "generate_tokens": DEFAULT_GENERATE if generate_tokens is None else generate_tokens,
+        "tier": tier,
+    }
+    shards: tuple[str, ...] = ()
+    with _progress() as on_pass:
+        if map_file is not None or counts is not None:
+            workload, shards = _on_devices(loaded, map_file, counts, work)
+            cpus, measured = _host(chosen, loaded, work, max(1, len(workload.arena_bytes)), on_pass, measures=False)
+        else:
+            cpus, measured = _host(chosen, loaded, work, 1, on_pass, measures=True)
+            workload = _planned(
+                loaded, registry, vram_bytes, prompt_tokens, generate_tokens, tier, measured, plan_options
+            )
+        run = execute(
+            loaded,
+            workload,
+            machines=_machines(workload, measured, plan_options["machine"]),
+            cpus=cpus,
+            host_cpus=_all_cpus(),
+            page_lock_bytes=1 << 62 if page_lock_bytes is None else page_lock_bytes,
+            passes=passes,
+            routing_exponent=_exponent(routing),
+            seed=seed,
+            check=check,
+            shards=shards,
+            on_pass=on_pass,
+        )
+    if trace is not None:
+        from pshard.atomic_file import write_atomically
+
+        write_atomically(trace, json.dumps(trace_of(run)).encode())
+    if metrics is not None:
+        _append(metrics, metrics_lines(run))
+    for note in run.notes:
+        out.note(note)
+    out.json(describe(run))
+    _print(out, run)
+
+
+def _counts(layers: str | None) -> list[int] | None:
+    if layers is None:
+        return None
+    try:
+        return [int(part) for part in layers.split(",")]
+    except ValueError:
+        message = f"--layers {layers!r} is no list of numbers, like 10,14."
+        raise click.UsageError(message) from None
+
+
+def _exponent(routing: str) -> float:
+    name, _, exponent = routing.partition(":")
+    if name == "uniform" and not exponent:
+        return 0.0
+    try:
+        if name == "zipf":
+            return float(exponent or 1.0)
+    except ValueError:
+        pass
+    message = f"--routing {routing!r} is neither uniform nor zipf:S, like zipf:0.95."
+    raise click.UsageError(message)
+
+
+def _all_cpus() -> list[int]:
+    from pshard.cpus import physical_cpus
+
+    return physical_cpus()
+
+
+def _on_devices(
+    model: Model, map_file: Path | None, counts: list[int] | None, work: dict[str, Any]
+) -> tuple[Workload, tuple[str, ...]]:
+    from pshard.errors import SettingError
+    from pshard.run_sources import workload_of_layers, workload_of_map
+
+    if map_file is None:
+        assert counts is not None
+        return workload_of_layers(model, counts, **work), ()
+    try:
+        document = json.loads(map_file.read_bytes())
+    except (OSError, ValueError) as error:
+        message = f"{map_file}: no JSON document ({error}); give what `pshard map --json` prints."
+        raise SettingError(message) from error
+    return workload_of_map(model, document, **work)
+
+
+def _host(
+    backend: str, model: Model, work: dict[str, Any], n_devices: int, on_pass: Progress, *, measures: bool
+) -> tuple[HostCpus | None, HostMeasured | None]:
+    """CPUs that stand in for GPUs, and what they reach; neither for a real GPU."""
+    from pshard.host_backend import measure_here, share_cpus
+
+    if backend == "cuda":
+        return None, None
+    cpus = share_cpus(_all_cpus(), n_devices)
+    if not measures:
+        return cpus, None
+    largest = work["tier"] or work["prompt_tokens"] or 1
+    return cpus, measure_here(model, cpus, largest, on_step=lambda what: on_pass(f"measuring {what}", 0, 1))
+
+
+def _planned(
+    model: Model,
+    registry: Path | None,
+    vram_bytes: int | None,
+    prompt_tokens: int | None,
+    generate_tokens: int | None,
+    tier: int | None,
+    measured: HostMeasured | None,
+    options: dict[str, Any],
+) -> Workload:
+    from pshard.execution import workload_of
+    from pshard.machine import Machine, load_machine
+    from pshard.planner import plan
+    from pshard.run_sources import MIB, workload_of_registry
+
+    if registry is not None:
+        return workload_of_registry(
+            model,
+            registry,
+            prompt_tokens=DEFAULT_PROMPT if prompt_tokens is None else prompt_tokens,
+            generate_tokens=DEFAULT_GENERATE if generate_tokens is None else generate_tokens,
+            tier=tier,
+            budget_mib=None if vram_bytes is None else vram_bytes // MIB,
+        )
+    name = options["machine"]
+    if name is None and measured is not None:
+        machine = Machine("threads of this machine", measured.profile)
+        # A device that is part of the host has no size of its own: half of the model makes a plan worth running.
+        vram_bytes = model.tensor_bytes // 2 if vram_bytes is None else vram_bytes
+    else:
+        machine = load_machine(name, vram_bytes=vram_bytes)
+    rest = {key: value for key, value in options.items() if key != "machine"}
+    rest["strategy"] = rest["strategy"].upper() if rest["strategy"] else None
+    made = plan(
+        model, machine, vram_bytes=vram_bytes, prompt_tokens=prompt_tokens, generate_tokens=generate_tokens, **rest
+    )
+    return workload_of(made, tier=tier)
+
+
+def _machines(workload: Workload, measured: HostMeasured | None, name: str | None) -> dict[int, Any]:
+    """Return what each phase is priced with: what was measured here, or the machine that stands for this GPU."""
+    from pshard.machine import load_machine
+
+    if measured is not None:
+        return {phase.n_tokens: measured.machine(phase.n_tokens) for phase in workload.phases}
+    if len(workload.arena_bytes) != 1:
+        return {}
+    machine = load_machine(name)
+    return {phase.n_tokens: machine.core() for phase in workload.phases} if machine.has_gpu else {}
+
+
+def _append(path: Path, lines: Iterator[str]) -> None:
+    from pshard.errors import MachineError
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            file.write("".join(f"{line}\n" for line in lines))
+    except OSError as error:
+        message = f"{path}: cannot be written ({error.strerror or error}); choose another file"
+        raise MachineError(message) from error
+
+
+def _print(out: Output, run: Execution) -> None:
+    from pshard.cli._run_tables import print_run
+
+    print_run(out, run)
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """Draw a bar on stderr, at a terminal only; between passes only, because drawing takes a core's time."""
+    if not sys.stderr.isatty():
+        yield lambda what, done, of: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(stderr=True), auto_refresh=False, transient=True) as progress:
+        bar = progress.add_task("")
+
+        def on_pass(what: str, done: int, of: int) -> None:
+            progress.update(bar, completed=done, total=of, description=what)
+            progress.refresh()
+
+        yield on_pass

@@ -1,0 +1,144 @@
+#include <gtest/gtest.h>
+
+#include <numeric>
+
+#include "cost/pass_cost.hpp"
+#include "plan/strategy.hpp"
+#include "planning_cases.hpp"
+#include "stream/schedule.hpp"
+#include "stream_cases.hpp"
+
+namespace pshard {
+namespace {
+
+using stream_cases::all_kinds;
+using stream_cases::cache_bytes;
+using stream_cases::model;
+using stream_cases::pass;
+using stream_cases::placement;
+
+Machine any_machine() {
+  Machine machine = cases::machine();
+  for (const int type : {0, 1, 8, 12, 14}) {
+    for (Processor* processor : {&machine.gpu, &machine.cpu}) {
+      processor->mul_mat[static_cast<size_t>(type)] = {{1.0}, {1e12}, Basis::measured, 0.0};
+      processor->mul_mat_id[static_cast<size_t>(type)] = {{1.0}, {1e12}, Basis::measured, 0.0};
+    }
+  }
+  return machine;
+}
+
+int64_t weight_bytes_up(const Schedule& schedule) {
+  int64_t bytes = 0;
+  for (const Split& split : schedule.splits) {
+    for (const auto* tensors : {&split.streamed, &split.streamed_experts, &split.offloaded}) {
+      for (const int32_t tensor : *tensors) bytes += schedule.tensors[static_cast<size_t>(tensor)].n_bytes;
+    }
+    for (const CachePart& part : split.cache_up) bytes += part.n_bytes;
+    if (is_gpu(split.device)) {
+      for (const CachePart& part : split.cache_fetched) bytes += part.n_bytes;
+    }
+  }
+  return bytes;
+}
+
+// What is executed is what is priced: as many splits, the same bytes.
+void expect_priced(const Model& m, const Placement& where, int64_t n_tokens) {
+  const Pass p = pass(n_tokens);
+  const Schedule schedule = make_schedule(m, where, p, cache_bytes(m));
+  const Machine machine = any_machine();
+  std::vector<SplitTime> splits;
+  const PassTime time = PassCost(m, machine, p).price(where, &splits);
+  ASSERT_EQ(static_cast<int64_t>(schedule.splits.size()), time.n_splits);
+  ASSERT_EQ(splits.size(), schedule.splits.size());
+  int64_t values = schedule.input_bytes + schedule.output_bytes;
+  int64_t down = 0;
+  bool slices = false;
+  for (size_t i = 0; i < splits.size(); ++i) {
+    const Split& split = schedule.splits[i];
+    EXPECT_EQ(split.lane, splits[i].backend);
+    slices = slices || splits[i].is_sliced || !split.offloaded_experts.empty();
+    for (const ValueMove& value : split.values) values += value.n_bytes;
+    for (const CachePart& part : split.cache_down) down += part.n_bytes;
+    if (!is_gpu(split.device)) {
+      for (const CachePart& part : split.cache_fetched) values += part.n_bytes;
+    }
+  }
+  if (!slices) {
+    EXPECT_DOUBLE_EQ(static_cast<double>(weight_bytes_up(schedule)), time.weights_up_bytes);
+  }
+  EXPECT_DOUBLE_EQ(static_cast<double>(values), time.activation_bytes);
+  EXPECT_DOUBLE_EQ(static_cast<double>(down), time.write_back_bytes);
+}
+
+TEST(StreamSchedule, HasTheSplitsAndBytesThatArePriced) {
+  for (const bool with_experts : {false, true}) {
+    const Model m = model(7, with_experts);
+    for (const int64_t n_tokens : {1, 40}) {
+      for (const Where head : {Where::pinned, Where::cpu}) {
+        for (const bool op_offload : {false, true}) {
+          Placement where = placement(m, all_kinds(), head);
+          where.op_offload = op_offload;
+          expect_priced(m, where, n_tokens);
+        }
+      }
+      for (const Strategy strategy : kPullRequestStrategies) {
+        for (const Knobs& knobs : all_knobs(strategy, m)) expect_priced(m, make_placement(strategy, knobs, m), n_tokens);
+      }
+    }
+  }
+}
+
+TEST(StreamSchedule, SecondsOfSplitsAddUpToThePass) {
+  const Model m = model(7);
+  const Placement where = placement(m, all_kinds(), Where::cpu);
+  const Machine machine = any_machine();
+  std::vector<SplitTime> splits;
+  PassCost cost(m, machine, pass(1));
+  const PassTime time = cost.price(where, &splits);
+  EXPECT_EQ(splits.front().begin_seconds, splits.front().copy_begin_seconds + splits.front().copy_seconds);
+  for (size_t i = 1; i < splits.size(); ++i) {
+    EXPECT_EQ(splits[i].begin_seconds, splits[i - 1].end_seconds);
+    EXPECT_GE(splits[i].end_seconds, splits[i].compute_begin_seconds + splits[i].compute_seconds);
+  }
+  const double inputs = machine.up.seconds(1.0, 1.0) * static_cast<double>(make_schedule(m, where, pass(1), cache_bytes(m)).input_bytes);
+  EXPECT_NEAR(splits.back().end_seconds + inputs, time.seconds, 1e-12);
+}
+
+TEST(StreamSchedule, OperationsThatAreNotCountedCostNothing) {
+  const Model m = model(3);
+  const Placement where = placement(m, {LayerPlacement::uniform(Where::pinned)}, Where::pinned);
+  const Machine machine = any_machine();
+  const Executed executed(m, pass(1));
+  std::vector<SplitTime> all;
+  std::vector<SplitTime> some;
+  static_cast<void>(PassCost(m, machine, pass(1)).price(where, &all));
+  static_cast<void>(PassCost(m, machine, pass(1), executed).price(where, &some));
+  const Schedule schedule = make_schedule(m, where, pass(1), cache_bytes(m));
+  // q, k, v, output, gate, up, down and two writes of the cache, attention; the head.
+  ASSERT_EQ(schedule.splits.back().operations.size(), 3U * 10U + 1U);
+  EXPECT_LT(some.back().compute_seconds, all.back().compute_seconds);
+  EXPECT_GT(some.back().compute_seconds, 0.0);
+}
+
+TEST(StreamSchedule, ListsWhatIsLeftOut) {
+  const Model m = model(2, true);
+  const Schedule schedule = make_schedule(m, placement(m, {LayerPlacement::uniform(Where::cpu)}, Where::cpu), pass(1), cache_bytes(m));
+  const auto left = std::find_if(schedule.left_out.begin(), schedule.left_out.end(),
+                                 [](const LeftOut& l) { return l.what == "products of a weight type without a native kernel"; });
+  ASSERT_NE(left, schedule.left_out.end());
+  EXPECT_EQ(left->count, 2);  // the routers, in F32
+  EXPECT_EQ(left->weight_bytes, 2 * 256 * 8 * 4);
+}
+
+TEST(StreamSchedule, RefusesSeveralSequences) {
+  const Model m = model(2);
+  Pass two = pass(2);
+  two.n_seqs = 2;
+  const Placement where = placement(m, {LayerPlacement::uniform(Where::cpu)}, Where::cpu);
+  EXPECT_THROW(static_cast<void>(make_schedule(m, where, two, cache_bytes(m))), std::invalid_argument);
+  EXPECT_THROW(static_cast<void>(make_schedule(m, where, pass(2), {1})), std::invalid_argument);
+}
+
+}  // namespace
+}  // namespace pshard
