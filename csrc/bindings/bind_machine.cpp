@@ -77,6 +77,7 @@ void bind_machine(py::module_& m) {
       .def_readwrite("memory_peak_bytes_per_second", &Processor::memory_peak_bytes_per_second)
       .def_readwrite("peak_flop_per_second", &Processor::peak_flop_per_second)
       .def_readwrite("op_seconds", &Processor::op_seconds)
+      .def_readwrite("skips_masked", &Processor::skips_masked)
       .def_readwrite("basis", &Processor::basis)
       .def_readwrite("spread", &Processor::spread)
       .def_readwrite("attention", &Processor::attention)

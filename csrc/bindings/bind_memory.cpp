@@ -90,6 +90,7 @@ void bind_pass(py::module_& m) {
       .def_readwrite("n_streams", &Pass::n_streams)
       .def_readwrite("n_kv", &Pass::n_kv)
       .def_readwrite("n_kv_window", &Pass::n_kv_window)
+      .def_readwrite("n_filled", &Pass::n_filled)
       .def_readwrite("flash_attn", &Pass::flash_attn)
       .def_readwrite("type_k", &Pass::type_k)
       .def_readwrite("type_v", &Pass::type_v);

@@ -43,7 +43,8 @@ Cost operation_cost(const Operation& operation, const Processor& processor, int6
   if (operation.is_view || (operation.weight == nullptr && operation.activation_bytes + operation.cache_bytes == 0)) return {};
   const double weight_bytes = weight_bytes_read(operation, n_expert, n_expert_used);
   const double bytes = weight_bytes + static_cast<double>(operation.activation_bytes + operation.cache_bytes);
-  double seconds = std::max(bytes / processor.memory_peak_bytes_per_second, operation.flop / processor.peak_flop_per_second);
+  const double flop = operation.flop * (processor.skips_masked ? operation.unmasked : 1.0);
+  double seconds = std::max(bytes / processor.memory_peak_bytes_per_second, flop / processor.peak_flop_per_second);
   Basis basis = processor.basis;
   double spread = processor.spread;
   const bool is_product = operation.kind == OpKind::mul_mat || operation.kind == OpKind::mul_mat_id;
@@ -54,14 +55,14 @@ Cost operation_cost(const Operation& operation, const Processor& processor, int6
       const double share = distinct_expert_share(n_expert, n_expert_used, activation_rows(operation, n_expert_used));
       rows /= std::max(share * static_cast<double>(n_expert), 1.0);  // rows per expert that is used at all
     }
-    seconds = std::max(seconds, operation.flop / series.rate(rows));
+    seconds = std::max(seconds, flop / series.rate(rows));
     basis = series.basis;
     spread = series.spread;
   } else {
     seconds = std::max(seconds, bytes / processor.memory_bytes_per_second);
     const bool is_attention = operation.kind == OpKind::attention || operation.kind == OpKind::attention_kq;
     if (is_attention && !processor.attention.empty()) {
-      seconds = std::max(seconds, operation.flop / processor.attention.rate(n_query_tokens));
+      seconds = std::max(seconds, flop / processor.attention.rate(n_query_tokens));
       basis = std::max(basis, processor.attention.basis);
       spread = std::max(spread, processor.attention.spread);
     }

@@ -38,6 +38,7 @@ struct Processor {
   std::array<RateSeries, kTypeCount> mul_mat;     // by weight type; empty: never measured nor interpolated
   std::array<RateSeries, kTypeCount> mul_mat_id;  // routed experts, over rows per expert
   RateSeries attention;                           // fused attention, over query tokens
+  bool skips_masked = false;                      // its attention leaves out cells that are masked, as llama.cpp's CPU kernels do
 };
 
 // Bytes/s over the size of one copy, in one direction, from page-locked memory.

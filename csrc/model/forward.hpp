@@ -19,6 +19,7 @@ struct Pass {
   int64_t n_streams = 1;      // streams of the KV cache that they use: n_seqs, or 1 where the cache is unified
   int64_t n_kv = 256;         // cells that an attention over the whole context reads, per stream
   int64_t n_kv_window = 256;  // cells that a sliding-window attention reads, per stream
+  int64_t n_filled = 0;       // cells in use, per stream, the micro-batch's own behind all others; 0: all that are read, and none is masked
   bool flash_attn = true;
   // llama.cpp transposes the V cache for attention that is not fused; not so where it found only later that it cannot be.
   bool plain_v = false;

@@ -8,6 +8,8 @@ namespace pshard {
 
 namespace {
 
+constexpr int64_t kTile = 64;  // tokens and cells that llama.cpp's fused attention on a CPU takes at once, from as many tokens on
+
 struct Heads {
   Node query = kNoValue;
   Node key = kNoValue;
@@ -178,6 +180,25 @@ class Attention {
         2.0 * static_cast<double>((key_dim_ + value_dim_) * g_.parameters().n_head) * static_cast<double>(g_.n_tokens() * n_kv_);
   }
 
+  // Share of the pairs of a token and a cell that are not masked: a token sees itself and what lies before it, as far as a window reaches.
+  // A tile of tokens skips only the tiles of cells that all of its tokens do not see.
+  [[nodiscard]] double unmasked() const {
+    const Pass& pass = g_.pass();
+    const int64_t n_tokens = g_.n_tokens() / n_streams_;
+    const int64_t first = pass.n_filled - n_tokens;
+    if (pass.n_filled == 0 || first < 0 || !g_.traits().causal) return 1.0;
+    const int64_t tile = n_tokens >= kTile ? kTile : 1;
+    const int64_t window = slides(g_) ? g_.parameters().window : pass.n_filled;
+    int64_t pairs = 0;
+    for (int64_t token = 0; token < n_tokens; token += tile) {
+      const int64_t n = std::min(tile, n_tokens - token);
+      const int64_t last_cell = (first + token + n + tile - 1) / tile * tile;
+      const int64_t first_cell = std::max<int64_t>(first + token + 1 - window, 0) / tile * tile;
+      pairs += n * std::min(last_cell - first_cell, n_kv_);
+    }
+    return static_cast<double>(pairs) / static_cast<double>(n_tokens * n_kv_);
+  }
+
   Node fused(Node query, const Tensor* latent) {
     const Pass& pass = g_.pass();
     const LayerParameters& p = g_.parameters();
@@ -187,6 +208,7 @@ class Attention {
                  result(), sinks);
     count(out);
     Operation& operation = g_.operation(out);
+    operation.unmasked = unmasked();
     operation.weight_decides = pass.pshard_runtime;
     operation.cache_bytes = k_bytes_ + v_bytes_;
     operation.cache_value_bytes = v_bytes_;

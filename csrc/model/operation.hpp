@@ -98,6 +98,7 @@ struct Operation {
   int64_t n = 0, k = 0, m = 0;
   int64_t offload_rows = 0;  // what op-offload compares with its threshold: rows of the output, tokens for experts, 0 for look-ups
   double flop = 0.0;
+  double unmasked = 1.0;                // of an attention's flop, the share that is left where masked cells are skipped
   int64_t activation_bytes = 0;         // read and written besides weights and cache
   int64_t cache_bytes = 0;              // read from (or written to) the KV cache or recurrent state
   int64_t cache_value_bytes = 0;        // the part of it that is V, where one operation reads K and V

@@ -51,6 +51,7 @@ PassTime stock_fit_time(const Model& model, const Machine& machine, const Contex
   const int64_t n_ubatch = std::min(batch_size, context.n_ubatch);
   Pass pass = tier_pass(model, context, workload, n_ubatch);
   pass.n_kv = tier.n_kv;
+  pass.n_filled = tier.n_filled;
   pass.n_kv_window = std::min(tier.n_kv_window, pass.n_kv_window);
   PassTime time = PassCost(model, machine, pass).price(fit.placement);
   if (n_ubatch < batch_size) scale(time, static_cast<double>(batch_size) / static_cast<double>(n_ubatch));

@@ -20,6 +20,7 @@ Pass timed_pass(const Model& model, const ContextParameters& context, int64_t n_
   const int64_t read = round_up_cells(std::max<int64_t>(fill, 1));
   pass.n_kv = std::min(read, cells.full);
   pass.n_kv_window = std::min(read, cells.window);
+  pass.n_filled = std::clamp<int64_t>(fill, 1, std::max<int64_t>(cells.full, 1));
   return pass;
 }
 

@@ -10,8 +10,9 @@
 namespace pshard {
 namespace {
 
-constexpr int64_t kQueries = 16;  // whose sums stay near while a block of the cache passes
-constexpr int64_t kCells = 64;    // a block: its keys and values stay in the first-level cache
+constexpr int64_t kQueries = 16;    // whose sums stay near while a block of the cache passes
+constexpr int64_t kTiledFrom = 64;  // query tokens; of fewer each goes by itself, cell by cell with sums in F16, as in llama.cpp
+constexpr int64_t kCells = 64;      // a block: its keys and values stay in the first-level cache
 constexpr int kSamples = 8;
 constexpr double kTolerance = 1e-3;  // of the largest value; F16 queries are the same on both sides
 
@@ -58,13 +59,33 @@ void Attention::start(const uint16_t* cache) {
 }
 
 void Attention::run(int thread) {
-  const int64_t parts = (shape_.batch + kQueries - 1) / kQueries;
+  const bool is_tiled = shape_.batch >= kTiledFrom;
+  const int64_t at_once = is_tiled ? kQueries : 1;
+  const int64_t parts = (shape_.batch + at_once - 1) / at_once;
+  uint8_t* scratch = scratch_.data() + thread * scratch_bytes_;
   while (true) {
     const int64_t unit = next_.fetch_add(1, std::memory_order_relaxed);
     if (unit >= parts * shape_.n_heads) return;
-    const int64_t first = unit % parts * kQueries;
-    attend(unit / parts, first, std::min(kQueries, shape_.batch - first), scratch_.data() + thread * scratch_bytes_);
+    const int64_t first = unit % parts * at_once;
+    if (is_tiled) {
+      attend(unit / parts, first, std::min(at_once, shape_.batch - first), scratch);
+    } else {
+      attend_one(unit / parts, first, scratch);
+    }
   }
+}
+
+void Attention::attend_one(int64_t head, int64_t token, uint8_t* scratch) {
+  const int64_t size = shape_.head_size;
+  const int64_t cell = shape_.n_kv_heads * size;
+  const int64_t kv_head = head / (shape_.n_heads / shape_.n_kv_heads);
+  const uint16_t* keys = cache_ + kv_head * size;
+  const uint16_t* query = queries_.as<uint16_t>() + (head * shape_.batch + token) * size;
+  auto* sums = reinterpret_cast<uint16_t*>(scratch);
+  std::fill_n(sums, size, uint16_t{0});
+  const float total = kernels_.half_attend(query, {keys, cell, shape_.depth}, {keys + shape_.depth * cell, cell, shape_.depth}, size, sums);
+  float* out = output_.as<float>() + (head * shape_.batch + token) * size;
+  for (int64_t i = 0; i < size; ++i) out[i] = half_to_float(sums[i]) / total;
 }
 
 void Attention::attend(int64_t head, int64_t first, int64_t n, uint8_t* scratch) {

@@ -35,6 +35,7 @@ class Attention {
 
  private:
   void attend(int64_t head, int64_t first, int64_t n, uint8_t* scratch);
+  void attend_one(int64_t head, int64_t token, uint8_t* scratch);
 
   const Kernels& kernels_;
   AttentionShape shape_;

@@ -46,6 +46,9 @@ struct Kernels {
   float (*exp_row)(float* scores, int64_t n, float largest);
   // out[j] += sum over i of shares[j][i] * rows[i], n_columns as above.
   void (*half_mix)(Rows<const float> shares, Rows<const uint16_t> rows, int64_t n_columns, Rows<float> out);
+  // Attention of one query, cell by cell: adds the values, each times exp(key . query - largest so far), to `sums` in F16, which are zero
+  // before, and returns the sum of these factors. n_columns as above.
+  float (*half_attend)(const uint16_t* query, Rows<const uint16_t> keys, Rows<const uint16_t> values, int64_t n_columns, uint16_t* sums);
 };
 
 [[nodiscard]] const Kernels& kernels(CpuPath path);

@@ -33,6 +33,12 @@ struct Sixteen {
     return _mm512_set1_epi32(word);
   }
   static Ints multiply_add(Ints sum, Ints codes, Ints x) { return _mm512_dpbusd_epi32(sum, codes, x); }
+  static Ints multiply_signed(Ints sum, Ints codes, Ints x) {
+    return _mm512_dpbusd_epi32(sum, _mm512_abs_epi8(x), _mm512_mask_sub_epi8(codes, _mm512_movepi8_mask(x), _mm512_setzero_si512(), codes));
+  }
+  static Ints add_ints(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
+  static Ints mul_ints(Ints a, Ints b) { return _mm512_mullo_epi32(a, b); }
+  static Ints to_ints(Floats v) { return _mm512_cvtps_epi32(v); }
   static Ints low_nibbles(Ints v) { return _mm512_and_si512(v, _mm512_set1_epi8(15)); }
   static Ints high_nibbles(Ints v) { return low_nibbles(_mm512_srli_epi16(v, 4)); }
   static Ints bits(Ints v, int shift, int mask) {
@@ -44,6 +50,9 @@ struct Sixteen {
   static Floats zero() { return _mm512_setzero_ps(); }
   static Floats load(const float* at) { return _mm512_loadu_ps(at); }
   static Floats load_half(const uint16_t* at) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at))); }
+  static void store_half(uint16_t* to, Floats v) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+  }
   static void store(float* to, Floats v) { _mm512_storeu_ps(to, v); }
   static Floats broadcast(float value) { return _mm512_set1_ps(value); }
   static Floats add(Floats a, Floats b) { return _mm512_add_ps(a, b); }

@@ -1,4 +1,6 @@
 // Kernels in plain C++, for CPUs that the others do not cover and to hold the others against.
+#include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "probe/kernels.hpp"
@@ -125,6 +127,23 @@ void half_mix(Rows<const float> shares, Rows<const uint16_t> rows, int64_t n_col
   }
 }
 
+float half_attend(const uint16_t* query, Rows<const uint16_t> keys, Rows<const uint16_t> values, int64_t n_columns, uint16_t* sums) {
+  float largest = 0.0F;
+  float total = 0.0F;
+  for (int64_t i = 0; i < keys.n; ++i) {
+    float score = 0.0F;
+    for (int64_t c = 0; c < n_columns; ++c) score += half_to_float(keys.data[i * keys.stride + c]) * half_to_float(query[c]);
+    const float before = i == 0 ? score : largest;
+    largest = std::max(before, score);
+    const float keep = std::exp(before - largest);
+    const float share = std::exp(score - largest);
+    const uint16_t* value = values.data + i * values.stride;
+    for (int64_t c = 0; c < n_columns; ++c) sums[c] = float_to_half(keep * half_to_float(sums[c]) + share * half_to_float(value[c]));
+    total = keep * total + share;
+  }
+  return total;
+}
+
 void multiply_halves(const uint8_t* weights, int64_t n_rows, const Activations& x, int64_t first, int64_t last, float* out,
                      int64_t out_stride, uint8_t* /*scratch*/) {
   const int64_t k = x.n_columns;
@@ -180,6 +199,7 @@ const Kernels kScalarKernels{
     half_products,
     exp_row,
     half_mix,
+    half_attend,
 };
 
 const Kernels& kernels(CpuPath path) {

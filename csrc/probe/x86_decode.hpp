@@ -1,15 +1,17 @@
-// Decoding of plain and interleaved rows to panels. Over a type V of vectors, as in x86_panels.hpp.
+// Decoding of plain rows to panels. Over a type V of vectors, as in x86_panels.hpp.
 #pragma once
 
 #include "probe/x86_dots.hpp"
-#include "probe/x86_interleaved.hpp"
 
 namespace pshard {
 namespace {
 
-// `codes` are unsigned, [sub-block][column / 4][row][column % 4]; `scales` and `mins` [sub-block][row].
+// `codes` are [sub-block][column / 4][row][column % 4]. A weight is its code times the scale of its sub-block times that of its block, less
+// both mins multiplied: [sub-block][row] and [block][row]. A format whose blocks are not divided has no scales of sub-blocks.
 struct Panel {
   uint8_t* codes;
+  int32_t* sub_scales;
+  int32_t* sub_mins;
   float* scales;
   float* mins;
 };
@@ -24,8 +26,8 @@ inline void scatter(__m256i codes, uint8_t* to) {
 
 // Rows that a last panel lacks count nothing.
 template <typename V>
-inline void clear(Panel& panel, int64_t n_rows, int64_t n_subs) {
-  for (int64_t i = 0; i < n_subs; ++i) {
+inline void clear(Panel& panel, int64_t n_rows, int64_t n_blocks) {
+  for (int64_t i = 0; i < n_blocks; ++i) {
     for (int64_t row = n_rows; row < V::kLanes; ++row) panel.scales[i * V::kLanes + row] = panel.mins[i * V::kLanes + row] = 0.0F;
   }
 }
@@ -35,24 +37,33 @@ struct PlainQ4_K {
   static constexpr bool kHasMins = true, kHasOffset = false;
 
   template <typename V>
+  static typename V::Ints multiply(typename V::Ints sum, typename V::Ints codes, typename V::Ints x) {
+    return V::multiply_add(sum, codes, x);
+  }
+  template <typename V>
+  static typename V::Ints scale(typename V::Ints sum, typename V::Ints scales) {
+    return V::mul_ints(sum, scales);
+  }
+
+  template <typename V>
   static void decode(const uint8_t* weights, int64_t row_blocks, int64_t first, int64_t n_rows, int64_t block, int64_t n_blocks,
                      Panel& panel) {
     const auto* blocks = reinterpret_cast<const BlockQ4_K*>(weights) + first * row_blocks + block;
-    clear<V>(panel, n_rows, n_blocks * kSubs);
+    clear<V>(panel, n_rows, n_blocks);
     for (int64_t row = 0; row < n_rows; ++row) {
       for (int64_t b = 0; b < n_blocks; ++b) {
         const BlockQ4_K& from = blocks[row * row_blocks + b];
         const Q4_K_Scales unpacked = unpack_scales(from);
-        alignas(32) float scales[8];
-        alignas(32) float mins[8];
-        const __m256 scale = _mm256_set1_ps(_cvtsh_ss(from.scale));
-        const __m256 min = _mm256_set1_ps(_cvtsh_ss(from.min));
-        _mm256_store_ps(scales, _mm256_mul_ps(scale, _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(unpacked.scales))));
-        _mm256_store_ps(mins, _mm256_mul_ps(min, _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(unpacked.mins))));
+        alignas(16) uint8_t scales[16];
+        alignas(16) uint8_t mins[16];
+        _mm_store_si128(reinterpret_cast<__m128i*>(scales), unpacked.scales);
+        _mm_store_si128(reinterpret_cast<__m128i*>(mins), unpacked.mins);
         for (int64_t sub = 0; sub < kSubs; ++sub) {
-          panel.scales[(b * kSubs + sub) * V::kLanes + row] = scales[sub];
-          panel.mins[(b * kSubs + sub) * V::kLanes + row] = mins[sub];
+          panel.sub_scales[(b * kSubs + sub) * V::kLanes + row] = scales[sub];
+          panel.sub_mins[(b * kSubs + sub) * V::kLanes + row] = mins[sub];
         }
+        panel.scales[b * V::kLanes + row] = _cvtsh_ss(from.scale);
+        panel.mins[b * V::kLanes + row] = _cvtsh_ss(from.min);
         uint8_t* to = panel.codes + (b * kColumns * V::kLanes + 4 * row);
         for (int pair = 0; pair < 4; ++pair, to += 64 * V::kLanes) {
           const __m256i bytes = load(from.codes + 32 * pair);
@@ -69,70 +80,28 @@ struct PlainQ6_K {
   static constexpr bool kHasMins = false, kHasOffset = true;
 
   template <typename V>
+  static typename V::Ints multiply(typename V::Ints sum, typename V::Ints codes, typename V::Ints x) {
+    return V::multiply_add(sum, codes, x);
+  }
+  template <typename V>
+  static typename V::Ints scale(typename V::Ints sum, typename V::Ints scales) {
+    return V::mul_ints(sum, scales);
+  }
+
+  template <typename V>
   static void decode(const uint8_t* weights, int64_t row_blocks, int64_t first, int64_t n_rows, int64_t block, int64_t n_blocks,
                      Panel& panel) {
     const auto* blocks = reinterpret_cast<const BlockQ6_K*>(weights) + first * row_blocks + block;
-    clear<V>(panel, n_rows, n_blocks * kSubs);
+    clear<V>(panel, n_rows, n_blocks);
     for (int64_t row = 0; row < n_rows; ++row) {
       for (int64_t b = 0; b < n_blocks; ++b) {
         const BlockQ6_K& from = blocks[row * row_blocks + b];
-        const float scale = _cvtsh_ss(from.scale);
-        for (int64_t sub = 0; sub < kSubs; ++sub) {
-          panel.scales[(b * kSubs + sub) * V::kLanes + row] = scale * static_cast<float>(from.scales[sub]);
-        }
+        for (int64_t sub = 0; sub < kSubs; ++sub) panel.sub_scales[(b * kSubs + sub) * V::kLanes + row] = from.scales[sub];
+        panel.scales[b * V::kLanes + row] = _cvtsh_ss(from.scale);
         uint8_t* to = panel.codes + (b * kColumns * V::kLanes + 4 * row);
         for (int half = 0; half < 2; ++half) {
           const Q6_K_Codes codes = codes_of(from, half);
           for (int i = 0; i < 4; ++i, to += 32 * V::kLanes) scatter<V>(codes.by_32_columns[i], to);
-        }
-      }
-    }
-  }
-};
-
-// Interleaved groups have as many rows as a panel, so codes need no moving.
-struct InterleavedQ4_0 {
-  static constexpr int kColumns = 32, kSubs = 1, kSubColumns = 32;
-  static constexpr bool kHasMins = false, kHasOffset = true;
-
-  template <typename V>
-  static void decode(const uint8_t* weights, int64_t row_blocks, int64_t first, int64_t /*n_rows*/, int64_t block, int64_t n_blocks,
-                     Panel& panel) {
-    const uint8_t* from = weights + (first * row_blocks + block * V::kLanes) * static_cast<int64_t>(sizeof(BlockQ4_0));
-    uint8_t* to = panel.codes;
-    for (int64_t b = 0; b < n_blocks; ++b, to += kColumns * V::kLanes) {
-      V::store(panel.scales + b * V::kLanes, V::load_half(reinterpret_cast<const uint16_t*>(from)));
-      from += 2 * V::kLanes;
-      for (int four = 0; four < 4; ++four, from += 4 * V::kLanes) {
-        const typename V::Ints bytes = V::load_ints(from);
-        V::store_ints(to + four * 4 * V::kLanes, V::low_nibbles(bytes));
-        V::store_ints(to + (four + 4) * 4 * V::kLanes, V::high_nibbles(bytes));
-      }
-    }
-  }
-};
-
-struct InterleavedQ4_K {
-  static constexpr int kColumns = 256, kSubs = 8, kSubColumns = 32;
-  static constexpr bool kHasMins = true, kHasOffset = false;
-
-  template <typename V>
-  static void decode(const uint8_t* weights, int64_t row_blocks, int64_t first, int64_t /*n_rows*/, int64_t block, int64_t n_blocks,
-                     Panel& panel) {
-    const uint8_t* from = weights + (first * row_blocks + block * V::kLanes) * static_cast<int64_t>(sizeof(BlockQ4_K));
-    uint8_t* to = panel.codes;
-    for (int64_t b = 0; b < n_blocks; ++b) {
-      const InterleavedScales<V> scales(from);
-      for (int sub = 0; sub < kSubs; ++sub) {
-        V::store(panel.scales + (b * kSubs + sub) * V::kLanes, scales.scale(sub));
-        V::store(panel.mins + (b * kSubs + sub) * V::kLanes, scales.min(sub));
-      }
-      from += InterleavedScales<V>::kBytes;
-      for (int pair = 0; pair < 4; ++pair, to += 64 * V::kLanes) {
-        for (int four = 0; four < 8; ++four, from += 4 * V::kLanes) {
-          const typename V::Ints bytes = V::load_ints(from);
-          V::store_ints(to + four * 4 * V::kLanes, V::low_nibbles(bytes));
-          V::store_ints(to + (four + 8) * 4 * V::kLanes, V::high_nibbles(bytes));
         }
       }
     }

@@ -23,6 +23,17 @@ struct Eight {
     return _mm256_set1_epi32(word);
   }
   static Ints multiply_add(Ints sum, Ints codes, Ints x) { return pshard::multiply_add(sum, codes, x); }
+  // Both signed. The signs of x go to the codes, so that x can be multiplied without.
+  static Ints multiply_signed(Ints sum, Ints codes, Ints x) {
+    return pshard::multiply_add(sum, _mm256_abs_epi8(x), _mm256_sign_epi8(codes, x));
+  }
+  // In pairs of 16 bits: adds sums of two products of unsigned codes with x; multiplies both with what is below 2^16 and adds them.
+  static Ints add_pairs(Ints pairs, Ints codes, Ints x) { return _mm256_add_epi16(pairs, _mm256_maddubs_epi16(codes, x)); }
+  static Ints scale_pairs(Ints pairs, Ints scale) { return _mm256_madd_epi16(pairs, either(scale, shift_left(scale, 16))); }
+  static Ints add_ints(Ints a, Ints b) { return _mm256_add_epi32(a, b); }
+  static Ints mul_ints(Ints a, Ints b) { return _mm256_mullo_epi32(a, b); }
+  static Ints to_ints(Floats v) { return _mm256_cvtps_epi32(v); }
+  static Ints less_eight(Ints v) { return _mm256_sub_epi8(v, _mm256_set1_epi8(8)); }
   static Ints low_nibbles(Ints v) { return pshard::low_nibbles(v); }
   static Ints high_nibbles(Ints v) { return pshard::high_nibbles(v); }
   static Ints bits(Ints v, int shift, int mask) { return _mm256_and_si256(_mm256_srli_epi32(v, shift), _mm256_set1_epi32(mask)); }
@@ -32,6 +43,9 @@ struct Eight {
   static Floats zero() { return _mm256_setzero_ps(); }
   static Floats load(const float* at) { return _mm256_loadu_ps(at); }
   static Floats load_half(const uint16_t* at) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at))); }
+  static void store_half(uint16_t* to, Floats v) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+  }
   static void store(float* to, Floats v) { _mm256_storeu_ps(to, v); }
   static Floats broadcast(float value) { return _mm256_set1_ps(value); }
   static Floats add(Floats a, Floats b) { return _mm256_add_ps(a, b); }

@@ -1,4 +1,5 @@
-// Products with F16 rows, over a type V of vectors: V::Floats, V::kLanes, and load_half, broadcast, add, fma, zero, sum, load, store.
+// Products with F16 rows, over a type V of vectors: V::Floats, V::kLanes, and load_half, store_half, broadcast, mul, add, fma, zero, sum,
+// load, store.
 #pragma once
 
 #include "probe/kernels.hpp"

@@ -17,8 +17,10 @@ struct InterleavedScales {
         mins_(V::load_half(reinterpret_cast<const uint16_t*>(block + 2 * V::kLanes))),
         words_{V::load_ints(block + 4 * V::kLanes), V::load_ints(block + 8 * V::kLanes), V::load_ints(block + 12 * V::kLanes)} {}
 
-  [[nodiscard]] typename V::Floats scale(int sub) const { return V::mul(scales_, V::to_floats(six_bits(0, 0, sub))); }
-  [[nodiscard]] typename V::Floats min(int sub) const { return V::mul(mins_, V::to_floats(six_bits(1, 4, sub))); }
+  [[nodiscard]] typename V::Floats scale() const { return scales_; }
+  [[nodiscard]] typename V::Floats min() const { return mins_; }
+  [[nodiscard]] typename V::Ints sub_scale(int sub) const { return six_bits(0, 0, sub); }
+  [[nodiscard]] typename V::Ints sub_min(int sub) const { return six_bits(1, 4, sub); }
 
  private:
   // The first four lie in the low six bits of a word's bytes; of the others, four bits lie in the last word and two in the high bits of the
@@ -42,11 +44,11 @@ inline typename V::Floats interleaved_dots(const BlockQ4_0* group, const Activat
   for (int64_t b = 0; b < x.n_scales; ++b, codes += 32) {
     const typename V::Floats scale = V::load_half(reinterpret_cast<const uint16_t*>(from));
     from += 2 * V::kLanes;
-    typename V::Ints sum = V::broadcast_int(x.starts[j * x.n_sub_blocks + b]);
+    typename V::Ints sum = V::broadcast_int(0);
     for (int four = 0; four < 4; ++four, from += 4 * V::kLanes) {
       const typename V::Ints bytes = V::load_ints(from);
-      sum = V::multiply_add(sum, V::low_nibbles(bytes), V::broadcast_four(codes + 4 * four));
-      sum = V::multiply_add(sum, V::high_nibbles(bytes), V::broadcast_four(codes + 16 + 4 * four));
+      sum = V::multiply_signed(sum, V::less_eight(V::low_nibbles(bytes)), V::broadcast_four(codes + 4 * four));
+      sum = V::multiply_signed(sum, V::less_eight(V::high_nibbles(bytes)), V::broadcast_four(codes + 16 + 4 * four));
     }
     total = V::fma(V::to_floats(sum), V::mul(scale, V::broadcast(x.scales[j * x.n_scales + b])), total);
   }
@@ -62,20 +64,22 @@ inline typename V::Floats interleaved_dots(const BlockQ4_K* group, const Activat
   for (int64_t b = 0; b < x.n_scales; ++b, codes += 256, sums += 8) {
     const InterleavedScales<V> scales(from);
     from += InterleavedScales<V>::kBytes;
-    typename V::Floats part = V::zero();
+    typename V::Ints sum = V::broadcast_int(0);
+    typename V::Ints less = V::broadcast_int(0);
     for (int pair = 0; pair < 4; ++pair) {
-      typename V::Ints even = V::broadcast_int(0);
+      typename V::Ints even = V::broadcast_int(0);  // sums of two products, of 16 bits: no more than 8 * 2 * 15 * 127
       typename V::Ints odd = V::broadcast_int(0);
       for (int four = 0; four < 8; ++four, from += 4 * V::kLanes) {
         const typename V::Ints bytes = V::load_ints(from);
-        even = V::multiply_add(even, V::low_nibbles(bytes), V::broadcast_four(codes + 64 * pair + 4 * four));
-        odd = V::multiply_add(odd, V::high_nibbles(bytes), V::broadcast_four(codes + 64 * pair + 32 + 4 * four));
+        even = V::add_pairs(even, V::low_nibbles(bytes), V::broadcast_four(codes + 64 * pair + 4 * four));
+        odd = V::add_pairs(odd, V::high_nibbles(bytes), V::broadcast_four(codes + 64 * pair + 32 + 4 * four));
       }
-      part = V::fma(V::to_floats(even), scales.scale(2 * pair), part);
-      part = V::fma(V::to_floats(odd), scales.scale(2 * pair + 1), part);
-      part = V::fma_minus(scales.min(2 * pair), V::broadcast(sums[2 * pair]), part);
-      part = V::fma_minus(scales.min(2 * pair + 1), V::broadcast(sums[2 * pair + 1]), part);
+      sum = V::add_ints(sum, V::scale_pairs(even, scales.sub_scale(2 * pair)));
+      sum = V::add_ints(sum, V::scale_pairs(odd, scales.sub_scale(2 * pair + 1)));
+      less = V::add_ints(less, V::mul_ints(scales.sub_min(2 * pair), V::to_ints(V::broadcast(sums[2 * pair]))));
+      less = V::add_ints(less, V::mul_ints(scales.sub_min(2 * pair + 1), V::to_ints(V::broadcast(sums[2 * pair + 1]))));
     }
+    const typename V::Floats part = V::fma_minus(V::to_floats(less), scales.min(), V::mul(V::to_floats(sum), scales.scale()));
     total = V::fma(part, V::broadcast(x.scales[j * x.n_scales + b]), total);
   }
   return total;

@@ -1,9 +1,9 @@
 // Products with panels: groups of V::kLanes rows, decoded so that one vector holds four columns of each of them. A panel is decoded once
-// and multiplied with every row of the activations. Over a type V of vectors, as in x86_half.hpp, with V::Ints, to_floats, load_ints,
-// broadcast_ints, broadcast_four and multiply_add.
+// and multiplied with every row of the activations. The scales of sub-blocks multiply as integers and those of blocks once, as in
+// llama.cpp's ggml-cpu/tiled. Over a type V of vectors, as in x86_half.hpp, with V::Ints and their operations.
 #pragma once
 
-#include "probe/x86_decode.hpp"
+#include "probe/x86_decode_groups.hpp"
 
 namespace pshard {
 namespace {
@@ -27,29 +27,45 @@ inline void multiply_panel(const Panel& panel, int64_t n_blocks, const Activatio
     totals[c] = V::load(before);
   }
   const uint8_t* codes = panel.codes;
-  int64_t sub = column / Format::kSubColumns;
-  const int64_t first_sub = sub;
+  const int64_t first_sub = column / Format::kSubColumns;
   for (int64_t block = 0; block < n_blocks; ++block) {
-    typename V::Floats parts[kColumns];
-    for (int c = 0; c < kColumns; ++c) parts[c] = V::zero();
-    for (int s = 0; s < Format::kSubs; ++s, ++sub) {
-      typename V::Ints sums[kColumns];
+    const int64_t first = block * Format::kSubs;  // sub-block, of the panel
+    typename V::Ints sums[kColumns];
+    for (int c = 0; c < kColumns; ++c) sums[c] = V::broadcast_int(0);
+    for (int64_t sub = first; sub < first + Format::kSubs; ++sub) {
+      typename V::Ints part[kColumns];
       for (int c = 0; c < kColumns; ++c) {
-        sums[c] = V::broadcast_int(Format::kHasOffset ? x.starts[(j + c) * x.n_sub_blocks + sub] : 0);
+        part[c] = V::broadcast_int(Format::kHasOffset ? x.starts[(j + c) * x.n_sub_blocks + first_sub + sub] : 0);
       }
-      const int8_t* from = x.codes + j * x.n_columns + sub * Format::kSubColumns;
+      const int8_t* from = x.codes + j * x.n_columns + (first_sub + sub) * Format::kSubColumns;
       for (int four = 0; four < Format::kSubColumns / 4; ++four, codes += 4 * V::kLanes) {
         const typename V::Ints row_codes = V::load_ints(codes);
         for (int c = 0; c < kColumns; ++c) {
-          sums[c] = V::multiply_add(sums[c], row_codes, V::broadcast_four(from + c * x.n_columns + 4 * four));
+          const typename V::Ints at_c = V::broadcast_four(from + c * x.n_columns + 4 * four);
+          part[c] = Format::template multiply<V>(part[c], row_codes, at_c);
         }
       }
-      const typename V::Floats scales = V::load(panel.scales + (sub - first_sub) * V::kLanes);
-      for (int c = 0; c < kColumns; ++c) parts[c] = V::fma(V::to_floats(sums[c]), scales, parts[c]);
-      if constexpr (Format::kHasMins) {
-        const typename V::Floats mins = V::load(panel.mins + (sub - first_sub) * V::kLanes);
-        for (int c = 0; c < kColumns; ++c) parts[c] = V::fma_minus(mins, V::broadcast(x.sums[(j + c) * x.n_sub_blocks + sub]), parts[c]);
+      if constexpr (Format::kSubs == 1) {
+        for (int c = 0; c < kColumns; ++c) sums[c] = part[c];
+      } else {
+        const typename V::Ints scales = V::load_ints(panel.sub_scales + sub * V::kLanes);
+        for (int c = 0; c < kColumns; ++c) sums[c] = V::add_ints(sums[c], Format::template scale<V>(part[c], scales));
       }
+    }
+    typename V::Floats parts[kColumns];
+    const typename V::Floats scales = V::load(panel.scales + block * V::kLanes);
+    for (int c = 0; c < kColumns; ++c) parts[c] = V::mul(V::to_floats(sums[c]), scales);
+    if constexpr (Format::kHasMins) {
+      for (int c = 0; c < kColumns; ++c) sums[c] = V::broadcast_int(0);
+      for (int64_t sub = first; sub < first + Format::kSubs; ++sub) {
+        const typename V::Ints mins = V::load_ints(panel.sub_mins + sub * V::kLanes);
+        for (int c = 0; c < kColumns; ++c) {
+          const typename V::Ints codes_sum = V::to_ints(V::broadcast(x.sums[(j + c) * x.n_sub_blocks + first_sub + sub]));
+          sums[c] = V::add_ints(sums[c], V::mul_ints(mins, codes_sum));
+        }
+      }
+      const typename V::Floats mins = V::load(panel.mins + block * V::kLanes);
+      for (int c = 0; c < kColumns; ++c) parts[c] = V::fma_minus(V::to_floats(sums[c]), mins, parts[c]);
     }
     const int64_t scale = column / Format::kColumns + block;
     for (int c = 0; c < kColumns; ++c) totals[c] = V::fma(parts[c], V::broadcast(x.scales[(j + c) * x.n_scales + scale]), totals[c]);
@@ -81,15 +97,17 @@ template <typename V, typename Format>
 void multiply_panels(const uint8_t* weights, int64_t n_rows, const Activations& x, int64_t first, int64_t last, float* out,
                      int64_t out_stride, uint8_t* scratch) {
   constexpr int64_t kCodeBytes = kPanelColumns * V::kLanes;
-  constexpr int64_t kScales = kPanelColumns / Format::kSubColumns * V::kLanes;
-  constexpr int64_t kPanelBytes = kCodeBytes + 2 * kScales * static_cast<int64_t>(sizeof(float));
+  constexpr int64_t kSubScales = kPanelColumns / Format::kSubColumns * V::kLanes;
+  constexpr int64_t kScales = kPanelColumns / Format::kColumns * V::kLanes;
+  constexpr int64_t kPanelBytes = kCodeBytes + 2 * (kSubScales + kScales) * static_cast<int64_t>(sizeof(float));
   static_assert(kRowsPerCall / V::kLanes * kPanelBytes <= kScratchBytes);
   Panel panels[kRowsPerCall / V::kLanes];
   const int64_t n_panels = (n_rows + V::kLanes - 1) / V::kLanes;
   for (int64_t p = 0; p < n_panels; ++p) {
     uint8_t* at = scratch + p * kPanelBytes;
-    auto* scales = reinterpret_cast<float*>(at + kCodeBytes);
-    panels[p] = {at, scales, scales + kScales};
+    auto* sub_scales = reinterpret_cast<int32_t*>(at + kCodeBytes);
+    auto* scales = reinterpret_cast<float*>(sub_scales + 2 * kSubScales);
+    panels[p] = {at, sub_scales, sub_scales + kSubScales, scales, scales + kScales};
   }
   const int64_t row_blocks = x.n_columns / Format::kColumns;
   for (int64_t column = 0; column < x.n_columns; column += kPanelColumns) {

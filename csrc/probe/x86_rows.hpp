@@ -28,24 +28,41 @@ inline __m256i codes_of(const BlockQ4_0& block) {
   return _mm256_sub_epi8(low_nibbles(_mm256_set_m128i(_mm_srli_epi16(bytes, 4), bytes)), _mm256_set1_epi8(8));
 }
 
+// The scales of a block of up to four rows, in each half of a vector.
+template <int kRows, typename Block>
+inline __m256 scales_of(const Block* weights, int64_t n_blocks) {
+  static_assert(kRows <= 4);
+  uint64_t halves = 0;  // not by way of memory, where what was written in parts is slow to read whole
+  for (int r = 0; r < kRows; ++r) halves |= uint64_t{weights[r * n_blocks].scale} << 16 * r;
+  const __m128 scales = _mm_cvtph_ps(_mm_cvtsi64_si128(static_cast<int64_t>(halves)));
+  return _mm256_set_m128(scales, scales);
+}
+
 // A tile of dot products over blocks of 32 columns.
 template <typename Block, int kRows, int kColumns>
 inline void multiply_tile(const Block* weights, int64_t n_blocks, const Activations& x, int64_t j, float* out, int64_t out_stride) {
   __m256 sums[kRows][kColumns] = {};
+  const int8_t* x_codes[kColumns];
+  const float* x_scales[kColumns];
+  for (int c = 0; c < kColumns; ++c) {
+    x_codes[c] = x.codes + (j + c) * x.n_columns;
+    x_scales[c] = x.scales + (j + c) * x.n_scales;
+  }
   for (int64_t b = 0; b < n_blocks; ++b) {
-    float x_scales[kColumns];
-    for (int c = 0; c < kColumns; ++c) x_scales[c] = x.scales[(j + c) * x.n_scales + b];
+    __m256i codes[kRows];
+    __m256i magnitudes[kRows];
     for (int r = 0; r < kRows; ++r) {
-      const Block& block = weights[r * n_blocks + b];
-      const __m256i codes = codes_of(block);
-      const __m256i magnitudes = _mm256_abs_epi8(codes);
-      const float scale = _cvtsh_ss(block.scale);
-      float scales[kColumns];
-      for (int c = 0; c < kColumns; ++c) scales[c] = scale * x_scales[c];
-      for (int c = 0; c < kColumns; ++c) {
-        const __m256i signed_x = _mm256_sign_epi8(load(x.codes + (j + c) * x.n_columns + 32 * b), codes);
-        const __m256 product = _mm256_cvtepi32_ps(multiply_add(_mm256_setzero_si256(), magnitudes, signed_x));
-        sums[r][c] = _mm256_fmadd_ps(_mm256_set1_ps(scales[c]), product, sums[r][c]);
+      codes[r] = codes_of(weights[r * n_blocks + b]);
+      magnitudes[r] = _mm256_abs_epi8(codes[r]);
+    }
+    const __m256 row_scales = scales_of<kRows>(weights + b, n_blocks);
+    for (int c = 0; c < kColumns; ++c) {
+      const __m256i at_c = load(x_codes[c] + 32 * b);
+      const __m256 scales = _mm256_mul_ps(row_scales, _mm256_broadcast_ss(x_scales[c] + b));
+      for (int r = 0; r < kRows; ++r) {
+        const __m256i sum = multiply_add(_mm256_setzero_si256(), magnitudes[r], _mm256_sign_epi8(at_c, codes[r]));
+        const __m256 scale = _mm256_permutevar_ps(scales, _mm256_set1_epi32(r));
+        sums[r][c] = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(sum), sums[r][c]);
       }
     }
   }

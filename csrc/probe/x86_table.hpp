@@ -2,6 +2,7 @@
 #pragma once
 
 #include "probe/softmax_row.hpp"
+#include "probe/x86_attend.hpp"
 #include "probe/x86_eight.hpp"
 #include "probe/x86_half.hpp"
 #include "probe/x86_panels.hpp"
@@ -28,8 +29,11 @@ void multiply_groups(const uint8_t* weights, int64_t n_rows, const Activations& 
                      int64_t out_stride, uint8_t* scratch) {
   if (last - first == 1) {
     multiply_interleaved<V, Block>(weights, n_rows, x, first, out, out_stride);
-  } else {
-    multiply_panels<V, Format>(weights, n_rows, x, first, last, out, out_stride, scratch);
+    return;
+  }
+  for (int64_t j = first; j < last; j += Format::kRowsPerDecoding) {
+    const int64_t end = last - j < Format::kRowsPerDecoding ? last : j + Format::kRowsPerDecoding;
+    multiply_panels<V, Format>(weights, n_rows, x, j, end, out, out_stride, scratch);
   }
 }
 
@@ -50,6 +54,7 @@ constexpr Kernels table_of(uint64_t (*sum)(const uint64_t*, int64_t)) {
       half_products<V>,
       exp_row,
       half_mix<V>,
+      half_attend<V>,
   };
 }
 

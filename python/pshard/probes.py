@@ -37,7 +37,10 @@ EXPERT_ROWS, EXPERT_COLUMNS, EXPERTS_USED = 768, 2048, 8
 # More rows of weights make a product of a large batch longer and its rate no other.
 ROWS_OF_LARGE_BATCHES, ROWS_PER_THREAD, LARGE_BATCH = 1024, 128, 16
 N_HEADS, N_KV_HEADS, HEAD_SIZE = 32, 8, 128
-DEPTHS = (4096, 1024, 16384)
+# Query tokens and cells of the cache. From 64 tokens on llama.cpp attends in tiles, below token by token, so the rate
+# jumps between 32 and 64.
+QUICK_ATTENTION = ((1, 4096), (512, 4096), (32, 1024), (64, 1024))
+FULL_ATTENTION = (*QUICK_ATTENTION, (1, 1024), (512, 1024), (1, 16384), (512, 16384))
 STORAGE_BYTES, STORAGE_CHUNK_BYTES = 1 << 30, 16 << 20
 
 # A figure that is less certain than this says nothing.
@@ -303,7 +306,7 @@ def quick_tasks(n_threads: int, gpu_works: Sequence[GpuWork] = ()) -> list[Task]
     """
     works: list[Work] = [Start(n_threads), Read(n_threads), Peak(n_threads)]
     works += _products(TYPES, "plain", QUICK_BATCHES, n_threads)
-    works += [_attention(n_threads, 1, DEPTHS[0]), _attention(n_threads, 512, DEPTHS[0])]
+    works += [_attention(n_threads, batch, depth) for batch, depth in QUICK_ATTENTION]
     works += _products(INTERLEAVED_TYPES, "interleaved", QUICK_BATCHES, n_threads)
     works += _experts(TYPES[:1], "plain", QUICK_EXPERT_BATCHES, n_threads)
     works += _experts(INTERLEAVED_TYPES[:1], "interleaved", QUICK_EXPERT_BATCHES, n_threads)
@@ -330,7 +333,7 @@ def full_tasks(n_threads: int, storage_path: str = "", gpu_works: Sequence[GpuWo
     """
     works: list[Work] = [Start(n_threads), Read(n_threads), Peak(n_threads)]
     works += _products(TYPES, "plain", FULL_BATCHES, n_threads)
-    works += [_attention(n_threads, batch, depth) for depth in DEPTHS for batch in (1, 512)]
+    works += [_attention(n_threads, batch, depth) for batch, depth in FULL_ATTENTION]
     works += _products(INTERLEAVED_TYPES, "interleaved", FULL_BATCHES, n_threads)
     works += _experts(TYPES, "plain", FULL_EXPERT_BATCHES, n_threads)
     works += _experts(INTERLEAVED_TYPES, "interleaved", FULL_EXPERT_BATCHES, n_threads)
@@ -409,8 +412,7 @@ def tasks_for(
                 batch=batch,
                 n_threads=n_threads,
             )
-            for depth in DEPTHS
-            for batch in (1, 512)
+            for batch, depth in FULL_ATTENTION
         ]
     works += [Storage(storage_path, STORAGE_BYTES)] if storage_path else []
     gpu_works: list[GpuWork] = []

@@ -60,6 +60,23 @@ TEST(Forward, AttentionReadsTheCacheAndCostsFourFlopPerCellAndDimension) {
   EXPECT_EQ(attention.group, Group::cache);
 }
 
+double unmasked(int64_t n_tokens, int64_t n_filled, int64_t window = 0) {
+  const Model model = tiny::model(window);
+  Pass pass = pass_of(n_tokens);
+  pass.n_kv = pass.n_kv_window = 256;
+  pass.n_filled = n_filled;
+  return first_of(layer_block(model, model.layers()[0], pass, false), OpKind::attention).unmasked;
+}
+
+TEST(Forward, ATokenSeesItselfAndWhatLiesBeforeIt) {
+  EXPECT_DOUBLE_EQ(unmasked(1, 0), 1.0);  // of a full cache
+  EXPECT_DOUBLE_EQ(unmasked(1, 100), 100.0 / 256);
+  EXPECT_DOUBLE_EQ(unmasked(3, 10), (8.0 + 9 + 10) / (3 * 256));
+  EXPECT_DOUBLE_EQ(unmasked(2, 100, 16), 16.0 / 256);
+  EXPECT_DOUBLE_EQ(unmasked(128, 128), (64.0 + 128) / (2 * 256));  // in tiles of 64
+  EXPECT_DOUBLE_EQ(unmasked(256, 256), (64.0 + 128 + 192 + 256) / (4 * 256));
+}
+
 TEST(Forward, WithoutFlashAttentionTheScoresAreAValue) {
   const Model model = tiny::model();
   const Block block = layer_block(model, model.layers()[0], pass_of(7, false), false);

@@ -63,6 +63,19 @@ TEST(DistinctExpertShare, MatchesTheProbabilityOfBeingChosen) {
   EXPECT_DOUBLE_EQ(distinct_expert_share(0, 0, 5.0), 1.0);  // dense
 }
 
+TEST(OperationCost, SkipsMaskedCellsOnProcessorsThatDo) {
+  Operation attention;
+  attention.kind = OpKind::attention;
+  attention.flop = 1e9;
+  attention.unmasked = 0.25;
+  attention.cache_bytes = 1;
+  Processor p = processor();
+  p.attention = {{1.0}, {1e11}, Basis::measured, 0.1};
+  EXPECT_DOUBLE_EQ(seconds(attention, p), 1e-2 + 5e-6);
+  p.skips_masked = true;
+  EXPECT_DOUBLE_EQ(seconds(attention, p), 2.5e-3 + 5e-6);
+}
+
 TEST(ActivationRows, CountsTokensOfRoutedExperts) {
   EXPECT_DOUBLE_EQ(activation_rows(product(6), 2), 6.0);
   EXPECT_DOUBLE_EQ(activation_rows(routed(3), 2), 3.0);

@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
+from gguf import GGMLQuantizationType, GGUFReader
+from gguf.quants import dequantize
 
 from pshard.catalogue import entries, header, names, resolve, write_skeleton
 from pshard.catalogue.mixes import (
@@ -21,6 +25,7 @@ from pshard.catalogue.mixes import (
     is_sensitive,
     layer_order,
 )
+from pshard.catalogue.random_weights import SCALE_OFFSETS, random_tensor
 from pshard.catalogue.shapes import load_record, model_names, select_layers
 from pshard.errors import ModelError, SettingError
 from pshard.gguf_file import SkippedArray, read_header
@@ -414,6 +419,67 @@ def test_a_failed_skeleton_leaves_nothing_behind(tmp_path: Path, monkeypatch: py
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("type_name", ["F32", "F16", "MXFP4", *SCALE_OFFSETS])
+def test_random_weights_are_numbers_of_the_right_size(type_name: str) -> None:
+    shape = (2048, 32)
+    data = np.concatenate(list(random_tensor("blk.0.ffn_up.weight", shape, type_name, seed=3, index=7)))
+    kind = GGMLQuantizationType[type_name]
+    weights = dequantize(data.view({"F32": np.float32, "F16": np.float16}.get(type_name, np.uint8)), kind)
+    assert weights.size == 2048 * 32
+    assert np.isfinite(weights).all()
+    # the table of MXFP4 scales has powers of two only
+    within = 0.5 if type_name == "MXFP4" else 0.05
+    assert np.sqrt(np.mean(weights**2)) == pytest.approx(2048**-0.5, rel=within)
+    assert len(np.unique(weights)) > 10
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "low", "high"),
+    [
+        ("blk.0.attn_norm.weight", (4096,), 0.5, 1.5),
+        ("blk.0.attn_q.bias", (4096,), -0.1, 0.1),
+        ("blk.0.ssm_a", (1, 4096), -1.5, -0.5),
+        ("blk.0.ssm_conv1d.weight", (4, 1024), -(0.75**0.5), 0.75**0.5),
+    ],
+)
+def test_random_vectors_are_what_their_names_ask_for(
+    name: str, shape: tuple[int, int], low: float, high: float
+) -> None:
+    (data,) = random_tensor(name, shape, "F32", seed=0, index=0)
+    values = data.view(np.float32)
+    assert low <= values.min() < low + 0.01 * (high - low)
+    assert high - 0.01 * (high - low) < values.max() <= high
+
+
+def test_a_filled_skeleton_is_its_seed(tmp_path: Path) -> None:
+    from pshard.catalogue import skeleton
+
+    small = replace(header("qwen3-0.6b:Q4_K_M"), tensors=header("qwen3-0.6b:Q4_K_M").tensors[1:14])
+    calls: list[tuple[int, int]] = []
+
+    def write(name: str, seed: int | None) -> np.ndarray:
+        path = tmp_path / name
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(skeleton, "header", lambda name: small)
+            n_bytes = write_skeleton("qwen3-0.6b", path, seed=seed, on_bytes=lambda *of: calls.append(of))
+        assert path.stat().st_size == n_bytes
+        return np.fromfile(path, np.uint8)
+
+    first, again, other, hole = write("a", 0), write("b", 0), write("c", 1), write("d", None)
+    assert (first == again).all()
+    start = first.size - sum(-(-t.n_bytes // 32) * 32 for t in small.tensors)
+    assert (first[:start] == hole[:start]).all()
+    assert not hole[start:].any()
+    assert 0.5 < np.mean(first[start:] != other[start:]) < 1.0
+    # every tensor lies where the header says it does
+    reader = GGUFReader(tmp_path / "a")
+    for found, expected in zip(reader.tensors, small.tensors, strict=True):
+        assert found.name == expected.name
+        assert np.isfinite(dequantize(found.data, found.tensor_type)).all()
+    total = sum(t.n_bytes for t in small.tensors)
+    assert calls[-1] == (total, total)
+
+
 # --- commands ---------------------------------------------------------------------------------------------------------
 
 
@@ -441,4 +507,8 @@ def test_skeleton_says_what_it_wrote(tmp_path: Path) -> None:
     document = json.loads(CliRunner().invoke(command, ["qwen3-0.6b", "-o", str(path), "--force", "--json"]).output)
     assert document == {
         "schema_version": 1, "path": str(path), "name": "qwen3-0.6b:Q4_K_M", "file_bytes": path.stat().st_size,
+        "seed": None,
     }  # fmt: skip
+    refused = CliRunner().invoke(command, ["qwen3-0.6b", "-o", str(path), "--seed", "1"])
+    assert refused.exit_code == 2
+    assert "--fill random" in refused.output

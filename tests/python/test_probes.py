@@ -51,7 +51,7 @@ def test_what_a_profile_must_hold_is_measured():
     plain = {(name, "plain", batch) for name in types for batch in (1, 4, 16, 64, 512)}
     assert dense - plain == {(name, "interleaved", batch) for name in ("Q4_0", "Q4_K") for batch in (1, 4, 16, 64, 512)}
     assert {w.type for w in works if isinstance(w, Product) and w.n_used} == set(types)
-    assert {w.batch for w in works if isinstance(w, Attention)} == {1, 512}
+    assert {w.batch for w in works if isinstance(w, Attention)} == {1, 32, 64, 512}
     assert len({w.depth for w in works if isinstance(w, Attention)}) == 3
     assert {w.n_threads for w in works if isinstance(w, Read)} == {1, 2, 4, 8}
     assert {type(w) for w in works} == {Read, Start, Peak, Product, Attention, Storage}

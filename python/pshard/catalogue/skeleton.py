@@ -1,7 +1,8 @@
-"""A model of the catalogue as a file: everything but the weights.
+"""A model of the catalogue as a file: everything but the trained weights.
 
 The file has the full size and a sound header, but its tensor data is a hole, so it takes a few kilobytes of disk. It
-stands in for the real file wherever only the header counts: an engine can be asked what it would allocate.
+stands in for the real file wherever only the header counts: an engine can be asked what it would allocate. Filled with
+random weights it stands in wherever only the time counts: an engine runs it as it would run the real one.
 """
 
 from __future__ import annotations
@@ -15,11 +16,22 @@ from pshard.catalogue.published import header
 from pshard.errors import SettingError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from gguf import GGUFWriter
 
+    from pshard.gguf_file import TensorInfo
 
-def write_skeleton(name: str, path: Path | str, *, overwrite: bool = False) -> int:
-    """Write `name` as a sparse GGUF without vocabulary.
+
+def write_skeleton(
+    name: str,
+    path: Path | str,
+    *,
+    overwrite: bool = False,
+    seed: int | None = None,
+    on_bytes: Callable[[int, int], None] = lambda done, total: None,
+) -> int:
+    """Write `name` as a GGUF without vocabulary, sparse or with random weights.
 
     The file appears under its name only when it is whole.
 
@@ -31,6 +43,10 @@ def write_skeleton(name: str, path: Path | str, *, overwrite: bool = False) -> i
         Where to write; its folder must exist.
     overwrite : bool
         Whether to replace a file that is there.
+    seed : int, optional
+        Fill it with random weights, the same for the same seed, at least 0; by default its data is a hole.
+    on_bytes : callable
+        Called with the bytes filled so far, and with all.
 
     Returns
     -------
@@ -75,14 +91,41 @@ def write_skeleton(name: str, path: Path | str, *, overwrite: bool = False) -> i
         writer.close()
         align = writer.data_alignment
         data_bytes = sum(_aligned(tensor.n_bytes, align) for tensor in published.tensors)
-        n_bytes = _aligned(temporary.stat().st_size, align) + data_bytes
+        data_start = _aligned(temporary.stat().st_size, align)
+        n_bytes = data_start + data_bytes
         os.truncate(temporary, n_bytes)
+        if seed is not None:
+            _fill(temporary, data_start, align, published.tensors, seed, on_bytes)
         temporary.chmod(0o644)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     return n_bytes
+
+
+def _fill(
+    path: Path,
+    start: int,
+    alignment: int,
+    tensors: Sequence[TensorInfo],
+    seed: int,
+    on_bytes: Callable[[int, int], None],
+) -> None:
+    from gguf import GGMLQuantizationType
+
+    from pshard.catalogue.random_weights import random_tensor
+
+    total = sum(tensor.n_bytes for tensor in tensors)
+    done = 0
+    with path.open("r+b") as file:
+        for index, tensor in enumerate(tensors):
+            file.seek(start)
+            for part in random_tensor(tensor.name, tensor.shape, GGMLQuantizationType(tensor.type).name, seed, index):
+                file.write(part.data)
+                done += part.nbytes
+                on_bytes(done, total)
+            start += _aligned(tensor.n_bytes, alignment)
 
 
 def _aligned(n: int, alignment: int) -> int:
