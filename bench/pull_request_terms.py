@@ -126,6 +126,11 @@ def attention(case: Case) -> None:
     case.profile = _with_processors(case.profile, change)
 
 
+def masked_cells(case: Case) -> None:
+    """Attention on the CPU is counted over the cells that are masked, too."""
+    case.pass_.n_filled = 0
+
+
 def logits(case: Case) -> None:
     """Logits are counted for one token of each sequence in every tier."""
     case.pass_.n_outputs = case.pass_.n_seqs
@@ -231,6 +236,7 @@ def starts(case: Case) -> None:
 # By name as the table has it, the likeliest first.
 TERMS = {
     "attention": attention,
+    "masked cells": masked_cells,
     "logits": logits,
     "rows": rows,
     "slices": slices,

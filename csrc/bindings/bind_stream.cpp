@@ -1,5 +1,6 @@
 #include <pybind11/native_enum.h>
 
+#include <algorithm>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -45,6 +46,13 @@ class Runner {
   SwitchRecord load(size_t schedule) { return executor_.load(schedule, look_for_signals); }
   PassRecord run(size_t schedule) { return executor_.run(schedule, look_for_signals); }
   [[nodiscard]] const Executor& executor() const { return executor_; }
+  // What the tensor's copies are made of.
+  [[nodiscard]] py::bytes weights(size_t schedule, const std::string& name) const {
+    const auto& tensors = executor_.schedules().at(schedule).tensors;
+    const auto tensor = std::find_if(tensors.begin(), tensors.end(), [&](const auto& other) { return other.name == name; });
+    if (tensor == tensors.end()) throw std::invalid_argument("tensor '" + name + "' is not in schedule " + std::to_string(schedule));
+    return {reinterpret_cast<const char*>(source_->bytes(*tensor)), static_cast<size_t>(tensor->n_bytes)};
+  }
 
  private:
   // Ctrl-C ends a pass; the queues run dry, and the exception goes on.
@@ -62,6 +70,21 @@ std::unique_ptr<WeightSource> source_of(const std::vector<Schedule>& schedules, 
                                         const std::vector<TensorInFile>& tensors, uint64_t seed, int n_threads) {
   if (files.empty()) return std::make_unique<pshard::GeneratedWeights>(schedules, seed, n_threads);
   return std::make_unique<pshard::MappedWeights>(files, tensors);
+}
+
+// Threads of this machine on `devices`, or the GPUs of the CUDA runtime, with arenas of so many bytes.
+std::unique_ptr<Backend> backend_of(const std::vector<int>& host_cpus, std::optional<std::vector<HostDevice>> devices,
+                                    const std::vector<int64_t>& arena_bytes, int64_t page_lock_bytes, pshard::CpuPath path) {
+  if (!devices) return pshard::make_cuda_backend({host_cpus, arena_bytes, page_lock_bytes, path});
+  for (size_t i = 0; i < std::min(devices->size(), arena_bytes.size()); ++i) (*devices)[i].arena_bytes = arena_bytes[i];
+  return std::make_unique<HostBackend>(HostBackendOptions{host_cpus, *devices, page_lock_bytes, path});
+}
+
+// What the schedules take where no budget limits them: at least what was planned.
+std::vector<int64_t> grown(std::vector<int64_t> arena_bytes, const std::vector<Schedule>& schedules, const Backend& backend) {
+  const std::vector<int64_t> needed = pshard::arenas_needed(schedules, backend);
+  for (size_t i = 0; i < std::min(arena_bytes.size(), needed.size()); ++i) arena_bytes[i] = std::max(arena_bytes[i], needed[i]);
+  return arena_bytes;
 }
 
 void bind_schedule(py::module_& m) {
@@ -277,6 +300,8 @@ devices : list of HostDevice, optional
     Threads that stand in for GPUs; without them, the GPUs of the CUDA runtime run.
 vram_bytes : list of int
     What may be used of each GPU's memory.
+is_limited : bool
+    Whether `vram_bytes` are a budget that somebody gave; if not, arenas are as much larger as the schedules need.
 page_lock_bytes : int
     At most so much host memory is page-locked; what is copied from other memory is staged.
 files, tensors : lists of str and TensorInFile, optional
@@ -302,23 +327,23 @@ ValueError
       .def(py::init([](std::vector<Schedule> schedules, const std::vector<int>& host_cpus,
                        const std::optional<std::vector<HostDevice>>& devices, std::vector<int64_t> vram_bytes, int64_t page_lock_bytes,
                        const std::vector<std::string>& files, const std::vector<TensorInFile>& tensors, double routing_exponent,
-                       uint64_t seed, Order order, bool check, const std::string& path) {
+                       uint64_t seed, Order order, bool check, const std::string& path, bool is_limited) {
              if (order == Order::unordered && check) throw std::invalid_argument("what is not ordered cannot be checked");
              const pshard::CpuPath cpu = pshard::cpu_path(path);
              const py::gil_scoped_release release;
-             std::unique_ptr<Backend> backend;
-             if (devices) {
-               backend = std::make_unique<HostBackend>(HostBackendOptions{host_cpus, *devices, page_lock_bytes, cpu});
-             } else {
-               backend = pshard::make_cuda_backend({host_cpus, vram_bytes, page_lock_bytes, cpu});
+             if (!is_limited) {
+               // Only the backend knows what scratch its kernels need.
+               const std::vector<int64_t> small(vram_bytes.size(), 1);
+               vram_bytes = grown(std::move(vram_bytes), schedules, *backend_of(host_cpus, devices, small, 0, cpu));
              }
+             std::unique_ptr<Backend> backend = backend_of(host_cpus, devices, vram_bytes, page_lock_bytes, cpu);
              auto source = source_of(schedules, files, tensors, seed, static_cast<int>(host_cpus.size()));
              ExecutorOptions options{std::move(vram_bytes), {routing_exponent, seed}, order, check};
              return std::make_unique<Runner>(std::move(backend), std::move(source), std::move(schedules), options);
            }),
            "schedules"_a, py::kw_only(), "host_cpus"_a, "devices"_a = py::none(), "vram_bytes"_a, "page_lock_bytes"_a,
            "files"_a = std::vector<std::string>{}, "tensors"_a = std::vector<TensorInFile>{}, "routing_exponent"_a = 0.0, "seed"_a = 1,
-           py::arg_v("order", Order::overlapped, "Order.overlapped"), "check"_a = false, "path"_a = "")
+           py::arg_v("order", Order::overlapped, "Order.overlapped"), "check"_a = false, "path"_a = "", "is_limited"_a = true)
       .def("load", &Runner::load, py::call_guard<py::gil_scoped_release>(), "schedule"_a, R"(Make what a schedule keeps resident so.
 
 Raises
@@ -335,6 +360,12 @@ StreamError
           "arena_bytes",
           [](const Runner& runner, size_t schedule, int gpu) { return runner.executor().arena_bytes(schedule, pshard::gpu_device(gpu)); },
           "schedule"_a, "gpu"_a = 0, "What a schedule takes of a GPU's arena.")
+      .def("weights", &Runner::weights, "schedule"_a, "name"_a, R"(Bytes of a tensor, as passes copy and multiply them.
+
+Raises
+------
+ValueError
+    The schedule has no such tensor.)")
       .def_property_readonly("locked_bytes", [](const Runner& runner) { return runner.executor().locked_bytes(); })
       .def_property_readonly("staged_bytes", [](const Runner& runner) { return runner.executor().staged_bytes(); });
   m.def(

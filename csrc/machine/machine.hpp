@@ -72,7 +72,7 @@ struct Machine {
   double host_bytes_per_second = 0.0;      // DRAM, shared by CPU reads and DMA
   double cpu_rate_under_copy = 1.0;        // fraction of the CPU's rate that remains while a copy runs
   double copy_rate_under_cpu = 1.0;        // fraction of the link's rate that remains while the CPU computes
-  double gpu_rate_under_copy = 1.0;        // the same of a GPU that shares its memory with the host; with memory of its own, 1
+  double gpu_rate_under_copy = 1.0;        // the same of the GPU, whose memory takes the copies
   double copy_rate_under_gpu = 1.0;
 };
 

@@ -32,6 +32,7 @@ double now() { return std::chrono::duration<double>(std::chrono::steady_clock::n
 
 void require(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
+  static_cast<void>(cudaGetLastError());  // told here, so no kernel that comes later is blamed for it
   throw StreamError(std::string("CUDA: ") + what + ": " + cudaGetErrorString(error));
 }
 
@@ -128,6 +129,7 @@ class CudaBackend : public Backend {
   }
   void unlock_all() override {
     for (const auto& [begin, end] : locked_) cudaHostUnregister(reinterpret_cast<void*>(begin));
+    static_cast<void>(cudaGetLastError());
     locked_.clear();
     locked_bytes_ = 0;
   }
@@ -136,13 +138,14 @@ class CudaBackend : public Backend {
     if (!is_gpu(queue.device)) return host_.copy(queue, to, from, n_bytes);
     const cudaStream_t stream = use(queue);
     const bool is_lane = queue.stream == Stream::lane_a || queue.stream == Stream::lane_b;
+    const bool is_staged = is_lane && !is_in_arena(from);
+    // One call takes what lies in one locked range or in none, at both ends.
     while (n_bytes > 0) {
-      const int64_t locked = is_lane ? locked_from(from) : n_bytes;
-      const int64_t n = std::min(n_bytes, locked > 0 ? locked : unlocked_from(from));
-      if (locked > 0) {
-        require(cudaMemcpyAsync(to, from, static_cast<size_t>(n), cudaMemcpyDefault, stream), "queueing a copy");
-      } else {
+      const int64_t n = std::min({n_bytes, extent(from), extent(to)});
+      if (is_staged && locked_from(from) == 0) {
         stage(queue, to, from, n);
+      } else {
+        require(cudaMemcpyAsync(to, from, static_cast<size_t>(n), cudaMemcpyDefault, stream), "queueing a copy");
       }
       to += n;
       from += n;
@@ -247,7 +250,7 @@ class CudaBackend : public Backend {
     int looks = 0;
     for (const Gpu& gpu : gpus_) {
       cudaSetDevice(gpu.number);
-      for (const cudaStream_t stream : gpu.streams) {
+      for (const cudaStream_t stream : streams_of(gpu)) {
         cudaError_t state = cudaStreamQuery(stream);
         while (state == cudaErrorNotReady) {
           std::this_thread::sleep_for(kLook);
@@ -273,7 +276,10 @@ class CudaBackend : public Backend {
 
   bool has_come(Event event) override {
     const Recorded& recorded = events_.at(static_cast<size_t>(event));
-    return recorded.event != nullptr ? cudaEventQuery(recorded.event) != cudaErrorNotReady : host_.has_come(recorded.host);
+    if (recorded.event == nullptr) return host_.has_come(recorded.host);
+    const bool has_come = cudaEventQuery(recorded.event) != cudaErrorNotReady;
+    static_cast<void>(cudaGetLastError());
+    return has_come;
   }
 
   double seconds(Event event) override {
@@ -286,11 +292,8 @@ class CudaBackend : public Backend {
   }
 
   void forget_events() override {
-    for (const Recorded& recorded : events_) {
-      if (recorded.event != nullptr) spare_[static_cast<size_t>(recorded.gpu)].push_back(recorded.event);
-    }
-    events_.clear();
-    host_.forget_events();
+    drop_events();
+    for (Gpu& gpu : gpus_) rebase(gpu);
   }
 
  private:
@@ -322,6 +325,28 @@ class CudaBackend : public Backend {
     return event;
   }
 
+  void drop_events() {
+    for (const Recorded& recorded : events_) {
+      if (recorded.event != nullptr) spare_[static_cast<size_t>(recorded.gpu)].push_back(recorded.event);
+    }
+    events_.clear();
+    host_.forget_events();
+  }
+
+  // Elapsed milliseconds are of 32 bits: counted from the start of a pass they tell a microsecond, from that of the process they do not.
+  static void rebase(Gpu& gpu) {
+    require(cudaSetDevice(gpu.number), "choosing a GPU");
+    require(cudaEventRecord(gpu.base, gpu.streams[0]), "recording an event");
+    require(cudaEventSynchronize(gpu.base), "waiting for an event");
+    gpu.base_seconds = now();
+  }
+
+  static std::vector<cudaStream_t> streams_of(const Gpu& gpu) {
+    std::vector<cudaStream_t> streams(gpu.streams.begin(), gpu.streams.end());
+    for (const Ring& ring : gpu.rings) streams.push_back(ring.filling);
+    return streams;
+  }
+
   void open(int number, int64_t n_bytes) {
     require(cudaSetDevice(number), "choosing a GPU");
     gpus_.emplace_back();
@@ -343,18 +368,20 @@ class CudaBackend : public Backend {
       }
     }
     require(cudaEventCreate(&gpu.base), "making an event");
-    require(cudaEventRecord(gpu.base, gpu.streams[0]), "recording an event");
-    require(cudaEventSynchronize(gpu.base), "waiting for an event");
-    gpu.base_seconds = now();
+    rebase(gpu);
   }
 
   void close() {
-    forget_events();
+    std::vector<bool> is_lost;
+    for (const Gpu& gpu : gpus_) {
+      cudaSetDevice(gpu.number);
+      is_lost.push_back(cudaDeviceSynchronize() != cudaSuccess);
+    }
+    drop_events();
     unlock_all();
     for (size_t i = 0; i < gpus_.size(); ++i) {
       Gpu& gpu = gpus_[i];
       cudaSetDevice(gpu.number);
-      const bool is_lost = cudaDeviceSynchronize() != cudaSuccess;
       for (const cudaEvent_t event : spare_[i]) cudaEventDestroy(event);
       if (gpu.base != nullptr) cudaEventDestroy(gpu.base);
       for (Ring& ring : gpu.rings) {
@@ -370,7 +397,7 @@ class CudaBackend : public Backend {
         if (stream != nullptr) cudaStreamDestroy(stream);
       }
       cudaFree(gpu.arena);
-      if (is_lost) cudaDeviceReset();  // an error in a kernel ends the context: the next backend needs a new one
+      if (is_lost[i]) cudaDeviceReset();  // an error in a kernel ends the context: the next backend needs a new one
     }
     static_cast<void>(cudaGetLastError());
     gpus_.clear();
@@ -388,6 +415,15 @@ class CudaBackend : public Backend {
     const auto at = reinterpret_cast<uintptr_t>(bytes);
     const auto after = locked_.upper_bound(at);
     return after == locked_.end() ? INT64_MAX : static_cast<int64_t>(after->first - at);
+  }
+
+  [[nodiscard]] int64_t extent(const uint8_t* bytes) const {
+    const int64_t n_bytes = locked_from(bytes);
+    return n_bytes > 0 ? n_bytes : unlocked_from(bytes);
+  }
+  [[nodiscard]] bool is_in_arena(const uint8_t* bytes) const {
+    return std::any_of(gpus_.begin(), gpus_.end(),
+                       [&](const Gpu& gpu) { return bytes >= gpu.arena && bytes < gpu.arena + gpu.arena_bytes; });
   }
 
   void stage(Queue queue, uint8_t* to, const uint8_t* from, int64_t n_bytes) {

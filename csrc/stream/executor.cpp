@@ -16,7 +16,6 @@ namespace pshard {
 namespace {
 
 constexpr int kNothing = -1;
-constexpr int64_t kLockBytes = int64_t{256} << 20;  // at a time: what a driver refuses is then only the rest
 
 void fill_halves(Buffer& buffer, uint64_t seed) { fill_random(WeightType::f16, 1, buffer.size() / 2, seed, buffer.data()); }
 
@@ -42,7 +41,19 @@ Executor::Executor(Backend& backend, const WeightSource& source, std::vector<Sch
   lock_sources();
 }
 
-Executor::~Executor() { bench_.backend.unlock_all(); }
+Executor::~Executor() {
+  drain();
+  bench_.backend.unlock_all();
+}
+
+void Executor::drain() noexcept {
+  loaded_ = kNothing;
+  try {
+    bench_.backend.finish({});
+  } catch (...) {
+    // What went wrong first is already on its way to the caller.
+  }
+}
 
 int64_t Executor::arena_bytes(size_t schedule, Device device) const { return bench_.layouts.at(schedule).at(index(device)).n_bytes; }
 
@@ -123,10 +134,11 @@ void Executor::lock_sources() {
       }
     }
   }
+  const int64_t piece = bench_.options.lock_piece_bytes;
   bool refused = false;
   for (const auto& [bytes, n_bytes] : ranges) {
-    for (int64_t at = 0; at < n_bytes; at += kLockBytes) {
-      const int64_t n = std::min(kLockBytes, n_bytes - at);
+    for (int64_t at = 0; at < n_bytes; at += piece) {
+      const int64_t n = std::min(piece, n_bytes - at);
       refused = refused || !bench_.backend.lock(bytes + at, n);
       (refused ? staged_bytes_ : locked_bytes_) += n;
     }
@@ -208,7 +220,7 @@ SwitchRecord Executor::load(size_t schedule, const std::function<void()>& poll) 
     bench_.backend.finish(poll);
     if (const std::string fault = bench_.source.fault(); !fault.empty()) throw StreamError(fault);
   } catch (...) {
-    loaded_ = kNothing;
+    drain();
     throw;
   }
   loaded_ = static_cast<int>(schedule);
@@ -220,16 +232,11 @@ PassRecord Executor::run(size_t schedule, const std::function<void()>& poll) {
   load(schedule, poll);
   PassRun pass(bench_, schedule, n_passes_++);
   try {
-    try {
-      pass.queue();
-    } catch (...) {
-      bench_.backend.finish({});  // what is queued works on the pass
-      throw;
-    }
+    pass.queue();
     bench_.backend.finish(poll);
     if (const std::string fault = bench_.source.fault(); !fault.empty()) throw StreamError(fault);
   } catch (...) {
-    loaded_ = kNothing;
+    drain();
     throw;
   }
   return pass.record();

@@ -36,6 +36,8 @@ class Executor {
   [[nodiscard]] int64_t staged_bytes() const { return staged_bytes_; }
 
  private:
+  // What is queued works on memory of the executor and of the pass: after an error it must end before that goes.
+  void drain() noexcept;
   void check_sizes() const;
   void make_rooms();
   void lock_sources();

@@ -79,10 +79,15 @@ void HostBackend::unlock_all() {
 }
 
 bool HostBackend::is_locked(const uint8_t* bytes, int64_t n_bytes) const {
-  auto after = locked_.upper_bound(bytes);
-  if (after == locked_.begin()) return false;
-  --after;
-  return bytes + n_bytes <= after->first + after->second;
+  // What was locked in pieces lies in several that follow each other.
+  for (const uint8_t* const end = bytes + n_bytes; bytes < end;) {
+    auto piece = locked_.upper_bound(bytes);
+    if (piece == locked_.begin()) return false;
+    --piece;
+    if (piece->first + piece->second <= bytes) return false;
+    bytes = piece->first + piece->second;
+  }
+  return true;
 }
 
 void HostBackend::copy(Queue queue, uint8_t* to, const uint8_t* from, int64_t n_bytes) {

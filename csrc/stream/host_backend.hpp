@@ -43,6 +43,8 @@ class HostBackend : public Backend {
   void use_scratch(Device, uint8_t*) override {}
   bool lock(const uint8_t* bytes, int64_t n_bytes) override;
   void unlock_all() override;
+  // Whether copies from there need no staging.
+  [[nodiscard]] bool is_locked(const uint8_t* bytes, int64_t n_bytes) const;
   void copy(Queue queue, uint8_t* to, const uint8_t* from, int64_t n_bytes) override;
   void multiply(Queue queue, const Product& product) override;
   void attend(Queue queue, const AttentionWork& work) override;
@@ -71,7 +73,6 @@ class HostBackend : public Backend {
   [[nodiscard]] Part& part(Device device);
   [[nodiscard]] WorkQueue& queue_of(Queue queue);
   [[nodiscard]] Attention& attention_of(Queue queue, const AttentionShape& shape);
-  [[nodiscard]] bool is_locked(const uint8_t* bytes, int64_t n_bytes) const;
 
   const Kernels& kernels_;
   int64_t page_lock_bytes_;

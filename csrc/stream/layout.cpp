@@ -184,4 +184,13 @@ std::vector<std::vector<DeviceLayout>> lay_out(const std::vector<Schedule>& sche
   return layouts;
 }
 
+std::vector<int64_t> arenas_needed(const std::vector<Schedule>& schedules, const Backend& backend) {
+  std::vector<int64_t> needed;
+  for (const std::vector<DeviceLayout>& layouts : lay_out(schedules, backend)) {
+    needed.resize(std::max(needed.size(), layouts.size() - 1), 0);
+    for (size_t gpu = 0; gpu + 1 < layouts.size(); ++gpu) needed[gpu] = std::max(needed[gpu], layouts[gpu + 1].n_bytes);
+  }
+  return needed;
+}
+
 }  // namespace pshard

@@ -42,4 +42,7 @@ struct SplitLayout {
 // moves only the rest. Indexed [schedule][Device].
 [[nodiscard]] std::vector<std::vector<DeviceLayout>> lay_out(const std::vector<Schedule>& schedules, const Backend& backend);
 
+// By GPU: the most that any of the schedules takes of its arena.
+[[nodiscard]] std::vector<int64_t> arenas_needed(const std::vector<Schedule>& schedules, const Backend& backend);
+
 }  // namespace pshard

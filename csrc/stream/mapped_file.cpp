@@ -90,22 +90,26 @@ int enter(uintptr_t begin, uintptr_t end) {
 }  // namespace
 
 MappedFile::MappedFile(const std::string& path) : path_(path) {
-  const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (file < 0) refuse(path, "opened");
-  struct stat status {};
-  if (fstat(file, &status) != 0 || status.st_size <= 0) {
-    close(file);
+  file_ = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (file_ < 0) refuse(path, "opened");
+  size_ = size_now();
+  if (size_ <= 0) {
+    close(file_);
     throw StreamError(path + ": is empty, or cannot be read; download it again");
   }
-  size_ = status.st_size;
-  void* mapped = mmap(nullptr, static_cast<size_t>(size_), PROT_READ, MAP_PRIVATE, file, 0);
-  close(file);
-  if (mapped == MAP_FAILED) refuse(path, "mapped");
+  void* mapped = mmap(nullptr, static_cast<size_t>(size_), PROT_READ, MAP_PRIVATE, file_, 0);
+  if (mapped == MAP_FAILED) {
+    const int reason = errno;
+    close(file_);
+    errno = reason;
+    refuse(path, "mapped");
+  }
   data_ = static_cast<uint8_t*>(mapped);
   const auto begin = reinterpret_cast<uintptr_t>(mapped);
   slot_ = enter(begin, begin + static_cast<uintptr_t>(size_));
   if (slot_ < 0) {
     munmap(data_, static_cast<size_t>(size_));
+    close(file_);
     throw StreamError(path + ": more than " + std::to_string(kMostFiles) + " files are mapped at once; join the parts of the model");
   }
   add_user();
@@ -116,9 +120,16 @@ MappedFile::~MappedFile() {
   mapping.end.store(0);
   mapping.begin.store(0);
   munmap(data_, static_cast<size_t>(size_));
+  close(file_);
   remove_user();
 }
 
-bool MappedFile::is_damaged() const { return mappings[static_cast<size_t>(slot_)].is_damaged.load(); }
+int64_t MappedFile::size_now() const {
+  struct stat status {};
+  return fstat(file_, &status) == 0 ? status.st_size : 0;
+}
+
+// Within the last page that is left, what is gone reads as zeros without a signal.
+bool MappedFile::is_damaged() const { return mappings[static_cast<size_t>(slot_)].is_damaged.load() || size_now() < size_; }
 
 }  // namespace pshard

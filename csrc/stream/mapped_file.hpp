@@ -22,9 +22,12 @@ class MappedFile {
   [[nodiscard]] bool is_damaged() const;
 
  private:
+  [[nodiscard]] int64_t size_now() const;
+
   std::string path_;
   uint8_t* data_ = nullptr;
   int64_t size_ = 0;
+  int file_ = -1;
   int slot_ = -1;
 };
 

@@ -199,7 +199,9 @@ void PassRun::fetch(size_t at, const StreamOperation& work) {
   if (!is_dense && !is_routed && part == kNowhere) return;
   const Queue queue = compute_queue(split);
   const bool is_up = is_gpu(split.device);
-  const Queue lane = is_up ? lane_queue(split) : Queue{schedule_.caches[static_cast<size_t>(work.layer)].home, Stream::down};
+  const Device home = schedule_.caches[static_cast<size_t>(work.layer)].home;
+  // The CPU attends where a GPU cannot: also over a cache that would have been streamed, and is in host memory.
+  const Queue lane = is_up ? lane_queue(split) : is_gpu(home) ? Queue{home, Stream::down} : queue;
   wait(lane, bench_.backend.record(queue));  // the operation before has used what was there
   Copy copy{static_cast<int32_t>(at), lane, bench_.backend.record(lane), kNoEvent, 0, true};
   uint8_t* const to = fetched(split);

@@ -23,7 +23,8 @@ struct ExecutorOptions {
   std::vector<int64_t> vram_bytes;  // by GPU: what may be used of its arena
   RoutingRule routing;
   Order order = Order::overlapped;
-  bool check = false;  // what arrives by checksum, every product with a reference
+  bool check = false;                             // what arrives by checksum, every product with a reference
+  int64_t lock_piece_bytes = int64_t{256} << 20;  // locked at a time: what a driver refuses is then only the rest
 };
 
 // Seconds from the start of the pass.

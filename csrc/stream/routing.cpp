@@ -6,6 +6,7 @@
 #include <random>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 namespace pshard {
 namespace {
@@ -38,20 +39,20 @@ Routes draw_routes(const RoutingRule& rule, int64_t n_tokens, int64_t n_expert, 
   std::vector<int32_t> by_rank(static_cast<size_t>(n_expert));
   std::iota(by_rank.begin(), by_rank.end(), 0);
   std::shuffle(by_rank.begin(), by_rank.end(), ranks);
-  std::vector<double> weights(by_rank.size());
-  for (size_t rank = 0; rank < weights.size(); ++rank) weights[rank] = std::pow(static_cast<double>(rank + 1), -rule.exponent);
-  std::discrete_distribution<size_t> rank_of(weights.begin(), weights.end());
+  std::vector<double> mean_arrival(by_rank.size());
+  for (size_t rank = 0; rank < by_rank.size(); ++rank) mean_arrival[rank] = std::pow(static_cast<double>(rank + 1), rule.exponent);
   std::mt19937_64 random((rule.seed * 1'000'003 + of_layer) * 1'000'003 + static_cast<uint64_t>(pass) + 1);
 
   Routes routes;
   routes.n_used = n_used;
   routes.expert.reserve(static_cast<size_t>(n_tokens * n_used));
+  // Exponential arrivals at the experts' rates: the first n are n draws without replacement (Efraimidis and Spirakis, 2006).
+  std::exponential_distribution<double> arrival(1.0);
+  std::vector<std::pair<double, int32_t>> arrivals(by_rank.size());
   for (int64_t token = 0; token < n_tokens; ++token) {
-    const auto first = routes.expert.end() - routes.expert.begin();
-    while (static_cast<int64_t>(routes.expert.size()) < (token + 1) * n_used) {
-      const int32_t expert = by_rank[rank_of(random)];
-      if (std::find(routes.expert.begin() + first, routes.expert.end(), expert) == routes.expert.end()) routes.expert.push_back(expert);
-    }
+    for (size_t rank = 0; rank < by_rank.size(); ++rank) arrivals[rank] = {arrival(random) * mean_arrival[rank], by_rank[rank]};
+    std::partial_sort(arrivals.begin(), arrivals.begin() + n_used, arrivals.end());
+    for (int64_t i = 0; i < n_used; ++i) routes.expert.push_back(arrivals[static_cast<size_t>(i)].second);
   }
   group_by_expert(routes);
   return routes;

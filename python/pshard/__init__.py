@@ -14,7 +14,15 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from pshard.errors import GgufError, MachineError, ModelError, NoFeasiblePlanError, PshardError, SettingError
+from pshard.errors import (
+    GgufError,
+    MachineError,
+    MetricsError,
+    ModelError,
+    NoFeasiblePlanError,
+    PshardError,
+    SettingError,
+)
 
 if TYPE_CHECKING:
     from pshard.cluster import Cluster
@@ -29,26 +37,31 @@ if TYPE_CHECKING:
     from pshard.model import Model, read_model
     from pshard.planner import Plan, plan
     from pshard.projector import Projector, read_projector
+    from pshard.rebalance import Decision, LoadBalancer, RebalanceConfig
     from pshard.shard_types import ShardingPlan, ShardParameters
     from pshard.sharding import plan_sharding
     from pshard.stock_fit import Fit, fit
 
 __all__ = [
     "Cluster",
+    "Decision",
     "DeviceMap",
     "Draft",
     "Fit",
     "GgufError",
+    "LoadBalancer",
     "Machine",
     "MachineError",
     "MapParameters",
     "MemoryReport",
+    "MetricsError",
     "Model",
     "ModelError",
     "NoFeasiblePlanError",
     "Plan",
     "Projector",
     "PshardError",
+    "RebalanceConfig",
     "SettingError",
     "ShardParameters",
     "ShardingPlan",
@@ -88,6 +101,9 @@ _HOME = {
     "ShardParameters": "pshard.shard_types",
     "ShardingPlan": "pshard.shard_types",
     "plan_sharding": "pshard.sharding",
+    "Decision": "pshard.rebalance",
+    "LoadBalancer": "pshard.rebalance",
+    "RebalanceConfig": "pshard.rebalance",
     "Fit": "pshard.stock_fit",
     "fit": "pshard.stock_fit",
 }

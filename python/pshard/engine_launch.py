@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pshard.errors import SettingError
+from pshard.errors import EngineError
 from pshard.llama_map import LLAMA_CPP_NAMES
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def launch(plan: ShardingPlan, engine: str, model: str) -> Launch:
 
     Raises
     ------
-    SettingError
+    EngineError
         The engine can run none of the plan's strategies; the message says why.
     """
     return _LlamaRpc(plan, model).launch() if engine == "llama-rpc" else _Vllm(plan, model).launch()
@@ -81,7 +81,7 @@ class _LlamaRpc:
             message = (
                 "--emit llama-rpc: llama.cpp gives whole layers to devices, and no such strategy is possible here."
             )
-            raise SettingError(message)
+            raise EngineError(message)
         notes = []
         if priced is not self._plan.chosen:
             notes.append(f"llama.cpp gives devices whole layers: this is the {priced.description}.")
@@ -94,7 +94,7 @@ class _LlamaRpc:
                 f"--emit llama-rpc: {local_cpu.device.name} has layers, and llama.cpp gives its own CPU the first "
                 "ones; `pshard map` writes such a line."
             )
-            raise SettingError(message)
+            raise EngineError(message)
         lines: list[Line] = []
         names: dict[str, str] = {}
         with_layers = {shard.device.name for shard in shards}
@@ -140,7 +140,7 @@ class _LlamaRpc:
         prefix = LLAMA_CPP_NAMES.get(device.kind)
         if prefix is None:
             message = f"--emit llama-rpc: llama.cpp cannot use {device.name}, of kind {device.kind}."
-            raise SettingError(message)
+            raise EngineError(message)
         same = [
             other.name
             for other in self._plan.cluster.devices_of(device.host)
@@ -162,7 +162,7 @@ class _Vllm:
         if priced is None:
             reasons = "; ".join(f"{p.description}: {self._why_not(p)}" for p in candidates) or "there is no plan"
             message = f"--emit vllm: vLLM can run none of the strategies ({reasons})."
-            raise SettingError(message)
+            raise EngineError(message)
         notes = []
         if priced is not self._plan.chosen and self._plan.chosen is not None:
             notes.append(
@@ -183,12 +183,19 @@ class _Vllm:
             argv += ["--data-parallel-size", str(priced.n_replicas)]
         if len(hosts) > 1:
             argv += ["--distributed-executor-backend", "ray"]
-        argv += ["--max-model-len", str(parameters.max_seq_len), "--max-num-seqs", str(parameters.users)]
+        argv += ["--max-model-len", str(parameters.max_seq_len)]
+        # Each engine of a data-parallel launch has its own scheduler, and so its own limit.
+        argv += ["--max-num-seqs", str(max(priced.users_of_replicas))]
         stages = [shard for shard in priced.shards if shard.rank == 0 and shard.replica == 0]
         counts = [shard.last_layer - shard.first_layer + 1 for shard in stages]
         uneven = len(set(counts)) > 1
         environment = (("VLLM_PP_LAYER_PARTITION", ",".join(map(str, counts))),) if uneven else ()
         lines.append(Line(hosts[0], tuple(argv), environment))
+        if (parameters.type_k, parameters.type_v) != ("f16", "f16"):
+            notes.append(
+                f"The plan's KV cache is {parameters.type_k} (K) and {parameters.type_v} (V); vLLM has types of "
+                "its own (--kv-cache-dtype), of other sizes."
+            )
         notes.append("vLLM loads its own formats: name the model's repository; bytes and speeds here are a GGUF's.")
         return Launch("vLLM", tuple(lines), tuple(notes))
 

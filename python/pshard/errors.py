@@ -4,6 +4,8 @@ PshardError (1)
 ├── GgufError (1)           a file that is not a sound GGUF
 ├── ModelError (1)          a model that cannot be planned
 ├── MachineError (1)        a profile or hardware description that cannot be used
+├── MetricsError (1)        latencies that cannot be had
+├── EngineError (1)          a plan that an engine cannot run
 ├── SettingError (2)        an argument outside its range
 └── NoFeasiblePlanError (3) nothing fits
 """
@@ -27,6 +29,14 @@ class ModelError(PshardError):
 
 class MachineError(PshardError):
     """A machine profile or a hardware description that cannot be used."""
+
+
+class MetricsError(PshardError):
+    """Latencies that cannot be had: no file, no engine, or nothing in it that tells them."""
+
+
+class EngineError(PshardError):
+    """A plan that the engine which is to run it cannot run; the message says why."""
 
 
 class SettingError(PshardError, ValueError):

@@ -6,6 +6,7 @@ a schedule made of it, and as many passes as the workload needs, of which some a
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 PhaseName = Literal["prefill", "decode"]
 
 DEFAULT_PASSES = 5
+CHECKING_NOTE = "Everything was checked meanwhile, which takes most of the time: the seconds are not those of the plan."
 # A file with more holes than this has the shape of a model, but not its weights.
 LEAST_STORED = 0.9
 # Less than this share of the weights being multiplied says too little of the model.
@@ -69,11 +71,23 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """What is to be run: phases, over a cache of so many bytes in each layer, on GPUs with so much memory each."""
+    """What is to be run.
+
+    Attributes
+    ----------
+    phases : tuple of Phase
+    cache_bytes : tuple of int
+        Of each layer.
+    arena_bytes : tuple of int
+        Memory of each GPU.
+    is_limited : bool
+        Whether that is a budget; if not, the GPUs give what the executor's own layout takes, where that is more.
+    """
 
     phases: tuple[Phase, ...]
     cache_bytes: tuple[int, ...]
     arena_bytes: tuple[int, ...]
+    is_limited: bool = True
 
 
 @dataclass(frozen=True)
@@ -123,8 +137,15 @@ class PhaseResult:
 
     @property
     def copy_seconds(self) -> float:
-        """Of the copies of weights and cache of the typical pass."""
-        return sum(copy.end_seconds - copy.begin_seconds for copy in self.typical.copies)
+        """For which the typical pass copied weights and cache, summed over devices and directions.
+
+        Lanes of one direction share a copy engine: while one copies, the other waits, so that both at once count once.
+        """
+        by_engine: dict[tuple[int, bool], list[tuple[float, float]]] = defaultdict(list)
+        for copy in self.typical.copies:
+            device = self.schedule.splits[copy.split].device
+            by_engine[device, copy.stream == "down"].append((copy.begin_seconds, copy.end_seconds))
+        return sum(_covered_seconds(spans) for spans in by_engine.values())
 
     @property
     def overlap(self) -> float | None:
@@ -168,6 +189,8 @@ class Execution:
         "file", or "generated".
     shards : tuple of str
         Names of the devices: the host, then the GPUs.
+    is_checking : bool
+        Everything was compared meanwhile, so that seconds say nothing of speed.
     notes : tuple of str
     """
 
@@ -178,6 +201,7 @@ class Execution:
     staged_bytes: int
     weights: str
     shards: tuple[str, ...]
+    is_checking: bool = False
     notes: tuple[str, ...] = field(default=())
 
     @property
@@ -191,6 +215,14 @@ class Execution:
         """Measured rate of decode; None where none ran."""
         decode = next((result for result in self.phases if result.phase.name == "decode"), None)
         return decode.phase.n_tokens / decode.seconds if decode else None
+
+
+def _covered_seconds(spans: list[tuple[float, float]]) -> float:
+    covered, reached = 0.0, -math.inf
+    for begin, end in sorted(spans):
+        covered += max(0.0, end - max(begin, reached))
+        reached = max(reached, end)
+    return covered
 
 
 def split_kind(split: _core.Split) -> str:
@@ -367,7 +399,7 @@ def execute(
     page_lock_bytes : int
         Most that is page-locked; the rest is staged.
     passes : int
-        Of each phase, beside one that warms up; no more than the workload needs.
+        Of each phase, at least 1, beside one that warms up.
     routing_exponent : float
         Experts are drawn uniformly with 0, by Zipf's law with any other exponent.
     seed : int
@@ -415,17 +447,17 @@ def execute(
             seed=seed,
             order=order or _core.Order.overlapped,
             check=check,
+            is_limited=workload.is_limited,
         )
         for i, phase in enumerate(workload.phases):
-            count = max(1, min(passes, phase.count) if phase.name == "prefill" else passes)
             what = f"{phase.name}, {phase.n_tokens} tokens"
-            on_pass(what, 0, count + 1)
+            on_pass(what, 0, passes + 1)
             switch = executor.load(i)
             records, times = [], []
-            for done in range(count + 1):
+            for done in range(passes + 1):
                 records.append(executor.run(i))
                 times.append(time.time())
-                on_pass(what, done + 1, count + 1)
+                on_pass(what, done + 1, passes + 1)
             arenas = tuple(executor.arena_bytes(i, gpu) for gpu in range(n_gpu))
             results.append(
                 PhaseResult(phase, schedules[i], tuple(records[1:]), tuple(times[1:]), *priced[i], switch, arenas)
@@ -433,11 +465,12 @@ def execute(
     except (_core.StreamError, _core.ProbeError) as error:
         message = f"{model.name}: {error}"
         raise ExecutionError(message) from error
-    notes = _notes(model, schedules, from_file=from_file, staged_bytes=executor.staged_bytes)
+    notes = [CHECKING_NOTE] if check else []
+    notes += _notes(model, schedules, from_file=from_file, staged_bytes=executor.staged_bytes)
     names = tuple(shards) or ("host", *(f"gpu{i}" for i in range(n_gpu)))
     return Execution(
         model, "cuda" if cpus is None else "host", tuple(results), executor.locked_bytes, executor.staged_bytes,
-        "file" if from_file else "generated", names, tuple(notes),
+        "file" if from_file else "generated", names, check, tuple(notes),
     )  # fmt: skip
 
 

@@ -31,15 +31,26 @@ def llama_names(problem: MapProblem) -> list[str] | None:
     return names
 
 
+def tensor_split(counts: Sequence[int], n_not_loaded: int = 0) -> list[int]:
+    """Return ``-ts`` for so many layers on each GPU, in llama.cpp's order of them.
+
+    What it divides are the layers, those that are not loaded, and the output, which is with the last layers.
+    """
+    shares = list(counts)
+    last = max(device for device, count in enumerate(counts) if count)
+    shares[last] += n_not_loaded + 1
+    return shares
+
+
 def split(problem: MapProblem, runs: Sequence[Run], head: HeadPlace) -> tuple[int, list[int], list[tuple[str, int]]]:
     """Return runs as llama.cpp's flags: ``-ngl``, ``-ts``, and overrides with the indices of their devices."""
     on_gpus = [run for run in runs if not problem.devices[run.device].is_cpu]
     if not on_gpus:
         return 0, [], []
-    shares = [0] * len(problem.gpus)
+    counts = [0] * len(problem.gpus)
     for run in on_gpus:
-        shares[run.device] = run.end - run.begin
-    shares[on_gpus[-1].device] += 1 + problem.model.n_layer_nextn  # the output, and layers that are not loaded, count
+        counts[run.device] = run.end - run.begin
+    shares = tensor_split(counts, problem.model.n_layer_nextn)
     overrides = []
     first = runs[0].device
     if head == "first" and not problem.devices[first].is_cpu:

@@ -34,6 +34,8 @@ def describe(found: DeviceMap) -> dict[str, object]:
             "n_ubatch": parameters.n_ubatch,
             "type_k": parameters.type_k,
             "type_v": parameters.type_v,
+            "flash_attn": parameters.flash_attn,
+            "allow_swap": parameters.allow_swap,
         },
         "cache": {
             "policy": found.cache_policy,

@@ -19,11 +19,11 @@ from pshard.map_types import (
     Load,
     MapParameters,
     MappedDevice,
-    reserve_bytes,
 )
 from pshard.memory_settings import ContextSettings, check_context
 from pshard.model import type_name
 from pshard.stage_tables import StageTimes, stage_bytes, stage_times
+from pshard.usable_devices import joined, rooms
 
 if TYPE_CHECKING:
     from pshard.cluster import Cluster, Device
@@ -44,7 +44,10 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Runs in the order of the layers, and where the head is; with what the memory model says of it."""
+    """Runs in the order of the layers, and where the head is; with what the memory model says of it.
+
+    `repaired`: the first one that the solver found overflowed, so that this one need not be the best that fits.
+    """
 
     runs: tuple[Run, ...]
     head: HeadPlace
@@ -53,6 +56,7 @@ class Layout:
     cache_bytes: tuple[int, ...]
     compute_bytes: tuple[int, ...]
     embedding: int  # index of the device
+    repaired: bool = False
 
     @property
     def used_bytes(self) -> tuple[int, ...]:
@@ -82,11 +86,11 @@ class MapProblem:
     ) -> None:
         self.model = model
         self.cluster = cluster
-        self.parameters = parameters
+        self.parameters = replace(parameters, allow_swap=allow_swap or parameters.allow_swap)
         self.goal: Goal = goal
         self.load: Load = load
         self.projector = projector
-        self.allow_swap = allow_swap
+        self.allow_swap = self.parameters.allow_swap
         self.warnings: list[str] = []
         self.notes: list[str] = list(cluster.notes)
         self.gpus = self._accelerators()
@@ -116,10 +120,8 @@ class MapProblem:
             if not device.available:
                 self.notes.append(f"{device.name} is left out: {device.unavailable_reason or 'it is not available'}.")
         usable = [device for device in self.cluster.accelerators if device.family != "npu"]
-        main = self.cluster.hosts[0].name
-        apart = {device.name for device in usable if self.cluster.path(main, device.name) is None}
-        self.notes += [f"{name} is left out: no link joins its host to {main}." for name in sorted(apart)]
-        found = tuple(device for device in usable if device.name not in apart)
+        found, notes = joined(self.cluster, usable)
+        self.notes += notes
         if len(found) > MAX_GPUS:
             message = f"{len(found)} devices; llama.cpp takes at most {MAX_GPUS}. `pshard shard` plans for more."
             raise SettingError(message)
@@ -153,18 +155,11 @@ class MapProblem:
         return context, min(settings.n_ubatch, cells.full * cells.n_streams)
 
     def _set_capacities(self) -> None:
-        self.free = [
-            device.memory_total_bytes if device.memory_free_bytes is None else device.memory_free_bytes
-            for device in self.devices
-        ]
-        self.reserve = [reserve_bytes(device, free) for device, free in zip(self.devices, self.free, strict=True)]
-        self.capacity = [free - reserve for free, reserve in zip(self.free, self.reserve, strict=True)]
-        if self.cpu is None:
-            return
-        # What a device with unified memory may use is RAM that the CPU cannot have.
-        shared = [c for c, d in zip(self.capacity, self.gpus, strict=False) if d.unified_memory and d.host == self.host]
-        self.capacity[-1] = max(0, self.capacity[-1] - sum(shared))
-        if self.allow_swap:
+        found = rooms(self.devices)
+        self.free = [room.free for room in found]
+        self.reserve = [room.reserve for room in found]
+        self.capacity = [room.capacity for room in found]
+        if self.cpu is not None and self.allow_swap:
             self.capacity[-1] = UNLIMITED_BYTES
 
     def _set_bytes(self) -> None:

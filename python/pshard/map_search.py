@@ -50,7 +50,7 @@ def find_map(problem: MapProblem) -> DeviceMap:
         goal=problem.goal,
         load=problem.load,
         layers=layers,
-        exact=problem.goal != "memory" and found is not greedy,
+        exact=problem.goal != "memory" and found is not greedy and not found.repaired,
         greedy=None if greedy is None else problem.layer_map(greedy),
         cache_policy="contiguous" if problem.parameters.paged_block is None else "paged",
         paged_fallback=False,

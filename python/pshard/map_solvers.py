@@ -2,12 +2,14 @@
 
 Weights and caches add up by layer, compute buffers do not. So the solver is first given none, its layout is measured
 with the whole memory model, and a device that overflows gets what it was measured to need besides its layers; until
-nothing overflows. A first layout that fits is then the best there is.
+nothing overflows. A first layout that fits is the best there is; one after repairs need not be, since buffers differ
+from layout to layout.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -54,7 +56,7 @@ def repaired(problem: MapProblem, solve: Solve, measure: Measure | None = None) 
         layout = (measure or problem.measure)(runs, head)
         lacking = [max(0, problem.used(layout, d) - problem.capacity[d]) for d in range(len(problem.devices))]
         if fits and not any(lacking):
-            return layout
+            return replace(layout, repaired=any(extra))
         before = list(extra)
         for d in {run.device for run in runs}:
             if lacking[d]:

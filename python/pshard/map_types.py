@@ -43,6 +43,8 @@ class MapParameters:
     type_k, type_v : str
         ggml types of the cache.
     flash_attn : {"auto", "on", "off"}
+    allow_swap : bool
+        The CPU may page to disk.
     paged_block : int or None
         Cells of a block of a paged cache; None: contiguous caches, padded as llama.cpp pads them.
     """
@@ -55,6 +57,7 @@ class MapParameters:
     type_k: str = "f16"
     type_v: str = "f16"
     flash_attn: str = "auto"
+    allow_swap: bool = False
     paged_block: int | None = None
 
     def describe(self, *, vision: bool) -> str:
@@ -171,7 +174,7 @@ class DeviceMap:
     layers : LayerMap
         The map.
     exact : bool
-        No other map of this form is faster; False for the greedy map.
+        No other map of this form is faster; False for the greedy map, and where buffers overflowed at first.
     greedy : LayerMap or None
         Devices filled one after the other; None where that does not fit.
     cache_policy : {"contiguous", "paged"}

@@ -24,6 +24,7 @@ def describe(run: Execution) -> dict[str, object]:
         "model": run.model.name,
         "backend": run.backend,
         "weights": run.weights,
+        "checking": run.is_checking,
         "page_locked_bytes": run.locked_bytes,
         "staged_bytes": run.staged_bytes,
         "ttft_seconds": run.ttft_seconds,

@@ -130,7 +130,7 @@ def workload_of_layers(
     Raises
     ------
     SettingError
-        The layers do not add up, or there are more devices than llama.cpp takes.
+        The layers do not add up, there are more devices than llama.cpp takes, or the context is too short for the work.
     """
     from pshard import _core
     from pshard.model import data_type
@@ -140,6 +140,10 @@ def workload_of_layers(
     if sum(layers) != model.n_layer or any(n < 0 for n in layers) or not layers:
         given = ", ".join(map(str, layers))
         message = f"layers {given} add up to {sum(layers)}; {model.name} has {model.n_layer}, each on one device."
+        raise SettingError(message)
+    needed = prompt_tokens + generate_tokens if tier is None else tier
+    if n_ctx is not None and n_ctx < needed:
+        message = f"{needed} tokens do not fit in a context of {n_ctx}; give a smaller --prompt, --generate or --tier."
         raise SettingError(message)
     placement = _core.Placement()
     try:
@@ -174,7 +178,7 @@ def workload_of_layers(
         phases = _prompt_and_decode(prompt_tokens, generate_tokens, n_ubatch, phase)
     arenas = tuple(max(phase.vram_bytes[gpu] for phase in phases) for gpu in range(n_gpu))
     caches = tuple(_core.cache_bytes(model.core, layer, context) for layer in model.core.layers)
-    return Workload(tuple(phases), caches, arenas)
+    return Workload(tuple(phases), caches, arenas, is_limited=False)
 
 
 def workload_of_map(
@@ -196,7 +200,7 @@ def workload_of_map(
     Raises
     ------
     SettingError
-        The document is none, or of another model.
+        The document is none, or of another model, or its context is too short for the work.
     """
     try:
         found = document["map"]
@@ -205,12 +209,15 @@ def workload_of_map(
         names = [str(device["name"]) for device in devices]
         on_cpu = [device["kind"] == "cpu" for device in devices]
         head = 0 if found["head"] == "first" else len(devices) - 1
+        n_ctx = int(document["parameters"]["max_seq_len"])
+        n_ubatch = int(document["parameters"]["n_ubatch"])
     except (KeyError, TypeError, ValueError) as error:
         message = f"the map has no {error}; give the document that `pshard map --json` prints."
         raise SettingError(message) from error
     workload = workload_of_layers(
-        model, layers, prompt_tokens=prompt_tokens, generate_tokens=generate_tokens, tier=tier, on_cpu=on_cpu, head=head
-    )
+        model, layers, prompt_tokens=prompt_tokens, generate_tokens=generate_tokens, n_ctx=n_ctx, tier=tier,
+        n_ubatch=n_ubatch, on_cpu=on_cpu, head=head,
+    )  # fmt: skip
     host = next((name for name, cpu in zip(names, on_cpu, strict=True) if cpu), "host")
     return workload, (host, *(name for name, cpu in zip(names, on_cpu, strict=True) if not cpu))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,10 +12,10 @@ import numpy as np
 from pshard import _core
 from pshard.collectives import all_reduce_seconds, gather_seconds
 from pshard.device_speeds import device_speeds
-from pshard.map_types import reserve_bytes
 from pshard.memory_settings import ContextSettings, check_context
 from pshard.stage_tables import stage_bytes, way_seconds
 from pshard.tensor_parallel import Division, divide, rank_model
+from pshard.usable_devices import joined, rooms
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from pshard.cluster import Cluster, Device
     from pshard.model import Model
     from pshard.shard_types import ShardParameters
+
+
+class NotJoinedError(Exception):
+    """No link joins two devices that are to share layers; the message says which, in half a sentence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,20 +108,18 @@ class ShardProblem:
         self.parameters = parameters
         self.host = cluster.hosts[0].name
         # GPUs, TPUs and AI ASICs are pooled; NPUs are not made for this.
-        pooled = [device for device in cluster.accelerators if device.family != "npu"]
+        pooled, apart = joined(cluster, [device for device in cluster.accelerators if device.family != "npu"])
         # By host and node, so that of equal orders neighbours in the pipeline are neighbours in the machine.
         self.pool = tuple(sorted(pooled, key=lambda d: (cluster.host_names.index(d.host), _node(d))))
-        self.cpus = tuple(device for device in cluster.devices if device.available and device.is_cpu)
+        self.cpus, cpus_apart = joined(cluster, [d for d in cluster.devices if d.available and d.is_cpu])
+        self.notes = (*apart, *cpus_apart)
         usable = (*self.pool, *self.cpus)
-        self.free = {
-            d.name: d.memory_total_bytes if d.memory_free_bytes is None else d.memory_free_bytes for d in usable
-        }
-        self.capacity = {d.name: self.free[d.name] - reserve_bytes(d, self.free[d.name]) for d in usable}
+        self.capacity = {d.name: room.capacity for d, room in zip(usable, rooms(usable), strict=True)}
         without = [d.name for d in (self.pool or self.cpus) if d.speed.source == "none"]
         self.without_speed = tuple(without)
         priced = [d for d in usable if d.speed.source != "none"]
         self.speeds = {} if without else device_speeds(cluster, priced)
-        self._groups: dict[tuple[str, ...], Group] = {}
+        self._groups: dict[tuple[tuple[str, ...], int], Group] = {}
         self._ranks: dict[Division, tuple[_core.Model, ...]] = {}
         self._times: dict[tuple[object, ...], GroupTimes] = {}
         self._rank_costs: dict[tuple[int, ...], RankTimes] = {}
@@ -149,24 +152,30 @@ class ShardProblem:
 
     # --- groups -------------------------------------------------------------------------------------------------------
 
-    def group(self, devices: Sequence[Device]) -> Group:
-        """Return devices as one group, each rank with what its speed and memory are good for.
+    def group(self, devices: Sequence[Device], users: int = 1) -> Group:
+        """Return devices as one group, each rank with what its speed and memory are good for with so many users.
 
         Raises
         ------
         NotDivisibleError
             The architecture does not allow so many ranks.
+        NotJoinedError
+            No link joins two of them.
         """
-        key = tuple(device.name for device in devices)
+        key = tuple(device.name for device in devices), users
         if key not in self._groups:
-            self._groups[key] = self._new_group(tuple(devices))
+            self._groups[key] = self._new_group(tuple(devices), users)
         return self._groups[key]
 
-    def _new_group(self, devices: tuple[Device, ...]) -> Group:
+    def _new_group(self, devices: tuple[Device, ...], users: int) -> Group:
         if len(devices) == 1:
             return Group(devices, None, (self.model.core,))
+        for a, b in combinations(devices, 2):
+            if self.cluster.path(a.name, b.name) is None:
+                message = f"no link joins {a.name} and {b.name}"
+                raise NotJoinedError(message)
         by_speed = self._weights(devices)
-        division = divide(self.model, self._within_capacity(devices, by_speed))
+        division = divide(self.model, self._within_capacity(devices, by_speed, users))
         if division not in self._ranks:
             known: dict[tuple[int, int], _core.Model] = {}
             ranks = []
@@ -177,6 +186,11 @@ class ShardProblem:
             self._ranks[division] = tuple(ranks)
         return Group(devices, division, self._ranks[division])
 
+    def by_speed(self, devices: Sequence[Device]) -> tuple[Device, ...]:
+        """Return devices with the fastest first, without speeds the largest; equal ones as they were."""
+        weights = dict(zip(devices, self._weights(devices), strict=True))
+        return tuple(sorted(devices, key=lambda device: -weights[device]))
+
     def _weights(self, devices: Sequence[Device]) -> list[float]:
         """Shares in proportion to speed: the inverse of what a token takes on each device alone."""
         if not self.has_speeds:
@@ -184,10 +198,14 @@ class ShardProblem:
         pass_ = self.pass_(1, 1)
         return [1.0 / float(self._rank_times(self.model.core, device, pass_).layers.sum()) for device in devices]
 
-    def _within_capacity(self, devices: Sequence[Device], weights: list[float]) -> list[float]:
+    def _within_capacity(self, devices: Sequence[Device], weights: list[float], users: int) -> list[float]:
         """Lower the shares of devices whose memory does not hold them, as far as the others have room."""
-        needed = self.model.tensor_bytes
-        caps = [self.capacity[device.name] / needed for device in devices]
+        context = self.context(users)
+        caches = sum(_core.cache_bytes(self.model.core, layer, context) for layer in self.model.core.layers)
+        # A latent cache is whole on every rank; others go with the heads.
+        whole, cut = (caches, 0) if self.model.hyperparameters.kv_lora_rank else (0, caches)
+        needed = self.model.tensor_bytes + cut
+        caps = [max(0, self.capacity[device.name] - whole) / needed for device in devices]
         total = sum(weights)
         shares = [weight / total for weight in weights]
         for _ in devices:
@@ -230,7 +248,7 @@ class ShardProblem:
 
     def times(self, group: Group, pass_: _core.Pass) -> GroupTimes:
         """Price all layers and the head on a group."""
-        key = (tuple(d.name for d in group.devices), *_size_of(pass_))
+        key = (tuple(d.name for d in group.devices), group.division, *_size_of(pass_))
         if key not in self._times:
             self._times[key] = self._price(group, pass_)
         return self._times[key]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from pshard.shard_problem import Group, ShardProblem
 
+GIB = 1 << 30
 MAX_REPAIRS = 256
 # Beyond so many memories, buffers are not left out at first: repairs would take too long.
 MAX_RELAXED = 16
@@ -34,6 +35,12 @@ class DoesNotFitError(Exception):
     def missing_bytes(self) -> int:
         """Of all devices together."""
         return sum(self.lacking.values())
+
+    @property
+    def reason(self) -> str:
+        """In half a sentence."""
+        lacking = [f"{name} lacks {n_bytes / GIB:.2f} GiB" for name, n_bytes in self.lacking.items()]
+        return ", ".join(lacking) or "no links lead from the first host through these devices and back"
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,7 +290,8 @@ class _Tables:
             before = extra.copy()
             lacking = self._raise(stages, extra)
             if found.feasible and not lacking:
-                return stages, found.exact and not primed
+                # Repairs count buffers as one assignment has them; another may need less.
+                return stages, found.exact and not extra.any()
             if (extra == before).all():
                 break
         raise DoesNotFitError(lacking)

@@ -107,6 +107,8 @@ class Priced:
     shards : tuple of Shard
     n_stages, n_ranks, n_replicas : int
         Pipeline stages, ranks of the largest tensor-parallel group, copies of the model.
+    users_of_replicas : tuple of int
+        Users of each copy.
     stream_tokens_per_second, users_tokens_per_second : float or None
         Of one user alone, and of all users together.
     prompt_seconds : float or None
@@ -118,7 +120,7 @@ class Priced:
     micro_batches : int
         Groups that the users go through the pipeline in.
     exact : bool
-        No other assignment of contiguous layers to these groups is better.
+        No other assignment of contiguous layers to these groups is better; False where buffers overflowed at first.
     """
 
     strategy: StrategyKind
@@ -127,6 +129,7 @@ class Priced:
     n_stages: int
     n_ranks: int
     n_replicas: int
+    users_of_replicas: tuple[int, ...]
     stream_tokens_per_second: float | None
     users_tokens_per_second: float | None
     prompt_seconds: float | None

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from pshard.errors import NoFeasiblePlanError, SettingError
-from pshard.shard_problem import ShardProblem
+from pshard.shard_problem import NotJoinedError, ShardProblem
 from pshard.shard_replica import DoesNotFitError, Replica, plan_replica
 from pshard.shard_types import Priced, Refused, ShardingPlan, ShardParameters, StrategyKind
-from pshard.tensor_parallel import NotDivisibleError, apportion
+from pshard.tensor_parallel import NotDivisibleError, apportion, apportion_within
 from pshard.tpu_chips import with_chips
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ def plan_sharding(model: Model, cluster: Cluster, parameters: ShardParameters | 
             reason="There is no device.", basis="", warnings=model.warnings, notes=tuple(notes),
         )  # fmt: skip
     problem = ShardProblem(model, cluster, parameters)
+    notes += problem.notes
     search = _Search(problem)
     found, refused = search.run()
     if not found:
@@ -132,8 +133,10 @@ def _does_not_fit(problem: ShardProblem, refused: Sequence[Refused]) -> NoFeasib
     lacking = [entry for entry in refused if entry.missing_bytes > 0]
     least = min(lacking, key=lambda entry: entry.missing_bytes, default=None)
     capacities = "; ".join(f"{name} may hold {capacity / GIB:.2f} GiB" for name, capacity in problem.capacity.items())
-    why = " ".join(f"{entry.strategy}: {entry.reason}." for entry in refused)
-    helps = "a smaller quantisation, a shorter --max-seq-len or fewer --users"
+    why = " ".join([*(f"{entry.strategy}: {entry.reason}." for entry in refused), *problem.notes])
+    helps = "a smaller quantisation or a shorter --max-seq-len"
+    if problem.parameters.users > 1:
+        helps = "a smaller quantisation, a shorter --max-seq-len or fewer --users"
     if least is None:
         message = f"{problem.model.name} cannot be sharded on these devices. {capacities}. {why}"
         return NoFeasiblePlanError(message, 0)
@@ -170,15 +173,16 @@ class _Search:
         return (possible or self._last_resort()), self.refused
 
     def best(self, strategy: StrategyKind, ways: Sequence[Sequence[tuple[Device, ...]]]) -> Priced | None:
-        """Return the best of several ways to lay one copy out, each a list of groups."""
+        """Return the best of several ways to lay one copy out, each a list of groups; this strategy's last word."""
+        self.refused = [entry for entry in self.refused if entry.strategy != strategy]
         found, refused = [], []
         for way in ways:
             try:
                 replica = self._replica(way, self.users)
-            except NotDivisibleError as error:
+            except (NotDivisibleError, NotJoinedError) as error:
                 refused.append(Refused(strategy=strategy, reason=str(error)))
             except DoesNotFitError as error:
-                reason = ", ".join(f"{name} lacks {n_bytes / GIB:.2f} GiB" for name, n_bytes in error.lacking.items())
+                reason = error.reason
                 refused.append(Refused(strategy=strategy, reason=reason, missing_bytes=error.missing_bytes))
             else:
                 if len(way) > 1 and len(replica.stages) == 1:
@@ -194,34 +198,34 @@ class _Search:
 
     def _replica(self, way: Sequence[tuple[Device, ...]], users: int, problem: ShardProblem | None = None) -> Replica:
         problem = problem or self.problem
-        groups = [problem.group(devices) for devices in way]
+        groups = [problem.group(devices, users) for devices in way]
         return plan_replica(problem, groups, users, search_order=len(groups) > 1)
 
     def _tensor_groups(self) -> Iterator[tuple[Device, ...]]:
-        """Devices that may share every layer: all, those of a host, equal ones, and halves of each."""
-        pool = self.problem.pool
+        """Devices that may share every layer: the fastest 2, 3, ... of all, of each host, and of equal ones."""
+        pool = self.problem.by_speed(self.problem.pool)
         seen = set()
         for key in (lambda d: 0, lambda d: d.host, lambda d: (d.host, d.product, d.memory_total_bytes)):
             for group in _grouped(pool, key):
-                while len(group) > 1:
-                    if group not in seen:
-                        seen.add(group)
-                        yield group
-                    group = group[: len(group) // 2]
+                for n_ranks in range(2, len(group) + 1):
+                    ranks = group[:n_ranks]
+                    if ranks not in seen:
+                        seen.add(ranks)
+                        yield ranks
 
     def _hybrids(self) -> list[list[tuple[Device, ...]]]:
         by_host = _grouped(self.problem.pool, lambda device: device.host)
         if len(by_host) > 1 and any(len(group) > 1 for group in by_host):
-            return [by_host]
+            return _narrowed([self.problem.by_speed(group) for group in by_host])
         by_product = _grouped(
             self.problem.pool, lambda device: (device.host, device.product, device.memory_total_bytes)
         )
-        return [by_product] if len(by_product) > 1 and any(len(group) > 1 for group in by_product) else []
+        return _narrowed(by_product) if len(by_product) > 1 else []
 
     # --- copies -------------------------------------------------------------------------------------------------------
 
     def _data(self) -> Priced | None:
-        """Try copies on equal parts of the pool: single devices, hosts, or runs of neighbours."""
+        """Try copies on equal parts of the pool: single devices, hosts, or runs of neighbours, some left over."""
         pool = self.problem.pool
         parts: list[list[tuple[Device, ...]]] = []
         if len(pool) > 1:
@@ -230,19 +234,24 @@ class _Search:
             if len(by_host) > 1:
                 parts.append(by_host)
             for size in range(2, len(pool) // 2 + 1):
-                if len(pool) % size == 0:
-                    parts.append([pool[i : i + size] for i in range(0, len(pool), size)])
-        found = [priced for part in parts if (priced := self._copies(part)) is not None]
+                parts.append([pool[i : i + size] for i in range(0, len(pool) - size + 1, size)])
+        if self.users == 1 or not parts:
+            reason = "one user is served by one copy" if self.users == 1 else _too_few("data_parallel")
+            self.refused.append(Refused(strategy="data_parallel", reason=reason))
+            return None
+        tried = [self._copies(part) for part in parts]
+        found = [priced for priced in tried if isinstance(priced, Priced)]
         if found:
             return min(found, key=lambda priced: _rank(priced, self.users))
-        reason = "two copies do not fit" if len(pool) > 1 else _too_few("data_parallel")
-        if self.users == 1:
-            reason = "one user is served by one copy"
-        self.refused.append(Refused(strategy="data_parallel", reason=reason))
+        refused = [entry for entry in tried if isinstance(entry, Refused)]
+        self.refused.append(min(refused, key=lambda entry: entry.missing_bytes or 1 << 60))
         return None
 
-    def _copies(self, parts: Sequence[tuple[Device, ...]]) -> Priced | None:
-        """Give each part of the pool a copy, in the best way that it fits, and share out the users by speed."""
+    def _copies(self, parts: Sequence[tuple[Device, ...]]) -> Priced | Refused:
+        """Give each part of the pool a copy, in the best way that it fits, and share out the users by speed.
+
+        No copy gets more users than it has room for.
+        """
         alone = []
         for part in parts:
             ways: list[list[tuple[Device, ...]]] = [[part]]
@@ -255,21 +264,48 @@ class _Search:
         # No more copies than users: a copy without one serves nobody.
         alone = alone[: max(self.users, 1)]
         if len(alone) < 2:
-            return None
-        shares = apportion(self.users, [replica.stream_tokens_per_second or 1.0 for replica in alone])
-        replicas = []
-        for replica, users in zip(alone, shares, strict=True):
-            way = [stage.group.devices for stage in replica.stages]
-            served = self._try(way, users)
-            if served is None:
-                return None
-            replicas.append(served)
-        return self._priced("data_parallel", replicas)
+            return Refused(strategy="data_parallel", reason="two copies do not fit")
+        speeds = [replica.stream_tokens_per_second or 1.0 for replica in alone]
+        ways = [[stage.group.devices for stage in replica.stages] for replica in alone]
+        wanted = apportion(self.users, speeds)
+        served = [self._try(way, users) for way, users in zip(ways, wanted, strict=True)]
+        if None in served:
+            most = [self._most_users(way) for way in ways]
+            if sum(most) < self.users:
+                return self._too_many_users(ways, wanted, sum(most))
+            shares = apportion_within(self.users, speeds, most)
+            served = [self._try(way, users) for way, users in zip(ways, shares, strict=True)]
+        return self._priced("data_parallel", [replica for replica in served if replica is not None])
+
+    def _most_users(self, way: Sequence[tuple[Device, ...]]) -> int:
+        """Return how many users a copy has room for, of all; it has room for one."""
+        fits, too_many = 1, self.users + 1
+        while too_many - fits > 1:
+            middle = (fits + too_many) // 2
+            if self._try(way, middle) is None:
+                too_many = middle
+            else:
+                fits = middle
+        return fits
+
+    def _too_many_users(
+        self, ways: Sequence[Sequence[tuple[Device, ...]]], wanted: Sequence[int], most: int
+    ) -> Refused:
+        """Say how many users the copies have room for, and what they lack for those that they should get."""
+        lacking: dict[str, int] = {}
+        for way, users in zip(ways, wanted, strict=True):
+            try:
+                self._replica(way, users)
+            except DoesNotFitError as error:
+                lacking |= error.lacking
+        too_many = DoesNotFitError(lacking)
+        reason = f"{len(ways)} copies have room for {most} users together; for {self.users}, {too_many.reason}"
+        return Refused(strategy="data_parallel", reason=reason, missing_bytes=too_many.missing_bytes)
 
     def _try(self, way: Sequence[tuple[Device, ...]], users: int) -> Replica | None:
         try:
             return self._replica(way, users)
-        except (NotDivisibleError, DoesNotFitError):
+        except (NotDivisibleError, NotJoinedError, DoesNotFitError):
             return None
 
     # --- special devices ----------------------------------------------------------------------------------------------
@@ -318,6 +354,7 @@ class _Search:
             n_stages=stages,
             n_ranks=ranks,
             n_replicas=len(replicas),
+            users_of_replicas=tuple(replica.users for replica in replicas),
             stream_tokens_per_second=first.stream_tokens_per_second,
             users_tokens_per_second=sum(r.users_tokens_per_second or 0.0 for r in replicas) if priced else None,
             prompt_seconds=first.prompt_seconds,
@@ -347,6 +384,12 @@ def _grouped(devices: Sequence[Device], key: Callable[[Device], object]) -> list
     for device in devices:
         groups.setdefault(key(device), []).append(device)
     return [tuple(group) for group in groups.values()]
+
+
+def _narrowed(groups: Sequence[tuple[Device, ...]]) -> list[list[tuple[Device, ...]]]:
+    """Return groups of at most 2, 3, ... devices each, the first of each group."""
+    largest = max(map(len, groups))
+    return [[group[:n_ranks] for group in groups] for n_ranks in range(2, largest + 1)]
 
 
 def _too_few(strategy: StrategyKind) -> str:

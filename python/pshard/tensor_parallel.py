@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from math import gcd, prod
 from typing import TYPE_CHECKING
 
@@ -54,17 +55,51 @@ class Division:
 
     def share(self, n_units: int, rank: int) -> int:
         """Units of one rank, of `n_units` that are handed out in the proportions of the heads."""
-        return apportion(n_units, self.kv_heads)[rank]
+        return _shares(n_units, self.kv_heads)[rank]
+
+
+@cache
+def _shares(n_units: int, weights: tuple[int, ...]) -> tuple[int, ...]:
+    """Remember shares: every rank and every layer asks for the same ones."""
+    return apportion(n_units, weights)
 
 
 def apportion(n_units: int, weights: Sequence[float]) -> tuple[int, ...]:
-    """Hand out whole units by the largest remainder, at least one to each; ties go to the lowest index."""
-    total, spare = sum(weights), n_units - len(weights)
-    exact = [spare * weight / total for weight in weights]
-    shares = [1 + int(value) for value in exact]
-    by_remainder = sorted(range(len(weights)), key=lambda i: (int(exact[i]) - exact[i], i))
-    for i in by_remainder[: n_units - sum(shares)]:
-        shares[i] += 1
+    """Hand out whole units so that the largest share / weight is least, at least one to each.
+
+    Units go one by one to who is then done first (divisors of Jefferson and D'Hondt), ties to the lowest index. Whoever
+    is due a whole unit gets at least the whole part of what is due, so that only the last few are handed out so.
+    """
+    shares = [1] * len(weights)
+    due = set(range(len(weights)))
+    while due:
+        spare = n_units - (len(weights) - len(due))
+        total = sum(weights[i] for i in due)
+        small = {i for i in due if spare * weights[i] < total}
+        if not small:
+            for i in due:
+                shares[i] = int(spare * weights[i] / total)
+            break
+        due -= small
+    for _ in range(n_units - sum(shares)):
+        first = min(range(len(weights)), key=lambda i: ((shares[i] + 1) / weights[i], i))
+        shares[first] += 1
+    return tuple(shares)
+
+
+def apportion_within(n_units: int, weights: Sequence[float], most: Sequence[int]) -> tuple[int, ...]:
+    """Hand out as `apportion` does, to nobody more than the most that he takes; together they take all units."""
+    shares = list(most)
+    free = list(range(len(weights)))
+    while free:
+        left = n_units - sum(shares[i] for i in range(len(weights)) if i not in free)
+        found = apportion(left, [weights[i] for i in free])
+        within = [i for i, share in zip(free, found, strict=True) if share <= most[i]]
+        if len(within) == len(free):
+            for i, share in zip(free, found, strict=True):
+                shares[i] = share
+            break
+        free = within
     return tuple(shares)
 
 

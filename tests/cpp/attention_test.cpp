@@ -19,7 +19,7 @@ class EveryPath : public testing::TestWithParam<CpuPath> {};
 
 TEST_P(EveryPath, EqualsDoublePrecision) {
   for (const int64_t depth : {1, 63, 64, 300}) {
-    for (const int64_t batch : {1, 5, 33}) {
+    for (const int64_t batch : {1, 5, 64, 70}) {  // one by one, and in tiles
       Attention attention(kernels(GetParam()), {6, 2, 48, depth, batch}, 1);
       const Buffer cache = random_cache(attention);
       attention.start(cache.as<uint16_t>());
@@ -43,17 +43,27 @@ TEST(Attention, ThreadsShareAllHeads) {
   }
 }
 
-TEST(Attention, AKernelThatForgetsValuesIsFound) {
-  Kernels broken = kScalarKernels;
-  broken.half_mix = [](Rows<const float> shares, Rows<const uint16_t> rows, int64_t n_columns, Rows<float> out) {
-    kScalarKernels.half_mix(shares, {rows.data, rows.stride, rows.n - 1}, n_columns, out);
-  };
-  Attention attention(broken, {2, 1, 16, 20, 3}, 1);
+void expect_a_fault(const Kernels& broken, int64_t batch) {
+  Attention attention(broken, {2, 1, 16, 20, batch}, 1);
   const Buffer cache = random_cache(attention);
   attention.start(cache.as<uint16_t>());
   EXPECT_NE(attention.fault(), "") << "nothing has run";
   attention.run(0);
   EXPECT_NE(attention.fault(), "");
+}
+
+TEST(Attention, AKernelThatForgetsValuesIsFound) {
+  Kernels broken = kScalarKernels;
+  broken.half_mix = [](Rows<const float> shares, Rows<const uint16_t> rows, int64_t n_columns, Rows<float> out) {
+    kScalarKernels.half_mix(shares, {rows.data, rows.stride, rows.n - 1}, n_columns, out);
+  };
+  expect_a_fault(broken, 64);
+  broken = kScalarKernels;
+  broken.half_attend = [](const uint16_t* query, Rows<const uint16_t> keys, Rows<const uint16_t> values, int64_t n_columns,
+                          uint16_t* sums) {
+    return kScalarKernels.half_attend(query, {keys.data, keys.stride, keys.n - 1}, values, n_columns, sums);
+  };
+  expect_a_fault(broken, 3);
 }
 
 TEST(Attention, CountsEveryCellForEveryToken) {

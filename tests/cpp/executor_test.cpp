@@ -183,6 +183,40 @@ TEST(Executor, WhatTheSystemWillNotLockIsStaged) {
   executor.run(0);
 }
 
+TEST(Executor, WhatIsLockedInPiecesIsNotStaged) {
+  const Model m = model(2);
+  const std::vector<LayerPlacement> lanes{LayerPlacement::uniform(Where::stream_a), LayerPlacement::uniform(Where::stream_b)};
+  std::vector<Schedule> schedules{schedule(m, placement(m, lanes, Where::cpu), 4)};
+  const GeneratedWeights source(schedules, 1, 1);
+  HostBackend backend(backend_options());
+  ExecutorOptions options = checking();
+  options.lock_piece_bytes = 8192;
+  Executor executor(backend, source, schedules, options);
+  EXPECT_EQ(executor.staged_bytes(), 0);
+  int n_long = 0;
+  for (const Split& split : schedules[0].splits) {
+    for (const int32_t at : split.streamed) {
+      const StreamTensor& tensor = schedules[0].tensors[static_cast<size_t>(at)];
+      n_long += tensor.n_bytes > options.lock_piece_bytes ? 1 : 0;
+      EXPECT_TRUE(backend.is_locked(source.bytes(tensor), tensor.n_bytes)) << tensor.name;
+    }
+  }
+  EXPECT_GT(n_long, 0);
+  executor.run(0);
+}
+
+TEST(HostBackend, IsLockedOnlyWithoutAHole) {
+  const Buffer memory(3 * 4096);
+  HostBackend backend(backend_options());
+  EXPECT_TRUE(backend.lock(memory.data(), 4096));
+  EXPECT_TRUE(backend.lock(memory.data() + 8192, 4096));
+  EXPECT_FALSE(backend.is_locked(memory.data(), 3 * 4096));
+  EXPECT_TRUE(backend.is_locked(memory.data() + 8192, 4096));
+  EXPECT_FALSE(backend.is_locked(memory.data() + 8192, 4097));
+  EXPECT_TRUE(backend.lock(memory.data() + 4096, 4096));
+  EXPECT_TRUE(backend.is_locked(memory.data() + 100, 3 * 4096 - 100));
+}
+
 TEST(Executor, InterruptedItEndsAndCanBeUsedAgain) {
   const Model m = model(6);
   Running run(m, placement(m, all_kinds(), Where::pinned), 40, checking());

@@ -85,6 +85,19 @@ TEST(MappedFile, CutShortWhileItIsMappedIsAnErrorAndNotTheEnd) {
   EXPECT_GT(executor.run(0).n_checked, 0);
 }
 
+TEST(MappedFile, ASingleByteThatIsCutOffIsNoticed) {
+  const std::vector<Schedule> schedules = some_schedules();
+  const ModelFile file(schedules);
+  const MappedWeights source({file.path}, file.tensors);
+  HostBackend backend(backend_options());
+  Executor executor(backend, source, schedules, checking());
+  executor.run(0);
+  EXPECT_EQ(source.fault(), "");
+  ASSERT_EQ(truncate(file.path.c_str(), file.n_bytes - 1), 0);
+  EXPECT_EQ(source.fault(), file.path + ": became shorter while it was in use; restore it, and run again");
+  EXPECT_THROW(executor.run(0), StreamError);
+}
+
 TEST(MappedFile, TooShortOrMissingIsRefusedAtOnce) {
   const std::vector<Schedule> schedules = some_schedules();
   const ModelFile file(schedules);

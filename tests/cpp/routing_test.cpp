@@ -55,6 +55,35 @@ TEST(Routing, FollowsItsDistribution) {
   EXPECT_NEAR(most(0.0), 1.0 / 64, 5 * sigma(1.0 / 64));
 }
 
+// With an exponent of 10 the first expert has all but a thousandth of the weight, the eighth a billionth.
+TEST(Routing, SteepLawsDrawDifferentExpertsToo) {
+  const Routes routes = draw_routes({10.0, 3}, 200, 128, 8, 0, 0);
+  std::vector<int> tokens(128, 0);
+  for (size_t token = 0; token < 200; ++token) {
+    const auto begin = routes.expert.begin() + static_cast<ptrdiff_t>(8 * token);
+    EXPECT_EQ(std::set<int32_t>(begin, begin + 8).size(), 8U);
+    for (auto expert = begin; expert != begin + 8; ++expert) ++tokens[static_cast<size_t>(*expert)];
+  }
+  EXPECT_EQ(*std::max_element(tokens.begin(), tokens.end()), 200);
+}
+
+// Two draws without replacement of 8 experts: expert i is among them with probability w_i + sum over j != i of w_j w_i / (1 - w_j).
+TEST(Routing, SeveralDrawsFollowTheLawWithoutReplacement) {
+  constexpr int kTokens = 20000;
+  std::vector<int> counts(8, 0);
+  for (const int32_t expert : draw_routes({1.0, 3}, kTokens, 8, 2, 0, 0).expert) ++counts[static_cast<size_t>(expert)];
+  std::sort(counts.rbegin(), counts.rend());
+  std::vector<double> weights(8);
+  double sum = 0.0;
+  for (size_t i = 0; i < 8; ++i) sum += weights[i] = 1.0 / static_cast<double>(i + 1);
+  for (double& weight : weights) weight /= sum;
+  for (size_t i = 0; i < 8; ++i) {
+    double p = weights[i];
+    for (size_t j = 0; j < 8; ++j) p += j == i ? 0.0 : weights[j] * weights[i] / (1.0 - weights[j]);
+    EXPECT_NEAR(counts[i] / static_cast<double>(kTokens), p, 5 * std::sqrt(p * (1.0 - p) / kTokens)) << i;
+  }
+}
+
 TEST(Routing, RunsJoinNeighbours) {
   Routes routes;
   routes.experts = {0, 1, 4, 6, 7, 8};

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <thread>
 #include <utility>
 
@@ -201,6 +202,50 @@ class FailsInMidPass : public Breakable {
 
 TEST(StreamChecks, ADeviceErrorEndsThePassAndNothingElse) {
   EXPECT_EQ(error_of_broken_pass<FailsInMidPass>(), "the device fell off the bus");
+}
+
+// The n-th copy cannot be queued, while a lane still works, and fails, on what was queued before.
+class RefusesACopy : public Breakable {
+ public:
+  void copy(Queue queue, uint8_t* to, const uint8_t* from, int64_t n_bytes) override {
+    if (breaks && ++n_ == refused) {
+      HostBackend::inspect(kLanes[0], nullptr, 0, [this](const uint8_t*) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(20));
+        has_ended = true;
+        throw StreamError("a consequence");
+      });
+      throw StreamError("copy refused");
+    }
+    HostBackend::copy(queue, to, from, n_bytes);
+  }
+  int refused = 0;
+  std::atomic<bool> has_ended{false};
+
+ private:
+  int n_ = 0;
+};
+
+TEST(StreamChecks, AnErrorWhileQueueingALoadIsTheOneReportedAndLeavesNothingRunning) {
+  const Model m = model(3);
+  std::vector<Schedule> schedules{schedule(m, placement(m, {LayerPlacement::uniform(Where::pinned)}, Where::pinned), 3)};
+  const GeneratedWeights source(schedules, 1, 1);
+  for (const int refused : {1, 2, 5, 12, 25}) {  // activations, the first weights, the last, caches
+    RefusesACopy backend;
+    backend.refused = refused;
+    Executor executor(backend, source, schedules, checking());
+    backend.breaks = true;
+    std::string error;
+    try {
+      executor.load(0);
+    } catch (const StreamError& caught) {
+      error = caught.what();
+    }
+    EXPECT_TRUE(backend.has_ended) << refused;
+    EXPECT_EQ(error, "copy refused") << refused;
+    backend.breaks = false;
+    EXPECT_GT(executor.load(0).up_bytes, 0);
+    EXPECT_GT(executor.run(0).n_checked, 0);
+  }
 }
 
 TEST(Checksum, TellsAnyWordAndAnyPlace) {

@@ -22,9 +22,10 @@ MAY_INCLUDE = {
     "cost": {"model", "machine"},
     "plan": {"cost", "memory", "model", "machine"},
     "fleet": {"cost", "memory", "model", "machine"},
+    "latency": set(),
     "probe": {"machine"},
     "stream": {"machine", "model", "probe"},
-    "bindings": {"plan", "fleet", "cost", "memory", "model", "machine", "probe", "stream"},
+    "bindings": {"plan", "fleet", "cost", "memory", "model", "machine", "latency", "probe", "stream"},
 }
 CPP_FILES = sorted(path for path in CSRC.rglob("*") if path.suffix in {".hpp", ".cpp", ".cu", ".cuh"})
 PYTHON_FILES = sorted(PACKAGE.rglob("*.py"))

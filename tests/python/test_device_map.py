@@ -340,3 +340,18 @@ def test_hosts_that_no_link_joins_do_not_share_a_model(tmp_path: Path) -> None:
     path.write_text(text + '[[links]]\nkind = "ethernet"\nends = ["a", "b"]\ngeneration = "25g"\n')
     found = map_model(read_model("qwen3-32b:Q4_K_M"), read_cluster(path), goal="decode")
     assert set(found.layers.order) == {"a0", "b0"}
+
+
+def test_exact_is_claimed_only_where_no_buffer_overflowed() -> None:
+    def found(mib: int) -> tuple[bool, tuple[int, ...]]:
+        here = cluster("rtx-4090-24g,rtx-3060-12g")
+        gpus = tuple(replace(gpu, memory_free_bytes=mib * MIB) for gpu in here.accelerators)
+        mapped = map_model(
+            read_model("qwen3-0.6b:Q8_0"), replace(here, devices=(*gpus, here.devices[-1])), goal="decode"
+        )
+        return mapped.exact, mapped.layers.counts
+
+    assert found(4000) == (True, (28, 0, 0))
+    exact, counts = found(1440)
+    assert not exact
+    assert counts[1] > 0

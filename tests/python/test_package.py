@@ -36,7 +36,7 @@ def test_public_names_are_there_and_no_others() -> None:
 
 def test_every_error_is_one_family() -> None:
     errors = [getattr(pshard, name) for name in pshard.__all__ if name.endswith("Error")]
-    assert len(errors) == 6
+    assert len(errors) == 7
     assert all(issubclass(error, pshard.PshardError) for error in errors)
 
 
@@ -65,7 +65,10 @@ def test_ships_types_and_data() -> None:
 
 def test_run_time_dependencies_are_the_chosen_ones() -> None:
     names = {re.split(r"[^\w-]", text)[0] for text in requires("pshard") or [] if "extra ==" not in text}
-    assert names == {"click", "filelock", "gguf", "msgspec", "numpy", "platformdirs", "psutil", "rich"}
+    assert names == {
+        *("click", "filelock", "gguf", "msgspec", "numpy"),
+        *("platformdirs", "prometheus-client", "psutil", "rich", "tomli-w"),
+    }
 
 
 def test_missing_compiled_part_is_explained(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def _print_phase(out: Output, run: Execution, result: PhaseResult) -> None:
     record, phase = result.typical, result.phase
     title = (
         f"{phase.name}: {phase.n_tokens} tokens, {phase.strategy}, {len(record.splits)} splits; "
-        f"{len(result.records)} passes run of {phase.count}"
+        f"{_passes(len(result.records))} run, {phase.count} needed"
     )
     rows: list[tuple[str, object, object, object, object]] = []
     waiting_predicted = result.predicted.seconds if result.predicted else None
@@ -56,13 +56,17 @@ def _print_phase(out: Output, run: Execution, result: PhaseResult) -> None:
         out.line(f"overlap: {result.overlap:.0%} of what copies and computing can hide of each other")
     for gpu, (peak, allowed) in enumerate(zip(result.arena_bytes, phase.vram_bytes, strict=True)):
         name = run.shards[gpu + 1] if len(run.shards) > gpu + 1 else f"gpu{gpu}"
-        out.line(f"arena of {name}: {format_bytes(peak)} of {format_bytes(allowed)} planned")
+        out.line(f"arena of {name}: {format_bytes(peak)}, {format_bytes(allowed)} planned")
     if result.switch.up_bytes:
         up = format_bytes(result.switch.up_bytes)
         out.line(f"became resident before: {up} in {_milliseconds(result.switch.seconds)} ms")
     n_checked = sum(r.n_checked for r in result.records)
     if n_checked:
         out.line(f"checked: {n_checked} shards and results, all right")
+
+
+def _passes(n: int) -> str:
+    return "1 pass" if n == 1 else f"{n} passes"
 
 
 def _beside(predicted: float | None, measured: float, text: object) -> str:

@@ -77,8 +77,9 @@ def command(
     pshard map model.gguf --cluster cluster.toml --objective decode
 
     What is not part of a layer (head, projector, the embedding where a GPU can look it up) is on the first device. With
-    --objective decode or prefill the map is exact: no other contiguous one is faster, and none is slower than filling
-    the devices in order, which is shown beside it. Exit code 3 where it does not fit.
+    --objective decode or prefill the map is the fastest contiguous one, or near it where memory is tight ("exact" in
+    --json says which), and not slower than filling the devices in order, which is shown beside it. Exit code 3 where it
+    does not fit.
     """  # noqa: D301 - click reads the backspace
     from pshard.device_map import MapParameters, map_model
     from pshard.model import read_model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from pshard.cli._launch import size_option
 from pshard.cli._output import Output, with_output
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
     from pshard.model import Model
 
 DEFAULT_PROMPT, DEFAULT_GENERATE = 2048, 256
+STEEPEST_ROUTING = 10.0
+# Options of a plan, and which of them something that is run instead of a plan takes too.
+PLAN_ONLY = ("vram_bytes", "n_ctx", "type_k", "type_v", "strategy", "tier_max")
+APPLY_TO = {"--registry": ("vram_bytes",), "--layers": ("n_ctx",)}
 Progress = Callable[[str, int, int], None]
 
 
@@ -110,6 +116,11 @@ def command(
     if sum(value is not None for value in (registry, map_file, layers)) > 1:
         message = "--registry, --map and --layers each say what to run; give one."
         raise click.UsageError(message)
+    _refuse_ignored(registry, map_file, layers)
+    if check and metrics is not None:
+        message = "--metrics are timings of passes, which --check slows down; give one of both."
+        raise click.UsageError(message)
+    exponent = _exponent(routing)
     loaded = read_model(model)
     chosen = backend or ("cuda" if _core.built_with_cuda and _core.query_gpus().devices else "host")
     counts = _counts(layers)
@@ -121,7 +132,7 @@ def command(
     shards: tuple[str, ...] = ()
     with _progress() as on_pass:
         if map_file is not None or counts is not None:
-            workload, shards = _on_devices(loaded, map_file, counts, work)
+            workload, shards = _on_devices(loaded, map_file, counts, plan_options["n_ctx"], work)
             cpus, measured = _host(chosen, loaded, work, max(1, len(workload.arena_bytes)), on_pass, measures=False)
         else:
             cpus, measured = _host(chosen, loaded, work, 1, on_pass, measures=True)
@@ -136,7 +147,7 @@ def command(
             host_cpus=_all_cpus(),
             page_lock_bytes=1 << 62 if page_lock_bytes is None else page_lock_bytes,
             passes=passes,
-            routing_exponent=_exponent(routing),
+            routing_exponent=exponent,
             seed=seed,
             check=check,
             shards=shards,
@@ -154,6 +165,22 @@ def command(
     _print(out, run)
 
 
+def _refuse_ignored(registry: Path | None, map_file: Path | None, layers: str | None) -> None:
+    """Refuse options of a plan where something else than a plan says what is run."""
+    given = {"--registry": registry, "--map": map_file, "--layers": layers}
+    source = next((option for option, value in given.items() if value is not None), None)
+    if source is None:
+        return
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        if name not in PLAN_ONLY or name in APPLY_TO.get(source, ()):
+            continue
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            message = f"{parameter.opts[-1]} is for plans that are made now; it changes nothing beside {source}."
+            raise click.UsageError(message)
+
+
 def _counts(layers: str | None) -> list[int] | None:
     if layers is None:
         return None
@@ -165,15 +192,18 @@ def _counts(layers: str | None) -> list[int] | None:
 
 
 def _exponent(routing: str) -> float:
-    name, _, exponent = routing.partition(":")
-    if name == "uniform" and not exponent:
+    name, _, given = routing.partition(":")
+    if name == "uniform" and not given:
         return 0.0
     try:
-        if name == "zipf":
-            return float(exponent or 1.0)
+        exponent = float(given or 1.0) if name == "zipf" else math.nan
     except ValueError:
-        pass
-    message = f"--routing {routing!r} is neither uniform nor zipf:S, like zipf:0.95."
+        exponent = math.nan
+    if 0.0 <= exponent <= STEEPEST_ROUTING:  # false of NaN
+        return exponent
+    message = (
+        f"--routing {routing!r} is neither uniform nor zipf:S with S from 0 to {STEEPEST_ROUTING:g}, like zipf:0.95."
+    )
     raise click.UsageError(message)
 
 
@@ -184,14 +214,14 @@ def _all_cpus() -> list[int]:
 
 
 def _on_devices(
-    model: Model, map_file: Path | None, counts: list[int] | None, work: dict[str, Any]
+    model: Model, map_file: Path | None, counts: list[int] | None, n_ctx: int | None, work: dict[str, Any]
 ) -> tuple[Workload, tuple[str, ...]]:
     from pshard.errors import SettingError
     from pshard.run_sources import workload_of_layers, workload_of_map
 
     if map_file is None:
         assert counts is not None
-        return workload_of_layers(model, counts, **work), ()
+        return workload_of_layers(model, counts, n_ctx=n_ctx, **work), ()
     try:
         document = json.loads(map_file.read_bytes())
     except (OSError, ValueError) as error:

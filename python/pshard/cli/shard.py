@@ -10,7 +10,7 @@ import click
 
 from pshard.cli._cluster import read_devices, with_cluster
 from pshard.cli._output import Output, format_bytes, with_output
-from pshard.errors import NoFeasiblePlanError
+from pshard.errors import EngineError, NoFeasiblePlanError
 from pshard.launch_line import CACHE_TYPES
 
 if TYPE_CHECKING:
@@ -84,11 +84,18 @@ def command(
     )
     for warning in plan.warnings:
         out.warn(warning)
-    lines = None if emit is None or plan.chosen is None else launch(plan, emit, _file(model, subject.name, emit))
+    lines, refusal = None, None
+    if emit is not None and plan.chosen is not None:
+        try:
+            lines = launch(plan, emit, _file(model, subject.name, emit))
+        except EngineError as error:
+            refusal = error  # of the engine; the plan stands
     out.json(plan.to_dict() | ({} if lines is None else {"launch": _launch_document(lines)}))
     _print(out, plan)
     if lines is not None:
         _print_launch(out, lines)
+    if refusal is not None:
+        raise refusal
     if plan.chosen is None:
         message = "there is no device that can be used; the plan is empty (data parallel, 0 replicas)"
         raise NoFeasiblePlanError(message, subject.tensor_bytes)
