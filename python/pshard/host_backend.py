@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from pshard import _core
     from pshard.model import Model
+    from pshard.profile import Operation
 
 CHUNKS_BYTES = (64 << 10, 1 << 20, 16 << 20)
 BUDGET_SECONDS = 0.2
@@ -223,14 +224,14 @@ def _rows(shape: tuple[int, int], batch: int) -> int:
 
 
 def _series(
-    operation: str, type_name: str, batches: tuple[int, ...], results: Sequence[_core.ProbeResult], n_threads: int
+    operation: Operation, type_name: str, batches: tuple[int, ...], results: Sequence[_core.ProbeResult], n_threads: int
 ) -> Series:
     rates = [result.flop_per_second for result in results]
     # More rows are never slower per row than fewer.
     for i in range(len(rates) - 1, 0, -1):
         rates[i - 1] = min(rates[i - 1], rates[i])
     return Series(
-        operation=operation,  # type: ignore[arg-type]
+        operation=operation,
         type=type_name,
         batch=tuple(float(batch) for batch in batches),
         flop_per_second=tuple(rates),

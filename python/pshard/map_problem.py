@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pshard import _core
 from pshard.device_speeds import device_speeds, require_speeds
@@ -106,9 +106,9 @@ class MapProblem:
         self._set_bytes()
         self.times = self._times()
 
-    def changed(self, **parameters: int | None) -> MapProblem:
+    def changed(self, **parameters: Any) -> MapProblem:
         """Return the same problem with some parameters changed."""
-        changed = replace(self.parameters, **parameters)  # type: ignore[arg-type]
+        changed = replace(self.parameters, **parameters)
         return MapProblem(
             self.model, self.cluster, changed, self.goal, self.load, self.projector, allow_swap=self.allow_swap
         )

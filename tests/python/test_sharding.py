@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-import json
 import math
 from collections.abc import Sequence
 from operator import truediv
@@ -14,87 +12,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
+from sharding_cases import accelerators, check, cluster, strategies, two_hosts
 
 from pshard import _core, read_model
 from pshard.cluster import Cluster, Device, Host, Link
 from pshard.cluster_file import read_cluster
 from pshard.collectives import all_reduce_seconds, gather_seconds
-from pshard.device_list import parse_devices
-from pshard.engine_launch import launch
-from pshard.errors import EngineError, NoFeasiblePlanError, SettingError
-from pshard.launch_line import parse_launch_line
+from pshard.errors import NoFeasiblePlanError, SettingError
 from pshard.scaled_model import model_of_size
 from pshard.shard_heuristic import heuristic
 from pshard.shard_problem import NotJoinedError, ShardProblem
 from pshard.shard_replica import DoesNotFitError, StageOf, flow, plan_replica
-from pshard.shard_types import Priced, ShardingPlan, ShardParameters
+from pshard.shard_types import ShardParameters
 from pshard.sharding import plan_sharding
 from pshard.tensor_parallel import NotDivisibleError, apportion, apportion_within, divide, rank_model
 
 MIB = 1 << 20
 GIB = 1 << 30
 GPU = _core.LayerPlacement(_core.Where.pinned)
-
-
-def cluster(text: str, ram: str = "128G") -> Cluster:
-    return parse_devices(text, ram=ram)
-
-
-def two_hosts(path: Path, first: str = "rtx-4090-24g", second: str = "rtx-3090-24g", link: str = "10g") -> Cluster:
-    file = path / "cluster.toml"
-    file.write_text(
-        f"""
-        [[hosts]]
-        name = "a"
-        memory = "64G"
-        speed = "desktop-16c"
-        address = "10.0.0.1"
-        [[hosts]]
-        name = "b"
-        memory = "64G"
-        speed = "desktop-16c"
-        address = "10.0.0.2"
-        [[devices]]
-        name = "a-gpu"
-        host = "a"
-        speed = "{first}"
-        count = 2
-        [[devices]]
-        name = "b-gpu"
-        host = "b"
-        speed = "{second}"
-        count = 2
-        [[links]]
-        kind = "ethernet"
-        ends = ["a", "b"]
-        generation = "{link}"
-        """
-    )
-    return read_cluster(file)
-
-
-def strategies(plan: ShardingPlan) -> dict[str, Priced]:
-    assert plan.chosen is not None
-    return {priced.strategy: priced for priced in (plan.chosen, *plan.others)}
-
-
-def check(plan: ShardingPlan) -> None:
-    """Each copy has every layer once, ranks make up whole layers, and no device holds more than it may."""
-    for priced in strategies(plan).values():
-        names = [shard.device.name for shard in priced.shards]
-        assert len(set(names)) == len(names)
-        for shard in priced.shards:
-            assert shard.memory_bytes <= shard.capacity_bytes
-        for _, group in itertools.groupby(priced.shards, key=lambda shard: shard.replica):
-            shards = list(group)
-            done = 0
-            for _, ranks in itertools.groupby(shards, key=lambda shard: shard.stage):
-                stage = list(ranks)
-                assert {(s.first_layer, s.n_ranks) for s in stage} == {(done, len(stage))}
-                # Norms and routers are on every rank.
-                assert 0.999 <= sum(shard.weight_share for shard in stage) <= 1.1
-                done = stage[0].last_layer + 1
-            assert done == plan.model.n_layer
 
 
 CASES = [
@@ -387,21 +322,6 @@ def test_copies_get_no_more_users_than_they_hold() -> None:
         plan_sharding(model, here, ShardParameters(users=100, max_seq_len=8192))
 
 
-def accelerators(kind: str, chips: int, n: int, gib: int) -> Cluster:
-    devices = tuple(
-        Device(name=f"{kind}{i}", kind=kind, host="h", memory_total_bytes=gib * GIB, chips=chips) for i in range(n)
-    )
-    cpu = Device(name="h-cpu", kind="cpu", host="h", memory_total_bytes=64 * GIB)
-    links = tuple(
-        Link(
-            kind="pcie", ends=(device.name, "h"), bandwidth_bytes_per_second=12e9, latency_seconds=5e-6,
-            source="reference",
-        )
-        for device in devices
-    )  # fmt: skip
-    return Cluster(hosts=(Host(name="h"),), devices=(*devices, cpu), links=links)
-
-
 def test_tpus_share_every_layer_chip_by_chip() -> None:
     plan = plan_sharding(read_model("llama-3.3-70b:Q4_K_M"), accelerators("tpu", chips=4, n=1, gib=64))
     assert plan.chosen is not None
@@ -536,87 +456,6 @@ def test_more_users_make_more_tokens_in_all() -> None:
         assert plan.chosen is not None
         found.append(plan.chosen.users_tokens_per_second)
     assert found == sorted(found)
-
-
-# --- engines --------------------------------------------------------------------------------------------------------
-
-OPTIONS = json.loads((Path(__file__).parents[1] / "data" / "engine_options.json").read_text())
-
-
-def documented(argv: tuple[str, ...]) -> bool:
-    """Every option of a line is one that the engine's documentation names."""
-    program = next(name for name in OPTIONS if list(argv[: len(name.split())]) == name.split())
-    return all(word in OPTIONS[program]["options"] for word in argv if word.startswith("-") and not word[1:].isdigit())
-
-
-def test_llama_cpp_lines_put_the_layers_where_the_plan_has_them(tmp_path: Path) -> None:
-    name = "llama-3.3-70b:Q4_K_M"
-    here = two_hosts(tmp_path, "rtx-3060-12g", "rtx-3060-12g")
-    plan = plan_sharding(read_model(name), here)
-    lines = launch(plan, "llama-rpc", name)
-    servers, main = lines.lines[:-1], lines.lines[-1]
-    assert [line.host for line in servers] == ["b"]
-    assert servers[0].argv == ("ggml-rpc-server", "-H", "10.0.0.2", "-p", "50052", "-d", "CUDA0,CUDA1")
-    assert all(documented(line.argv) for line in lines.lines)
-    argv = list(main.argv)
-    assert argv[argv.index("--rpc") + 1] == "10.0.0.2:50052"
-    parse_launch_line(argv)
-    names = argv[argv.index("-dev") + 1].split(",")
-    shares = [float(share) for share in argv[argv.index("-ts") + 1].split(",")]
-    pipeline = strategies(plan)["pipeline_parallel"]
-    places = _core.layer_places(80, -1, shares)
-    for index, (device, shard) in enumerate(zip(names, pipeline.shards, strict=True)):
-        assert device.startswith("RPC" if shard.device.host == "b" else "CUDA")
-        assert [i for i in range(80) if places[i] == _core.pinned_on(index)] == list(
-            range(shard.first_layer, shard.last_layer + 1)
-        )
-    assert places[80] == _core.pinned_on(len(names) - 1)
-
-
-def test_vllm_lines_carry_the_sizes_and_ray_addresses(tmp_path: Path) -> None:
-    plan = plan_sharding(read_model("llama-3.3-70b:Q4_K_M"), two_hosts(tmp_path), ShardParameters(users=8))
-    assert plan.chosen is not None
-    lines = launch(plan, "vllm", "llama")
-    assert all(documented(line.argv) for line in lines.lines)
-    if plan.chosen.strategy == "tensor_and_pipeline_parallel":
-        head, worker, serve = lines.lines
-        assert head.argv[:3] == ("ray", "start", "--head")
-        assert worker.argv[2:4] == ("--address", head.argv[head.argv.index("--node-ip-address") + 1] + ":6379")
-        assert serve.argv[serve.argv.index("--tensor-parallel-size") + 1] == "2"
-        counts = [int(n) for n in dict(serve.environment)["VLLM_PP_LAYER_PARTITION"].split(",")]
-        assert sum(counts) == 80
-    else:
-        pytest.fail("this cluster is meant for ranks in hosts and stages across them")
-
-
-def test_engines_refuse_what_they_cannot_run(capsys: pytest.CaptureFixture[str]) -> None:
-    from pshard.cli import main
-
-    plan = plan_sharding(read_model("llama-3.3-70b:Q4_K_M"), cluster("rtx-4090-24g"))
-    with pytest.raises(EngineError, match="pshard map"):
-        launch(plan, "llama-rpc", "m")
-    with pytest.raises(EngineError, match="a CPU has layers"):
-        launch(plan, "vllm", "m")
-    with pytest.raises(EngineError, match="of kind gaudi"):
-        launch(plan_sharding(read_model("qwen3-0.6b:Q8_0"), accelerators("gaudi", 1, 1, 32)), "llama-rpc", "m")
-    for engine in ("vllm", "llama-rpc"):
-        line = ["shard", "llama-3.3-70b:Q4_K_M", "--devices", "rtx-4090-24g", "--ram", "128G"]
-        assert main([*line, "--emit", engine]) == 1
-        shown = capsys.readouterr()
-        assert f"--emit {engine}" in shown.err
-        assert "strategy  pipeline" in shown.out
-
-
-def test_each_copy_of_vllm_takes_its_own_users() -> None:
-    name, here = "llama-3.1-8b:Q4_K_M", cluster("2xrtx-4090-24g")
-    plan = plan_sharding(read_model(name), here, ShardParameters(users=9, type_k="q8_0"))
-    copies = strategies(plan)["data_parallel"]
-    assert copies.users_of_replicas == (5, 4)
-    lines = launch(dataclasses.replace(plan, chosen=copies, others=()), "vllm", name)
-    argv = lines.lines[-1].argv
-    assert argv[argv.index("--max-num-seqs") + 1] == "5"
-    assert argv[argv.index("--data-parallel-size") + 1] == "2"
-    assert any("q8_0 (K) and f16 (V)" in note for note in lines.notes)
 
 
 def test_the_last_resort_has_the_last_word() -> None:

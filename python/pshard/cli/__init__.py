@@ -62,7 +62,7 @@ def group(debug: bool) -> None:
     pshard plan model.gguf                          a file, on this machine
 
     Exit codes: 0 done, 1 known failure, 2 usage, 3 no feasible plan, 130 interrupted.
-    """  # noqa: D301 - click reads the backspace
+    """
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -33,7 +33,7 @@ def command(out: Output, /, *, line: tuple[str, ...], devices: tuple[int, ...] |
     memory. The line is llama.cpp's own: the program's name (llama-fit-params where it is left out; llama-server has
     other defaults), the model first or with -m, and llama.cpp's flags, those of --fit among them: -fitt (--fit-target)
     MiB[,MiB...] and -fitc (--fit-ctx) N. Exit code 3 where --fit gives up, because what it would change is given.
-    """  # noqa: D301 - click reads the backspace
+    """
     from pshard.launch_memory import line_model
     from pshard.stock_fit import fit_line
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,7 +12,7 @@ from pshard.cli._output import Output, format_bytes, with_output
 from pshard.launch_line import CACHE_TYPES
 
 if TYPE_CHECKING:
-    from pshard.map_types import DeviceMap, LayerMap, Load
+    from pshard.map_types import DeviceMap, Goal, LayerMap, Load
 
 COUNT = click.IntRange(1, (1 << 31) - 1)
 
@@ -64,11 +64,11 @@ def command(
     device_list: str | None,
     cluster_file: Path | None,
     ram: str | None,
-    goal: str,
+    goal: Goal,
     load: Load | None,
     mmproj: str | None,
     allow_swap: bool,
-    **parameters: object,
+    **parameters: Any,
 ) -> None:
     """Give whole layers to devices, in their order, the CPU last.
 
@@ -80,7 +80,7 @@ def command(
     --objective decode or prefill the map is the fastest contiguous one, or near it where memory is tight ("exact" in
     --json says which), and not slower than filling the devices in order, which is shown beside it. Exit code 3 where it
     does not fit.
-    """  # noqa: D301 - click reads the backspace
+    """
     from pshard.device_map import MapParameters, map_model
     from pshard.model import read_model
     from pshard.projector import read_projector
@@ -88,8 +88,8 @@ def command(
     found = map_model(
         read_model(model),
         read_devices(out, device_list, cluster_file, ram),
-        parameters=MapParameters(**parameters),  # type: ignore[arg-type]
-        goal=goal,  # type: ignore[arg-type]
+        parameters=MapParameters(**parameters),
+        goal=goal,
         load=load,
         projector=None if mmproj is None else read_projector(mmproj),
         allow_swap=allow_swap,

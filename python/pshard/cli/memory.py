@@ -46,7 +46,7 @@ def command(
     llama-cli, llama-fit-params), the model first or with -m, and llama.cpp's flags in its own spelling. Flags that have
     no bearing on memory may stay; stderr lists them. Compute buffers, weights and caches are what llama.cpp allocates;
     what driver and libraries take besides is an allowance with its source.
-    """  # noqa: D301 - click reads the backspace
+    """
     from pshard.cli._memory_tables import print_check, print_report
     from pshard.launch_memory import line_memory
 

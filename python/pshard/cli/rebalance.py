@@ -101,7 +101,7 @@ def command(
     flags_file: Path | None,
     registry: Path | None,
     audit_file: Path | None,
-    settings: dict[str, int | float],
+    settings: dict[str, Any],
     **deployed: Any,
 ) -> None:
     """Move layers to where they are faster, by latencies measured while serving.
@@ -114,7 +114,7 @@ def command(
     CURRENT is what is deployed: the document of `pshard map`, `pshard shard` or `pshard plan` (--json). METRICS is a
     file of JSON lines, as `pshard run` writes it, or llama-server's or vLLM's Prometheus counters (a URL or a file),
     which tell of the engine as a whole. Nothing is written without --apply.
-    """  # noqa: D301 - click reads the backspace
+    """
     from pshard.audit import AuditLog
     from pshard.rebalance import RebalanceConfig
     from pshard.sources import source_of
@@ -131,7 +131,7 @@ def command(
     if metrics is None:
         message = "METRICS is missing: a file of JSON lines, or the address of an engine's counters."
         raise click.UsageError(message)
-    config = RebalanceConfig(**settings)  # type: ignore[arg-type]
+    config = RebalanceConfig(**settings)
     target = _target(out, current, layers, metrics, config, flags_file, registry, **deployed)
     session = _Session(out, target, source_of(metrics), audit, applies=applies)
     audit.write("start", {"metrics": metrics, "current": current, "config": dataclasses.asdict(config)})
@@ -333,7 +333,7 @@ def _plan_target(
     config: RebalanceConfig,
     flags_file: Path | None,
     registry: Path | None,
-    **machine: str | None,
+    **machine: Any,
 ) -> Target:
     from pshard.machine import load_machine
     from pshard.plan_balancer import ENGINE, PlanBalancer
@@ -345,7 +345,7 @@ def _plan_target(
     workload = document["workload"]
     planned = plan(
         model,
-        load_machine(machine.pop("machine"), **machine),  # type: ignore[arg-type]
+        load_machine(machine.pop("machine"), **machine),
         vram_bytes=document["budget_bytes"],
         n_threads=document["machine"]["n_threads"],
         n_batch=None if workload["n_batch"] == DEFAULT_N_BATCH else workload["n_batch"],

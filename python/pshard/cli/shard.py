@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -56,7 +56,7 @@ def command(
     cluster_file: Path | None,
     ram: str | None,
     emit: str | None,
-    **parameters: object,
+    **parameters: Any,
 ) -> None:
     """Shard a model: pipeline, tensor and data parallel, priced, and the best of them.
 
@@ -66,7 +66,7 @@ def command(
 
     Every strategy that is possible is priced with the memory of each device, its speed and the links. For one user the
     speed of a single stream decides, for more the tokens of all together. Exit code 3 where nothing fits.
-    """  # noqa: D301 - click reads the backspace
+    """
     from pshard.engine_launch import launch
     from pshard.model import read_model
     from pshard.scaled_model import model_of_size
@@ -80,7 +80,7 @@ def command(
     plan = plan_sharding(
         subject,
         read_devices(out, device_list, cluster_file, ram),
-        ShardParameters(**parameters),  # type: ignore[arg-type]
+        ShardParameters(**parameters),
     )
     for warning in plan.warnings:
         out.warn(warning)
