@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "python"))
 import oracle
 from memory_errors import error_table, write_table
 from planning_cases import stretched_model
+from projector_cases import write_projector_table
 
 import pshard
 from pshard import _core
@@ -117,6 +118,7 @@ if __name__ == "__main__":
     start = time.perf_counter()
     if "--write" in sys.argv:
         write_table()
+        write_projector_table()
     else:
         sys.stdout.write("\n".join(error_table()) + "\n")
     sys.stderr.write(f"{time.perf_counter() - start:.1f} s\n")

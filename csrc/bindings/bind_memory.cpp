@@ -5,8 +5,10 @@
 
 #include "bindings/bindings.hpp"
 #include "memory/compute_buffers.hpp"
+#include "memory/encoder_buffers.hpp"
 #include "memory/kernel_buffers.hpp"
 #include "memory/memory.hpp"
+#include "model/encoder.hpp"
 #include "model/forward.hpp"
 #include "model/layer_split.hpp"
 #include "model/placement.hpp"
@@ -20,6 +22,7 @@ using pshard::ComputeBuffers;
 using pshard::ComputeBytes;
 using pshard::ContextParameters;
 using pshard::DeviceBytes;
+using pshard::EncoderBuffers;
 using pshard::GraphInput;
 using pshard::Group;
 using pshard::KernelDemand;
@@ -151,6 +154,19 @@ void bind_reports(py::module_& m) {
       .def_readonly("gpu_bytes", &ComputeBytes::gpu_bytes)
       .def_readonly("gpu_stream_bytes", &ComputeBytes::gpu_stream_bytes)
       .def_readonly("host_bytes", &ComputeBytes::host_bytes);
+  py::class_<EncoderBuffers>(m, "EncoderBuffers")
+      .def_readonly("gpu_bytes", &EncoderBuffers::gpu_bytes)
+      .def_readonly("host_bytes", &EncoderBuffers::host_bytes)
+      .def_readonly("output_bytes", &EncoderBuffers::output_bytes)
+      .def_readonly("attends_on_gpu", &EncoderBuffers::attends_on_gpu);
+  m.def(
+      "encoder_buffers",
+      [](const pshard::Encoder& encoder, int64_t width, int64_t height, int64_t n_images, bool flash_attn, bool on_gpu) {
+        return pshard::encoder_buffers(
+            pshard::encoder_block(encoder, {.width = width, .height = height, .n_images = n_images, .flash_attn = flash_attn}), on_gpu);
+      },
+      "encoder"_a, "width"_a, "height"_a, "n_images"_a, "flash_attn"_a, "on_gpu"_a,
+      "What one pass of an encoder of images or sound computes in.");
   py::class_<ComputeBuffers>(m, "ComputeBuffers")
       .def(py::init<const Model&, const ContextParameters&, int64_t, int>(), "model"_a, "context"_a, "n_tokens"_a, "n_gpu"_a = 1,
            py::keep_alive<1, 2>())

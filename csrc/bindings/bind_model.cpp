@@ -3,6 +3,7 @@
 #include <span>
 
 #include "bindings/bindings.hpp"
+#include "model/encoder.hpp"
 #include "model/gguf_skip.hpp"
 #include "model/model.hpp"
 
@@ -10,6 +11,7 @@ namespace {
 
 using namespace py::literals;
 using pshard::DataType;
+using pshard::Encoder;
 using pshard::Gating;
 using pshard::GraphTraits;
 using pshard::Group;
@@ -34,12 +36,16 @@ void bind_enums(py::module_& m) {
       .value("attention", Mixer::attention)
       .value("mamba", Mixer::mamba)
       .value("mamba2", Mixer::mamba2)
+      .value("mamba_heads", Mixer::mamba_heads)
       .value("gated_delta", Mixer::gated_delta)
+      .value("channel_delta", Mixer::channel_delta)
       .value("short_convolution", Mixer::short_convolution)
+      .value("token_shift", Mixer::token_shift)
       .value("none", Mixer::none)
       .finalize();
   py::native_enum<LateRows>(m, "LateRows", "enum.IntEnum")
       .value("no", LateRows::no)
+      .value("behind_layers", LateRows::behind_layers)
       .value("before_norm", LateRows::before_norm)
       .value("behind_norm", LateRows::behind_norm)
       .finalize();
@@ -58,6 +64,7 @@ void bind_enums(py::module_& m) {
       .value("softmax", Gating::softmax)
       .value("sigmoid", Gating::sigmoid)
       .value("softmax_of_selected", Gating::softmax_of_selected)
+      .value("softmax_chosen_by_sigmoid", Gating::softmax_chosen_by_sigmoid)
       .finalize();
 }
 
@@ -92,6 +99,20 @@ void bind_tensors(py::module_& m) {
   m.def("group_of", &pshard::group_of, "tensor_name"_a);
 }
 
+void bind_encoder(py::module_& m) {
+  py::class_<Encoder>(m, "Encoder")
+      .def(py::init([](std::string kind, bool is_of_sound, std::map<std::string, std::vector<int64_t>, std::less<>> numbers,
+                       std::vector<Tensor> tensors) {
+             return Encoder{
+                 .kind = std::move(kind), .is_of_sound = is_of_sound, .numbers = std::move(numbers), .tensors = std::move(tensors)};
+           }),
+           "kind"_a, "is_of_sound"_a, "numbers"_a, "tensors"_a)
+      .def_readonly("kind", &Encoder::kind)
+      .def_readonly("is_of_sound", &Encoder::is_of_sound)
+      .def_readonly("tensors", &Encoder::tensors);
+  m.def("is_described", &pshard::is_described, "encoder"_a);
+}
+
 void bind_parameters(py::module_& m) {
   py::class_<LayerParameters>(m, "LayerParameters")
       .def(py::init<>())
@@ -103,10 +124,17 @@ void bind_parameters(py::module_& m) {
       .def_readwrite("window", &LayerParameters::window)
       .def_readwrite("conv_state", &LayerParameters::conv_state)
       .def_readwrite("scan_state", &LayerParameters::scan_state)
-      .def_readwrite("uses_rope", &LayerParameters::uses_rope);
+      .def_readwrite("uses_rope", &LayerParameters::uses_rope)
+      .def_readwrite("indexer_dim", &LayerParameters::indexer_dim)
+      .def_readwrite("is_selective", &LayerParameters::is_selective)
+      .def_readwrite("norms_before_state", &LayerParameters::norms_before_state)
+      .def_readwrite("gives_value", &LayerParameters::gives_value)
+      .def_readwrite("is_sparse", &LayerParameters::is_sparse)
+      .def_readwrite("shared_cache", &LayerParameters::shared_cache);
   py::class_<GraphTraits>(m, "GraphTraits")
       .def(py::init<>())
       .def_readwrite("causal", &GraphTraits::causal)
+      .def_readwrite("keeps_cache", &GraphTraits::keeps_cache)
       .def_readwrite("predicts", &GraphTraits::predicts)
       .def_readwrite("reads_embedding", &GraphTraits::reads_embedding)
       .def_readwrite("repeats_tied_head", &GraphTraits::repeats_tied_head)
@@ -126,6 +154,8 @@ void bind_parameters(py::module_& m) {
       .def_readwrite("residual_first", &GraphTraits::residual_first)
       .def_readwrite("late_rows", &GraphTraits::late_rows)
       .def_readwrite("norms_before_dropping_rows", &GraphTraits::norms_before_dropping_rows)
+      .def_readwrite("norms_results_alone", &GraphTraits::norms_results_alone)
+      .def_readwrite("fuses_attention", &GraphTraits::fuses_attention)
       .def_readwrite("gated_attention", &GraphTraits::gated_attention)
       .def_readwrite("joined_heads", &GraphTraits::joined_heads)
       .def_readwrite("clamped_qkv", &GraphTraits::clamped_qkv)
@@ -143,6 +173,7 @@ void bind_parameters(py::module_& m) {
       .def_readwrite("normalised_expert_weights", &GraphTraits::normalised_expert_weights)
       .def_readwrite("scaled_expert_weights", &GraphTraits::scaled_expert_weights)
       .def_readwrite("weight_before_ffn", &GraphTraits::weight_before_ffn)
+      .def_readwrite("halves_experts", &GraphTraits::halves_experts)
       .def_readwrite("shared_gate_by_ratio", &GraphTraits::shared_gate_by_ratio)
       .def_readwrite("norms_time_step", &GraphTraits::norms_time_step)
       .def_readwrite("repeats_key_heads", &GraphTraits::repeats_key_heads);
@@ -152,6 +183,7 @@ void bind_parameters(py::module_& m) {
       .def_readwrite("n_layer", &Hyperparameters::n_layer)
       .def_readwrite("n_layer_nextn", &Hyperparameters::n_layer_nextn)
       .def_readwrite("n_embd", &Hyperparameters::n_embd)
+      .def_readwrite("n_states", &Hyperparameters::n_states)
       .def_readwrite("n_deepstack", &Hyperparameters::n_deepstack)
       .def_readwrite("n_vocab", &Hyperparameters::n_vocab)
       .def_readwrite("n_ctx_train", &Hyperparameters::n_ctx_train)
@@ -161,6 +193,8 @@ void bind_parameters(py::module_& m) {
       .def_readwrite("rope_dim", &Hyperparameters::rope_dim)
       .def_readwrite("head_dim_k_mla", &Hyperparameters::head_dim_k_mla)
       .def_readwrite("head_dim_v_mla", &Hyperparameters::head_dim_v_mla)
+      .def_readwrite("indexer_n_head", &Hyperparameters::indexer_n_head)
+      .def_readwrite("indexer_top_k", &Hyperparameters::indexer_top_k)
       .def_readwrite("ssm_conv_kernel", &Hyperparameters::ssm_conv_kernel)
       .def_readwrite("ssm_inner_size", &Hyperparameters::ssm_inner_size)
       .def_readwrite("ssm_state_size", &Hyperparameters::ssm_state_size)
@@ -175,6 +209,7 @@ void bind_parameters(py::module_& m) {
 void bind_model(py::module_& m) {
   bind_enums(m);
   bind_tensors(m);
+  bind_encoder(m);
   bind_parameters(m);
   py::class_<Layer>(m, "Layer")
       .def_readonly("parameters", &Layer::parameters)

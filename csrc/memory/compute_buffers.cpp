@@ -10,7 +10,6 @@ namespace pshard {
 namespace {
 
 constexpr size_t kUnknownPattern = SIZE_MAX;
-constexpr size_t kNoLayer = SIZE_MAX;
 
 // Whatever lies around the block: only what it decides itself is sure to run where it says.
 int64_t block_floor(const Block& block, const BlockPlacement& placement) {
@@ -22,24 +21,13 @@ int64_t block_floor(const Block& block, const BlockPlacement& placement) {
   return live.empty() ? 0 : *std::max_element(live.begin(), live.end());
 }
 
-// Those of a layer and those outside the layers, or the latter alone.
-std::vector<TensorException> exceptions_of(const Placement& placement, size_t layer) {
-  std::vector<TensorException> result;
-  for (const TensorException& exception : placement.exceptions) {
-    const int32_t of = layer_of(exception.name);
-    if (of >= 0 && static_cast<size_t>(of) != layer) continue;
-    result.push_back({.name = std::string(local_name(exception.name)), .where = exception.where});
-  }
-  return result;
-}
-
 // Of what differs most between states; equality decides.
 size_t hash_of(const ReplayState& state) {
   size_t hash = 0;
   const auto mix = [&](int64_t value) { hash = (hash ^ static_cast<size_t>(value)) * 0x9e3779b97f4a7c15ULL; };
   for (const Arena& arena : state.arenas) mix(arena.extent());
   mix(state.residual_offset);
-  mix(state.state_offset);
+  for (const ReplayState::HandedOn& handed : state.handed) mix(handed.offset);
   for (const int64_t offset : state.next.weights) mix(offset);
   return hash;
 }
@@ -47,11 +35,12 @@ size_t hash_of(const ReplayState& state) {
 }  // namespace
 
 ComputeBuffers::ComputeBuffers(const Model& model, const ContextParameters& context, int64_t n_tokens, int n_gpu)
-    : n_devices_(static_cast<size_t>(n_gpu) + 1), few_tokens_(n_tokens < kOffloadMinTokens) {
+    : n_states_(model.hyperparameters().n_states), n_devices_(static_cast<size_t>(n_gpu) + 1), few_tokens_(n_tokens < kOffloadMinTokens) {
   const Pass pass = reserved_pass(model, context, n_tokens);
   const std::vector<Layer>& layers = model.layers();
   for (size_t i = 0; i < layers.size(); ++i) describe_layer(model, context, pass, i);
-  blocks_.push_back(embedding_block(model, pass));
+  loads_before_norm_ = loads_state_before_norm(model);
+  blocks_.push_back(embedding_block(model, pass, loads_before_norm_ ? &layers.front() : nullptr));
   blocks_.push_back(head_block(model, pass));
   cache_bytes_.resize(blocks_.size());
   path_.resize(layers.size() + 2);
@@ -70,6 +59,9 @@ ComputeBuffers::ComputeBuffers(const Model& model, const ContextParameters& cont
       }
     }
   };
+  for (const Block& block : blocks_) {
+    has_rooms_ = has_rooms_ || std::any_of(block.values.begin(), block.values.end(), [](const Value& value) { return value.is_room; });
+  }
   find_inputs(blocks_[blocks_.size() - 2]);
   for (const size_t block : layer_block_) find_inputs(blocks_[block]);
   find_inputs(blocks_.back());
@@ -105,29 +97,35 @@ void ComputeBuffers::describe_layer(const Model& model, const ContextParameters&
   while (reader < layers.size() && is_put_off(layers[reader])) ++reader;
   const bool early = reader < layers.size() && reads_state_early(layers[reader].parameters);
   const bool loads = early && !is_put_off(layer);
-  const bool loads_own =
-      reads_state_early(layer.parameters) && std::all_of(layers.begin(), layers.begin() + static_cast<std::ptrdiff_t>(index), is_put_off);
+  const bool loads_own = reads_state_early(layer.parameters) && !loads_state_before_norm(model) &&
+                         std::all_of(layers.begin(), layers.begin() + static_cast<std::ptrdiff_t>(index), is_put_off);
   const bool passes = early && !loads &&
                       std::any_of(layers.begin(), layers.begin() + static_cast<std::ptrdiff_t>(index),
                                   [](const Layer& before) { return !is_put_off(before); });
   const int64_t embeddings_part = static_cast<int64_t>(index) < model.hyperparameters().n_deepstack ? static_cast<int64_t>(index) + 1 : 0;
+  const LayerParameters* behind = is_last ? nullptr : &layers[index + 1].parameters;
+  const bool passes_selection = behind != nullptr && behind->is_selective && behind->indexer_dim == 0;
   const BlockKey key{.layer_class = layer.layer_class,
                      .loads_for = loads ? layers[reader].layer_class : -1,
                      .passes_for = passes ? layers[reader].layer_class : -1,
                      .is_last = is_last,
                      .loads_own_state = loads_own,
-                     .embeddings_part = embeddings_part};
+                     .embeddings_part = embeddings_part,
+                     .passes_selection = passes_selection};
   const auto known = std::find(block_keys_.begin(), block_keys_.end(), key);
   loads_state_of_.push_back(loads ? reader : kNoLayer);
+  shared_cache_.push_back(layer.parameters.shared_cache);
   layer_block_.push_back(static_cast<size_t>(known - block_keys_.begin()));
   if (known != block_keys_.end()) return;
   block_keys_.push_back(key);
+  const int32_t cache = layer.parameters.shared_cache >= 0 ? layer.parameters.shared_cache : static_cast<int32_t>(index);
   const LayerChain chain{.loads_for = loads ? &layers[reader] : nullptr,
                          .passes_for = passes ? &layers[reader] : nullptr,
                          .state_is_loaded = !loads_own,
+                         .passes_selection = passes_selection,
                          .embeddings_part = embeddings_part};
   blocks_.push_back(layer_block(model, layer, pass, is_last, chain));
-  cache_bytes_.push_back(cache_tensor_bytes(model, layer, context));
+  cache_bytes_.push_back(cache_tensor_bytes(model, layers[static_cast<size_t>(cache)], context));
 }
 
 size_t ComputeBuffers::pattern_index(const BlockPlacement& placement) {
@@ -178,15 +176,19 @@ size_t ComputeBuffers::layer_pattern(const Placement& placement, size_t layer, s
   const size_t own = placement.layer_pattern[layer];
   const bool loads = loads_state_of != kNoLayer;
   const size_t next = loads ? placement.layer_pattern[loads_state_of] : interned_.size();
+  const int32_t shared_cache = shared_cache_[layer];
+  LayerPlacement where = interned_[own];
+  if (shared_cache >= 0) where[Group::cache] = placement.layer(static_cast<size_t>(shared_cache))[Group::cache];
+  const bool makes_states = layer == 0 && n_states_ > 1;  // by a weight of the head
   const auto find = [&](std::vector<TensorException> exceptions) {
-    return pattern_index({.layer = interned_[own],
-                          .outside = Where::cpu,
+    return pattern_index({.layer = where,
+                          .head = makes_states ? placement.head : Where::cpu,
                           .op_offload = interned_op_offload_,
                           .ties_norms = interned_ties_norms_,
                           .next_cache = loads ? interned_[next][Group::cache] : Where::cpu,
                           .exceptions = std::move(exceptions)});
   };
-  if (!placement.exceptions.empty()) return find(exceptions_of(placement, layer));
+  if (!placement.exceptions.empty() || shared_cache >= 0 || makes_states) return find(exceptions_of(placement, layer));
   size_t& pattern = placement_pattern_[own * (interned_.size() + 1) + next];
   if (pattern == kUnknownPattern) pattern = find({});
   return pattern;
@@ -195,13 +197,14 @@ size_t ComputeBuffers::layer_pattern(const Placement& placement, size_t layer, s
 // Its norm goes with the first layer's device, wherever that layer's own norms are.
 size_t ComputeBuffers::embedding_pattern(const Placement& placement) {
   LayerPlacement first = placement.layer(0);
-  if (first[Group::norms] == first.device && placement.exceptions.empty()) return layer_pattern(placement, 0, kNoLayer);
+  const bool is_first = first[Group::norms] == first.device && placement.exceptions.empty();
+  if (is_first && !loads_before_norm_) return layer_pattern(placement, 0, kNoLayer);
   first[Group::norms] = first.device;
   return pattern_index({.layer = first,
-                        .outside = Where::cpu,
+                        .head = Where::cpu,
                         .op_offload = interned_op_offload_,
                         .ties_norms = interned_ties_norms_,
-                        .next_cache = Where::cpu,
+                        .next_cache = first[Group::cache],
                         .exceptions = exceptions_of(placement, kNoLayer)});
 }
 
@@ -217,7 +220,7 @@ void ComputeBuffers::lay_path(const Placement& placement, bool ties_norms) {
   const bool offloads_head = placement.op_offload && placement.head_op_offload;
   lay(path_.back(), blocks_.size() - 1,
       pattern_index({.layer = no_layer,
-                     .outside = placement.head,
+                     .head = placement.head,
                      .op_offload = offloads_head,
                      .ties_norms = false,
                      .next_cache = Where::cpu,
@@ -278,26 +281,42 @@ void ComputeBuffers::look_ahead_at_lanes() {
 }
 
 void ComputeBuffers::look_ahead_at_inputs() {
-  InputList ahead;
-  bool takes_state = false;
+  std::array<Where, kHandedCount> homes{};
+  for (Step& step : path_) {
+    const ScheduledBlock& scheduled = step.scheduled();
+    step.handed_homes = homes;
+    for (size_t b = 0; b < kHandedCount; ++b) {
+      const Handed& handed = scheduled.block->handed[b];
+      if (handed.out != kNoValue && !handed.passes()) homes[b] = scheduled.homes[static_cast<size_t>(handed.out)];
+    }
+  }
+  ReadsAhead ahead;
+  std::array<bool, kHandedCount> reads{};  // the originals, in blocks behind
+  uint32_t whole_reads = 0;
   PerPlace<InputBits> later{};
   for (size_t i = path_.size(); i-- > 0;) {
     const ScheduledBlock& block = path_[i].scheduled();
     ReplayOutlook& outlook = path_[i].outlook;
     outlook.ahead = ahead;
-    outlook.takes_state = takes_state;
-    const bool passes_state =
-        block.streamed.size() == 1 && block.block->state_in != kNoValue && block.block->state_in == block.block->state_out;
-    takes_state = outlook.continues && (block.first_split_reads_state || (passes_state && takes_state));
+    outlook.whole_reads = whole_reads;
+    whole_reads |= block.whole_reads;
     for (const Where place : places_) {
       outlook.last_reads[place] = block.inputs[place] & ~later[place];
       later[place] |= block.inputs[place];
     }
+    const auto is_here = [&](size_t b) { return path_[i].handed_homes[b] == place_on(device_of(block.first_lane)); };
+    for (size_t b = 0; b < kHandedCount; ++b) {
+      const Handed& handed = block.block->handed[b];
+      outlook.ends[b] = handed.out != kNoValue && ahead.reads(static_cast<Beside>(b)) && !reads[b];
+      const bool was_copied = outlook.continues && !is_here(b);
+      const bool reads_first = block.first_split.reads(static_cast<Beside>(b)) && !was_copied;
+      reads[b] = block.reads_later[b] || reads_first || (handed.passes() && reads[b]);
+    }
     ahead = {};
     if (!outlook.continues) continue;
-    ahead = block.first_split_inputs;
-    if (block.streamed.size() > 1) continue;
-    for (const GraphInput input : outlook.ahead) ahead.add(input);
+    ahead = block.first_split;
+    std::erase_if(ahead.copies, [&](const CopyAhead& copy) { return copy.of && is_here(static_cast<size_t>(*copy.of)); });
+    if (block.streamed.size() == 1) ahead.append(outlook.ahead);
   }
   // The host's originals are read by its own operations and by every copy that is made of them.
   PerPlace<InputBits> copied{};
@@ -346,11 +365,26 @@ ComputeBuffers::Transition ComputeBuffers::advance(size_t state, const Step& ste
   return states_[state].transitions.emplace_back(Transition{.variant = variant, .next = next, .peaks = peaks_.size() - 1});
 }
 
+// Rooms are there before the pass, behind its inputs, each where its reader runs.
+size_t ComputeBuffers::first_state(bool pipeline) {
+  const size_t first = pipeline ? 1 : 0;
+  if (!has_rooms_) return first;
+  ReplayState state = states_[first].state;
+  for (const Step& step : path_) {
+    const ScheduledBlock& scheduled = step.scheduled();
+    for (size_t v = 0; v < scheduled.block->values.size(); ++v) {
+      const Value& value = scheduled.block->values[v];
+      if (value.is_room) state.rooms.push_back(state.arena(scheduled.homes[v]).allocate(value.n_bytes));
+    }
+  }
+  return state_index(state);
+}
+
 ComputeBytes ComputeBuffers::operator()(const Placement& placement) {
   lay_path(placement, false);
   look_ahead(placement.pipeline);
   ComputeBytes result;
-  size_t state = placement.pipeline ? 1 : 0;
+  size_t state = first_state(placement.pipeline);
   ReplayPeaks total{};
   int64_t last_stream_bytes = 0;
   for (const Step& step : path_) {
@@ -399,13 +433,12 @@ bool ComputeBuffers::attends_in_place(const Placement& placement) {
 }
 
 int64_t ComputeBuffers::gpu_floor(size_t layer, const LayerPlacement& placement, bool op_offload) const {
-  return block_floor(blocks_[layer_block_[layer]],
-                     {.layer = placement, .outside = Where::cpu, .op_offload = op_offload, .ties_norms = false});
+  return block_floor(blocks_[layer_block_[layer]], {.layer = placement, .head = Where::cpu, .op_offload = op_offload, .ties_norms = false});
 }
 
 int64_t ComputeBuffers::gpu_floor_of_head(Where head, bool op_offload) const {
   return block_floor(blocks_.back(),
-                     {.layer = LayerPlacement::uniform(Where::cpu), .outside = head, .op_offload = op_offload, .ties_norms = false});
+                     {.layer = LayerPlacement::uniform(Where::cpu), .head = head, .op_offload = op_offload, .ties_norms = false});
 }
 
 }  // namespace pshard

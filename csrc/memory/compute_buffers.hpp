@@ -74,6 +74,7 @@ class ComputeBuffers {
     size_t pattern = 0;
     Cell* cell = nullptr;
     ReplayOutlook outlook;
+    std::array<Where, kHandedCount> handed_homes{};  // of what the block before hands on
     [[nodiscard]] const ScheduledBlock& scheduled() const { return cell->scheduled; }
   };
 
@@ -84,6 +85,7 @@ class ComputeBuffers {
     bool is_last = false;
     bool loads_own_state = false;
     int64_t embeddings_part = 0;
+    bool passes_selection = false;
     bool operator==(const BlockKey&) const = default;
   };
 
@@ -94,6 +96,7 @@ class ComputeBuffers {
   void intern_patterns(const Placement& placement, bool ties_norms);
   Cell& cell(size_t pattern, size_t block, const Neighbours& neighbours);
   size_t state_index(const ReplayState& state);
+  size_t first_state(bool pipeline);
   void lay_path(const Placement& placement, bool ties_norms);
   void look_ahead(bool pipeline);
   void look_ahead_at_lanes();
@@ -106,8 +109,12 @@ class ComputeBuffers {
   std::vector<Block> blocks_;
   std::vector<BlockKey> block_keys_;               // by block, of layers
   std::vector<size_t> loads_state_of_;             // by layer: the one whose state it loads
+  std::vector<int32_t> shared_cache_;              // by layer: the one whose cache it reads, or -1
   std::vector<std::vector<int64_t>> cache_bytes_;  // by block: the tensors of its KV or state
   std::vector<size_t> layer_block_;                // by layer
+  int64_t n_states_ = 1;
+  bool has_rooms_ = false;
+  bool loads_before_norm_ = false;
   InputBytes input_bytes_{};
   InputBits cast_inputs_ = 0;
   size_t n_devices_ = 0;

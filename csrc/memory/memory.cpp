@@ -144,15 +144,18 @@ std::vector<int64_t> cache_tensor_bytes(const Model& model, const Layer& layer, 
     if (row > 0) bytes.push_back(padded_rows(type, row, n, on_gpu));
   };
   const bool attends = p.n_head_kv > 0 && p.head_dim_k > 0;
-  if (model.hyperparameters().traits.causal && (attends || !is_hybrid(model))) {
+  if (p.shared_cache >= 0) return bytes;
+  if (model.hyperparameters().traits.keeps_cache && (attends || !is_hybrid(model))) {
     const CacheCells cells = cache_cells(model, context);
     const int64_t n = (p.window > 0 ? cells.window : cells.full) * cells.n_streams;
     int64_t v_row = p.n_head_kv * p.head_dim_v;
-    if (!context.flash_attn && !context.flash_attn_auto && (v_row > 0 || !attends)) {  // V is transposed
+    const bool never_fused = !model.hyperparameters().traits.fuses_attention;
+    if ((never_fused || (!context.flash_attn && !context.flash_attn_auto)) && (v_row > 0 || !attends)) {  // V is transposed
       for (const LayerParameters& other : model.hyperparameters().layers) v_row = std::max(v_row, other.n_head_kv * other.head_dim_v);
     }
     add(context.type_k, p.n_head_kv * p.head_dim_k, n);
     add(context.type_v, v_row, n);
+    add(context.type_k, p.indexer_dim, n);
   }
   add(kFloat, p.conv_state, context.n_seq_max);
   add(kFloat, p.scan_state, context.n_seq_max);

@@ -7,6 +7,7 @@ Meter::Meter(const Model& model, const ContextParameters& context, int64_t n_tok
 
 ContextParameters Meter::resolved(const Placement& placement) {
   ContextParameters context = context_;
+  if (!model_.hyperparameters().traits.fuses_attention) context.flash_attn = context.flash_attn_auto = false;
   if (!context.flash_attn || !context.flash_attn_auto || context.type_v.block_elements > 1) return context;
   if (!deciding_) deciding_.emplace(model_, context_, context_.n_seq_max, n_gpu_);
   context.flash_attn = deciding_->attends_in_place(placement);

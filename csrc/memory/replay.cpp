@@ -1,10 +1,7 @@
 #include "memory/replay.hpp"
 
 #include <algorithm>
-#include <numeric>
-#include <utility>
 
-#include "memory/live_bytes.hpp"
 #include "memory/memory.hpp"
 
 namespace pshard {
@@ -22,63 +19,6 @@ void for_each_input(const Operation& operation, Visit visit) {
     if (operand == kNoValue) return;
     if (is_value(operand)) visit(operand);
   }
-}
-
-const Value& value_of(const Block& block, int32_t value) { return block.values[static_cast<size_t>(value)]; }
-
-// What a lane brings for the operations [first, end).
-StreamedCopies streamed_copies(const ScheduledBlock& scheduled, size_t first, size_t end, const std::vector<int64_t>& cache_bytes) {
-  StreamedCopies copies;
-  for (size_t i = first; i < end; ++i) {
-    const Operation& operation = scheduled.block->operations[i];
-    if (!is_streamed(scheduled.operations[i].lane)) continue;
-    if (operation.cache_bytes > 0) copies.cache_bytes = cache_bytes;
-    if (operation.weight != nullptr && !reads_rope_factors(operation)) copies.weights.push_back({i, gpu_tensor_bytes(*operation.weight)});
-  }
-  return copies;
-}
-
-// Streamed weights lie there until they are read, caches to the end of the split.
-int64_t live_bytes(const StreamedCopies& streamed, const std::vector<int64_t>& live, size_t first, size_t end) {
-  int64_t to_read = streamed.n_bytes();
-  int64_t most = to_read;
-  auto next = streamed.weights.begin();
-  for (size_t i = first; i < end; ++i) {
-    most = std::max(most, to_read + live[i]);
-    for (; next != streamed.weights.end() && next->reader == i; ++next) to_read -= next->n_bytes;
-  }
-  return most;
-}
-
-size_t end_of_split(const ScheduledBlock& scheduled, size_t first) {
-  size_t end = std::min(first + 1, scheduled.operations.size());
-  while (end < scheduled.operations.size() && !scheduled.operations[end].starts_split) ++end;
-  return end;
-}
-
-// Rope factors on another device than the rope.
-bool copies_rope_factors(const ScheduledBlock& scheduled, size_t i) {
-  return scheduled.operations[i].copies_weight && reads_rope_factors(scheduled.block->operations[i]);
-}
-
-Where fused_in(const ScheduledBlock& scheduled, const FusedRun& run) {
-  return place_on(scheduled.operations[static_cast<size_t>(run.first)].device);
-}
-
-// Fused kernels exist only on a GPU, where nothing comes between their operations.
-bool is_fused(const ScheduledBlock& scheduled, const FusedRun& run) {
-  const Device device = device_of(fused_in(scheduled, run));
-  if (!is_gpu(device)) return false;
-  for (int32_t i = run.first; i <= run.last; ++i) {
-    const ScheduledOperation& operation = scheduled.operations[static_cast<size_t>(i)];
-    if (operation.device != device || (i > run.first && operation.starts_split)) return false;
-  }
-  return true;
-}
-
-// Where an operation has its copy of a graph input.
-Where place_of(GraphInput input, Where lane, InputBits cast_inputs) {
-  return is_streamed(lane) && (cast_inputs & input_bit(input)) != 0 ? Where::pinned : lane;
 }
 
 // A value in one place: its home, or the copy that a split elsewhere made.
@@ -100,8 +40,16 @@ class Replay {
         homes_(scheduled.homes),
         instances_(n_places_ * block_.values.size()) {
     take_over(block_.residual_in, {.offset = state.residual_offset, .n_bytes = state.residual_bytes}, state.residual_home);
-    take_over(block_.state_in, {.offset = state.state_offset, .n_bytes = state.state_bytes}, state.state_home);
-    if (block_.state_out != kNoValue) state_home_ = home(block_.state_out);
+    for (size_t b = 0; b < kHandedCount; ++b) {
+      const ReplayState::HandedOn& handed = state.handed[b];
+      const int32_t in = block_.handed[b].in;
+      take_over(in, {.offset = handed.offset, .n_bytes = handed.n_bytes}, handed.home);
+      if (in != kNoValue && handed.copy_offset != kNowhere) {
+        at(in, handed.copy_place) = {.readers = 0, .offset = handed.copy_offset, .n_bytes = handed.n_bytes};
+      }
+    }
+    if (outlook.continues) first_end_ = end_of_split(scheduled, 0);
+    take_rooms();
     for (size_t d = 0; d < state.arenas.size(); ++d) peaks_[d].bytes = state.arenas[d].extent();
     count_readers();
   }
@@ -121,23 +69,34 @@ class Replay {
       state_.residual_offset = instance.offset;
       state_.residual_bytes = instance.n_bytes;
     }
-    const int32_t next = block_.state_out;
-    const Instance loaded = next != kNoValue ? at(next, state_home_) : Instance{};
-    state_.state_home = next != kNoValue ? state_home_ : Where::cpu;
-    state_.state_offset = loaded.offset;
-    state_.state_bytes = loaded.n_bytes;
+    for (size_t b = 0; b < kHandedCount; ++b) {
+      const int32_t next = block_.handed[b].out;
+      if (next == kNoValue) {
+        state_.handed[b] = {};
+        continue;
+      }
+      const Instance& handed = at(holder(next, home(next)), home(next));
+      state_.handed[b] = {.home = home(next), .offset = handed.offset, .n_bytes = handed.n_bytes};
+      if (static_cast<Beside>(b) != Beside::shared || !shared().passes()) continue;
+      for_each_copy(next, [&](Where place) {
+        if ((outlook_.whole_reads & place_bit(place)) == 0) return;
+        state_.handed[b].copy_place = place;
+        state_.handed[b].copy_offset = at(next, place).offset;
+      });
+    }
     return peaks_;
   }
 
  private:
-  [[nodiscard]] bool is_input(int32_t value) const { return value_of(block_, value).is_input; }
+  [[nodiscard]] const Value& value_of(int32_t value) const { return block_.values[static_cast<size_t>(value)]; }
+  [[nodiscard]] bool is_input(int32_t value) const { return value_of(value).is_input; }
   [[nodiscard]] Where home(int32_t value) const { return homes_[static_cast<size_t>(value)]; }
   Instance& at(int32_t value, Where place) { return instances_[n_places_ * static_cast<size_t>(value) + static_cast<size_t>(place)]; }
   int64_t& input_offset(GraphInput input, Where place) { return state_.inputs_in(place)[static_cast<size_t>(input)]; }
 
   // Where an operation reads a value: intermediate results have one copy on each device, graph inputs one in each lane.
   [[nodiscard]] Where read_in(int32_t value, const ScheduledOperation& reader) const {
-    return is_input(value) ? place_of(value_of(block_, value).input, reader.lane, scheduled_.cast_inputs) : place_on(reader.device);
+    return is_input(value) ? place_of(value_of(value).input, reader.lane, scheduled_.cast_inputs) : place_on(reader.device);
   }
 
   // What holds the memory of a value in a place: a view has none of its own where its base is; copied, it is a value like others.
@@ -154,27 +113,62 @@ class Replay {
     at(value, place) = instance;
   }
 
+  void take_rooms() {
+    auto room = state_.rooms.begin();
+    for (size_t v = 0; v < block_.values.size() && room != state_.rooms.end(); ++v) {
+      if (!block_.values[v].is_room) continue;
+      at(static_cast<int32_t>(v), homes_[v]) = {.readers = 0, .offset = *room++, .n_bytes = block_.values[v].n_bytes};
+    }
+    state_.rooms.erase(state_.rooms.begin(), room);
+  }
+
   void count_readers() {
     for (size_t i = 0; i < block_.operations.size(); ++i) {
       if (block_.operations[i].is_view) continue;
       const ScheduledOperation& scheduled = scheduled_.operations[i];
       if (copies_rope_factors(scheduled_, i)) ++rope_factor_readers_[index(scheduled.device)];
-      for_each_input(block_.operations[i], [&](int32_t value) { count_read(value, read_in(value, scheduled)); });
+      for_each_input(block_.operations[i], [&](int32_t value) {
+        const Where place = read_in(value, scheduled);
+        count_read(value, place, is_handed_on(value) && is_ahead(i));
+      });
     }
     for (const FusedRun& run : scheduled_.fused) count_read(run.value, fused_in(scheduled_, run));
-    for (const int32_t value : {block_.residual_out, block_.state_out}) {
+    const auto hand_on = [&](int32_t value) {
       if (value != kNoValue) count_read(value, home(value));
+    };
+    if (shared().passes()) {
+      for_each_copy(shared().in, [&](Where place) {
+        if ((outlook_.whole_reads & place_bit(place)) != 0) ++at(shared().in, place).readers;
+      });
     }
+    hand_on(block_.residual_out);
+    for (const Handed& handed : block_.handed) hand_on(handed.out);
     for (size_t v = 0; v < block_.values.size(); ++v) {
       const auto value = static_cast<int32_t>(v);
       if (block_.values[v].is_kept) count_read(value, home(value));
     }
   }
 
-  void count_read(int32_t value, Where place) {
-    if (at(holder(value, place), place).readers++ > 0 || place == home(value)) return;
+  // The operation was already in the split in which the block before ended: what it reads from elsewhere has been copied there.
+  [[nodiscard]] bool is_ahead(size_t operation) const { return operation < first_end_; }
+  [[nodiscard]] bool is_handed_on(int32_t value) const { return value != shared().in && part_of_handed(scheduled_, value).has_value(); }
+  [[nodiscard]] const Handed& shared() const { return block_.handed[static_cast<size_t>(Beside::shared)]; }
+
+  // Where a value is, or will be, besides its home.
+  template <typename Visit>
+  void for_each_copy(int32_t value, Visit visit) {
+    for (size_t p = 0; p < n_places_; ++p) {
+      const auto place = static_cast<Where>(p);
+      const Instance& instance = at(value, place);
+      if (place != home(value) && (instance.readers > 0 || instance.offset != kNowhere)) visit(place);
+    }
+  }
+
+  void count_read(int32_t value, Where place, bool was_copied = false) {
+    if (at(holder(value, place), place).readers++ > 0 || place == home(value) || was_copied) return;
+    if (at(holder(value, place), place).offset != kNowhere) return;  // in a block before
     // The first read in another place is of a copy, and making that is one more read of the original.
-    const bool copied_before = is_input(value) && input_offset(value_of(block_, value).input, place) != kNowhere;
+    const bool copied_before = is_input(value) && input_offset(value_of(value).input, place) != kNowhere;
     if (!copied_before) ++at(holder(value, home(value)), home(value)).readers;
   }
 
@@ -201,7 +195,7 @@ class Replay {
   }
 
   void add(int32_t value, Where place) {
-    const Value& v = value_of(block_, value);
+    const Value& v = value_of(value);
     Instance& instance = at(value, place);
     const bool is_copy = home(value) != place;
     instance.n_bytes = v.n_bytes + (place != Where::cpu && !is_copy ? v.gpu_scratch_bytes : 0);
@@ -212,7 +206,7 @@ class Replay {
     Instance& instance = at(value, place);
     if (--instance.readers > 0) return;
     if (is_input(value)) {
-      release_input(value_of(block_, value).input, place);
+      release_input(value_of(value).input, place);
     } else {
       free(place, instance.offset, instance.n_bytes);
     }
@@ -240,7 +234,7 @@ class Replay {
   // The first reader of an f32 mask casts it, once for all layers.
   void cast_inputs_of(const Operation& operation) {
     for_each_input(operation, [&](int32_t index) {
-      const Value& value = value_of(block_, index);
+      const Value& value = value_of(index);
       if (!value.is_input || (state_.uncast & input_bit(value.input)) == 0) return;
       int64_t& offset = input_offset(value.input, Where::pinned);
       const int64_t cast = allocate(Where::pinned, value.n_bytes);
@@ -259,7 +253,7 @@ class Replay {
       for (const int32_t operand : operation.inputs) {
         if (operand == kNoValue) break;
         if (is_value(operand)) {
-          bring(operand, read_in(operand, scheduled));
+          bring(operand, read_in(operand, scheduled), is_ahead(i));
         } else if (operand != kWeight) {
           copy_cache(i, operand);
         } else if (scheduled.copies_weight) {
@@ -267,37 +261,56 @@ class Replay {
         }
       }
     }
-    if (end == block_.operations.size() && scheduled_.last_lane != Where::cpu) copy_ahead();
+    if (end == block_.operations.size()) copy_ahead(first > 0 || !outlook_.continues);
   }
 
-  void bring(int32_t value, Where place) {
+  // The next of what was copied when the split began.
+  int64_t take_ahead() {
+    const int64_t offset = state_.ahead.front();
+    state_.ahead.erase(state_.ahead.begin());
+    return offset;
+  }
+
+  void bring(int32_t value, Where place, bool is_ahead) {
     if (place == home(value)) return;
     if (is_input(value)) {
-      const GraphInput input = value_of(block_, value).input;
+      const GraphInput input = value_of(value).input;
       if (input_offset(input, place) != kNowhere) return;
       copy_input(input, place);
       release(value, Where::cpu);
-    } else if (at(value, place).offset == kNowhere) {
+    } else if (at(value, place).offset != kNowhere) {
+      return;
+    } else if (is_ahead && is_handed_on(value)) {
+      at(value, place).offset = take_ahead();
+      at(value, place).n_bytes = value_of(value).n_bytes;
+    } else {
       release(holder(value, home(value)), home(value));
       add(value, place);
     }
   }
 
-  // Inputs that only later blocks name have no value here.
-  void copy_ahead() {
-    const Where taker = place_on(device_of(scheduled_.last_lane));
-    if (outlook_.takes_state && state_home_ != taker) {
-      Instance& original = at(block_.state_out, state_home_);
-      const int64_t n_bytes = original.n_bytes;
-      free(state_home_, original.offset, n_bytes);
-      at(block_.state_out, taker) = {.readers = 1, .offset = allocate_copy(taker, n_bytes), .n_bytes = n_bytes};
-      state_home_ = taker;
-    }
-    for (const GraphInput input : outlook_.ahead) {
+  // What only later blocks name has no value here.
+  void copy_ahead(bool opens) {
+    auto copy = outlook_.ahead.copies.begin();
+    const auto copy_up_to = [&](int32_t n_inputs) {
+      for (; opens && copy != outlook_.ahead.copies.end() && copy->n_inputs_before <= n_inputs; ++copy) {
+        state_.ahead.push_back(allocate_copy(place_on(device_of(scheduled_.last_lane)), copy->n_bytes));
+      }
+    };
+    int32_t n_inputs = 0;
+    for (const GraphInput input : outlook_.ahead.inputs) {
+      copy_up_to(n_inputs++);
       const Where place = place_of(input, scheduled_.last_lane, scheduled_.cast_inputs);
-      if (input_offset(input, place) != kNowhere) continue;
+      if (place == Where::cpu || input_offset(input, place) != kNowhere) continue;
       copy_input(input, place);
       release_input(input, Where::cpu);
+    }
+    copy_up_to(n_inputs);
+    for (size_t b = 0; opens && b < kHandedCount; ++b) {
+      if (!outlook_.ends[b]) continue;
+      const int32_t value = block_.handed[b].out;
+      Instance& original = at(holder(value, home(value)), home(value));
+      free(home(value), original.offset, original.n_bytes);
     }
   }
 
@@ -331,13 +344,12 @@ class Replay {
   void copy_cache(size_t i, int32_t operand) {
     const ScheduledOperation& scheduled = scheduled_.operations[i];
     if (!scheduled.copies_cache || is_streamed(scheduled.lane)) return;
-    const CacheOperand& cache = block_.operations[i].cache[operand == kCache ? 0 : 1];
-    copy(i, operand, cache.n_bytes + (is_gpu(scheduled.device) ? cache.gpu_padding_bytes : 0));
+    copy(i, operand, cache_copy_bytes(scheduled_, i, operand));
   }
 
   void copy(size_t operation, int32_t operand, int64_t n_bytes) {
     const Where place = place_on(scheduled_.operations[operation].device);
-    const int64_t offset = allocate_copy(place, n_bytes);
+    const int64_t offset = operand != kWeight && is_ahead(operation) ? take_ahead() : allocate_copy(place, n_bytes);
     copies_.push_back({.operation = operation, .operand = operand, .place = place, .offset = offset, .n_bytes = n_bytes});
   }
 
@@ -412,7 +424,7 @@ class Replay {
   }
 
   bool reuse(const Operation& operation, Where place) {
-    const int64_t n_bytes = value_of(block_, operation.output).n_bytes;
+    const int64_t n_bytes = value_of(operation.output).n_bytes;
     for (size_t i = 0; i < operation.inputs.size(); ++i) {
       const int32_t value = operation.inputs[i];
       if ((operation.overwrites >> i & 1) == 0) continue;
@@ -448,7 +460,7 @@ class Replay {
   std::vector<Copy> copies_;  // of weights and caches, for one operation each
   size_t next_fused_ = 0;
   PerDevice<int32_t> rope_factor_readers_{};
-  Where state_home_ = Where::cpu;  // of block_.state_out
+  size_t first_end_ = 0;  // of the split that goes on from the block before
   ReplayPeaks peaks_;
 };
 
@@ -459,80 +471,6 @@ ReplayState::ReplayState(int n_gpu) {
   for (int gpu = 0; gpu < n_gpu; ++gpu) arenas.emplace_back(kGpuAlignment);
   inputs.resize(static_cast<size_t>(std::max(Where::cpu, pinned_on(n_gpu - 1))) + 1);
   for (InputOffsets& offsets : inputs) offsets.fill(kNowhere);
-}
-
-int64_t StreamedCopies::n_bytes() const {
-  int64_t total = std::accumulate(cache_bytes.begin(), cache_bytes.end(), int64_t{0});
-  for (const Weight& weight : weights) total += weight.n_bytes;
-  return total;
-}
-
-ScheduledBlock schedule_block(const Block& block, const BlockPlacement& placement, const Neighbours& neighbours,
-                              const std::vector<int64_t>& cache_bytes, InputBits cast_inputs) {
-  ScheduledBlock result;
-  result.block = &block;
-  result.operations = schedule(block, placement, neighbours);
-  result.homes.resize(block.values.size(), Where::cpu);
-  for (size_t v = 0; v < block.values.size(); ++v) result.bases.push_back(static_cast<int32_t>(v));
-  result.cast_inputs = cast_inputs;
-  const size_t n = block.operations.size();
-  bool first_split = true;
-  for (size_t i = 0; i < n; ++i) {
-    const Operation& operation = block.operations[i];
-    const ScheduledOperation& scheduled = result.operations[i];
-    if (operation.is_view) {
-      const auto view = static_cast<size_t>(operation.output);
-      const auto base = static_cast<size_t>(operation.inputs[0]);
-      result.homes[view] = result.homes[base];
-      result.bases[view] = result.bases[base];
-      continue;
-    }
-    if (operation.output != kNoValue) {
-      const auto output = static_cast<size_t>(operation.output);
-      result.homes[output] = place_on(scheduled.device);
-      if (operation.writes_into >= 0) {
-        const auto target = static_cast<size_t>(operation.inputs[static_cast<size_t>(operation.writes_into)]);
-        if (result.homes[target] == result.homes[output]) result.bases[output] = result.bases[target];
-      }
-    }
-    if (i > 0 && scheduled.starts_split) first_split = false;
-    if (copies_rope_factors(result, i)) {
-      result.inputs[place_on(scheduled.device)] |= input_bit(GraphInput::rope_factors);
-      if (is_gpu(scheduled.device)) result.copied_inputs |= input_bit(GraphInput::rope_factors);
-    }
-    for_each_input(operation, [&](int32_t value) {
-      const Value& v = value_of(block, value);
-      if (first_split && block.state_in != kNoValue && result.bases[static_cast<size_t>(value)] == block.state_in) {
-        result.first_split_reads_state = true;
-      }
-      if (!v.is_input) return;
-      const Where place = place_of(v.input, scheduled.lane, cast_inputs);
-      result.inputs[place] |= input_bit(v.input);
-      if (place != Where::cpu) result.copied_inputs |= input_bit(v.input);
-      if (first_split) result.first_split_inputs.add(v.input);
-    });
-  }
-  if (n > 0) {
-    result.first_lane = result.operations.front().lane;
-    result.last_lane = result.operations.back().lane;
-    const auto is_work = [](const Operation& operation) { return !operation.is_view; };
-    const auto work = std::find_if(block.operations.begin(), block.operations.end(), is_work) - block.operations.begin();
-    result.may_continue = static_cast<size_t>(work) == n || !result.operations[static_cast<size_t>(work)].copies_weight;
-  }
-  for (const FusedRun& run : block.fused) {
-    if (is_fused(result, run)) result.fused.push_back(run);
-  }
-  std::stable_sort(result.fused.begin(), result.fused.end(), [](const FusedRun& a, const FusedRun& b) { return a.until < b.until; });
-  const std::vector<int64_t> live = live_gpu_bytes(block, result.operations);
-  size_t first = 0;
-  do {
-    const size_t end = end_of_split(result, first);
-    result.streamed.push_back(streamed_copies(result, first, end, cache_bytes));
-    result.stream_bytes.push_back(result.streamed.back().n_bytes());
-    result.live_bytes.push_back(live_bytes(result.streamed.back(), live, first, end));
-    first = end;
-  } while (first < n);
-  return result;
 }
 
 ReplayPeaks replay(const ScheduledBlock& scheduled, const ReplayOutlook& outlook, const InputBytes& input_bytes, ReplayState& state) {

@@ -2,9 +2,6 @@
 // split boundaries from the start of the split that reads them, copied weights for their operation, reuse in place. The state that a
 // block leaves to the next is small and repeats from layer to layer, which is what compute_buffers.hpp builds on.
 //
-// A place is where a copy can lie: the host, a GPU, or a lane of the first one, which keeps copies of the graph inputs of its own. Where
-// names it.
-//
 // llama.cpp's pipeline over several GPUs works on four micro-batches at a time: whatever a split reads from another device, and every graph
 // input, then exists four times for the whole pass.
 #pragma once
@@ -14,28 +11,13 @@
 #include <vector>
 
 #include "memory/arena.hpp"
-#include "model/schedule.hpp"
+#include "memory/scheduled_block.hpp"
 
 namespace pshard {
 
 using InputBytes = std::array<int64_t, kGraphInputCount>;  // by GraphInput; 0 where the pass has none
 template <typename T>
 using PerDevice = std::array<T, kMaxDevices>;  // by index(Device)
-
-// The place of what is resident on a device.
-[[nodiscard]] constexpr Where place_on(Device device) {
-  return is_gpu(device) ? pinned_on(static_cast<int>(index(device) - index(Device::gpu))) : Where::cpu;
-}
-template <typename T>
-class PerPlace {
- public:
-  T& operator[](Where place) { return values_[static_cast<size_t>(place)]; }
-  const T& operator[](Where place) const { return values_[static_cast<size_t>(place)]; }
-  bool operator==(const PerPlace&) const = default;
-
- private:
-  std::array<T, static_cast<size_t>(pinned_on(kMaxGpus - 1)) + 1> values_{};
-};
 
 inline constexpr int64_t kNowhere = -1;
 inline constexpr int64_t kPipelineCopies = 4;
@@ -67,11 +49,21 @@ struct ReplayState {
   Where residual_home = Where::cpu;  // or pinned
   int64_t residual_offset = kNowhere;
   int64_t residual_bytes = 0;
-  Where state_home = Where::cpu;  // of a recurrent state that was loaded ahead
-  int64_t state_offset = kNowhere;
-  int64_t state_bytes = 0;
-  Arrivals here{};  // for the split that runs
-  Arrivals next{};  // and for the one behind it
+  // Of what is handed on beside it.
+  struct HandedOn {
+    Where home = Where::cpu;
+    int64_t offset = kNowhere;
+    int64_t n_bytes = 0;
+    // Of the whole, which later blocks read in the same place.
+    Where copy_place = Where::cpu;
+    int64_t copy_offset = kNowhere;
+    bool operator==(const HandedOn&) const = default;
+  };
+  std::array<HandedOn, kHandedCount> handed{};  // by Beside
+  std::vector<int64_t> rooms{};                 // offsets of those that later blocks read first, in their order
+  std::vector<int64_t> ahead{};                 // offsets of what was copied when the split began and is not read yet
+  Arrivals here{};                              // for the split that runs
+  Arrivals next{};                              // and for the one behind it
 
   explicit ReplayState(int n_gpu);
   [[nodiscard]] Arena& arena(Where place) { return arenas[index(device_of(place))]; }
@@ -79,50 +71,13 @@ struct ReplayState {
   bool operator==(const ReplayState&) const = default;
 };
 
-// What a lane brings for a split: it is there from the start of the split before.
-struct StreamedCopies {
-  struct Weight {
-    size_t reader = 0;  // operation
-    int64_t n_bytes = 0;
-    bool operator==(const Weight&) const = default;
-  };
-  std::vector<Weight> weights{};
-  std::vector<int64_t> cache_bytes{};
-
-  [[nodiscard]] bool empty() const { return weights.empty() && cache_bytes.empty(); }
-  [[nodiscard]] int64_t n_bytes() const;
-  bool operator==(const StreamedCopies&) const = default;
-};
-
-// A block under a placement and its neighbours, with what follows from that alone.
-struct ScheduledBlock {
-  const Block* block = nullptr;
-  std::vector<ScheduledOperation> operations;
-  std::vector<Where> homes;              // by value: the host or a GPU
-  std::vector<int32_t> bases;            // by value: what a view looks into, else the value itself
-  PerPlace<InputBits> inputs{};          // graph inputs that are read in each place
-  InputList first_split_inputs{};        // those of the first split
-  bool first_split_reads_state = false;  // the one that a block before has loaded
-  InputBits cast_inputs = 0;             // masks that their first reader on the GPU casts from f32 to f16, for all lanes
-  bool may_continue = false;             // the first operation needs no split of its own in the lane of the one before
-  InputBits copied_inputs = 0;           // graph inputs that are read anywhere but on the host
-  std::vector<StreamedCopies> streamed;  // by split, at least one
-  std::vector<int64_t> stream_bytes;     // of these
-  std::vector<int64_t> live_bytes;       // by split: the most that is alive at once on the first GPU, what streams for it included
-  std::vector<FusedRun> fused;           // those that nothing interrupts, by the operation that they live until
-  Where first_lane = Where::cpu;         // of its first operation; an encoder's head has none
-  Where last_lane = Where::cpu;
-};
-// `cache_bytes`: of each tensor of the layer's KV or state. `cast_inputs`: see above.
-[[nodiscard]] ScheduledBlock schedule_block(const Block& block, const BlockPlacement& placement, const Neighbours& neighbours,
-                                            const std::vector<int64_t>& cache_bytes, InputBits cast_inputs);
-
 // What later blocks mean for this one.
 struct ReplayOutlook {
   bool continues = false;                  // the first operation goes on with the split of the block before
   bool pipeline = false;                   // copies are made four times and stay
-  InputList ahead{};                       // inputs that later blocks read in the split in which this block ends: copied when it starts
-  bool takes_state = false;                // and so is the state that this block loads or passes on
+  ReadsAhead ahead{};                      // what later blocks read in the split in which this block ends: copied when it starts
+  uint32_t whole_reads = 0;                // by later blocks
+  std::array<bool, kHandedCount> ends{};   // and then nobody reads the original of what is handed on
   const StreamedCopies* last = nullptr;    // for the split in which this block ends, later blocks included
   const StreamedCopies* behind = nullptr;  // for the split behind that one
   PerPlace<InputBits> last_reads{};        // inputs that are read in a place here for the last time; the host's also by being copied

@@ -2,6 +2,7 @@
 // forward_ffn.cpp and forward_mixers.cpp hold its parts.
 #include "model/forward.hpp"
 
+#include <algorithm>
 #include <limits>
 #include <stdexcept>
 
@@ -25,7 +26,7 @@ Node scaled(Graph& g, Node x) { return g.traits().scaled_residual ? g.map(x) : x
 // What a layer mixes tokens with: attention, a recurrent mixer, or both on the same input (Falcon-H1).
 Node mix_tokens(Graph& g, Node residual, Node normed, Node state) {
   if (g.parameters().mixer == Mixer::attention) return build_attention(g, normed);
-  if (g.find("attn_output") == nullptr) return build_mixer(g, normed, state);
+  if (g.parameters().n_head == 0) return build_mixer(g, normed, state);
   const Node attended = build_attention(g, normed);
   const Node mixed = build_mixer(g, g.norm("attn_norm", residual), state);
   g.in(Group::norms);
@@ -68,6 +69,13 @@ std::string_view ffn_norm(const Graph& g, bool mixes) {
   return g.find("post_attention_norm") != nullptr ? "post_attention_norm" : g.traits().causal ? "attn_output_norm" : "";
 }
 
+// [width of a part, layers, tokens] as they are looked up, [width of a part, tokens, layers] from the first layer on.
+Layout layer_embeddings(const Graph& g, bool looked_up) {
+  const int64_t width = g.require("inp_gate").shape[1];
+  const int64_t n_layer = g.hyperparameters().n_layer;
+  return looked_up ? Layout::packed({width, n_layer, g.n_tokens(), 1}) : Layout::packed({width, g.n_tokens(), n_layer, 1});
+}
+
 Node sequential_layer(Graph& g, Node residual, bool drop_rows, Node state) {
   const GraphTraits& traits = g.traits();
   const bool mixes = g.parameters().mixer != Mixer::none;
@@ -92,8 +100,9 @@ Node sequential_layer(Graph& g, Node residual, bool drop_rows, Node state) {
     g.in(Group::norms);
     if (norm != "post_attention_norm" && !norms_first) current = g.norm("post_attention_norm", current);
     current = scaled(g, current);
+    if (traits.norms_results_alone) current = g.norm("attn_output_norm", current);
     middle = traits.residual_first_in_attention ? g.add(residual, current) : g.add(current, residual);
-    if (norm != "attn_output_norm") middle = g.norm("attn_output_norm", middle);
+    if (norm != "attn_output_norm" && !traits.norms_results_alone) middle = g.norm("attn_output_norm", middle);
     if (drop_rows && mixes_twice) middle = g.output_rows(middle);
     if (traits.residual_first) g.value(middle).is_named = false;
   } else if (drop_rows) {
@@ -103,21 +112,39 @@ Node sequential_layer(Graph& g, Node residual, bool drop_rows, Node state) {
   const Node ffn = g.find("pre_ffw_norm_2") != nullptr ? build_dense_and_experts(g, middle)
                                                        : build_ffn(g, reads_first ? first : g.norm(norm, middle), logits);
   Node output = g.norm("post_ffw_norm", ffn);
+  if (traits.norms_results_alone) output = g.norm("layer_output_norm", output);
   g.in(Group::norms);
   output = scaled(g, output);
-  output = g.norm("layer_output_norm", traits.residual_first ? g.add(middle, output) : g.add(output, middle));
-  const Tensor* scale = g.find("layer_output_scale");
-  return scale != nullptr ? g.mul(output, *scale) : output;
+  output = traits.residual_first ? g.add(middle, output) : g.add(output, middle);
+  if (!traits.norms_results_alone) output = g.norm("layer_output_norm", output);
+  return g.find("ffn_norm_exps") != nullptr ? g.add(build_experts_of_input(g, residual), output) : output;
 }
 
-Layout state_of(const Layer& layer, const Pass& pass) { return Layout::packed({layer.parameters.conv_state, pass.n_seqs, 1, 1}); }
+bool reads_scan_early(const Layer& layer) { return layer.parameters.mixer == Mixer::token_shift; }
 
-// Reads the state of a layer behind before what is still to be computed of this one.
-Node load_next_state(Graph& g, const Layer& next) {
+MixerStates given_states(Graph& g, const Layer& layer) {
+  const auto given = [&](int64_t elements) { return g.given(Layout::packed({elements, g.pass().n_seqs, 1, 1})); };
+  return {.kept = given(layer.parameters.conv_state),
+          .recurrence = reads_scan_early(layer) ? given(layer.parameters.scan_state) : kNoValue};
+}
+
+MixerStates load_states(Graph& g, const Layer& layer) {
+  const Node kept = load_state(g, layer.parameters.conv_state);
+  return {.kept = kept, .recurrence = reads_scan_early(layer) ? load_state(g, layer.parameters.scan_state) : kNoValue};
+}
+
+// Reads the states of a layer behind before what is still to be computed of this one.
+MixerStates load_next_states(Graph& g, const Layer& next) {
   const size_t first = g.n_listed();
-  const Node state = load_state(g, next.parameters.conv_state);
+  const MixerStates states = load_states(g, next);
   for (size_t i = first; i < g.n_listed(); ++i) g.block().operations[i].is_for_next_layer = true;
-  return state;
+  return states;
+}
+
+// The cells that an indexer chooses for every token.
+Layout selection(const Model& model, const Pass& pass) {
+  const int64_t n = std::min(pass.n_kv, model.hyperparameters().indexer_top_k);
+  return Layout::packed({n, pass.n_tokens / pass.n_streams, 1, pass.n_streams}, kI32);
 }
 
 // Rows of embeddings with a part for each of the first layers behind that of the tokens (deepstack).
@@ -132,13 +159,15 @@ Node part_of(Graph& g, Node wide) {
   return g.view(wide, {g.hyperparameters().n_embd, n, 1, 1}, {row, row * n, row * n});
 }
 
-Block finish(Graph& g, Node residual_in, Node residual_out, Node state_in = kNoValue, Node state_out = kNoValue) {
+Block finish(Graph& g, Node residual_in, Node residual_out, Handed shared = {}, const MixerStates& found = {},
+             const MixerStates& left = {}) {
   g.expand(residual_out);
   Block block = g.take();
   block.residual_in = residual_in;
   block.residual_out = residual_out;
-  block.state_in = state_in;
-  block.state_out = state_out;
+  block.handed[static_cast<size_t>(Beside::state)] = {.in = found.kept, .out = left.kept};
+  block.handed[static_cast<size_t>(Beside::scan)] = {.in = found.recurrence, .out = left.recurrence};
+  block.handed[static_cast<size_t>(Beside::shared)] = shared;
   return block;
 }
 
@@ -151,6 +180,11 @@ std::string_view output_norm(const Graph& g) {
 
 Layout rows_of(const Model& model, int64_t n) { return Layout::packed({model.hyperparameters().n_embd, n, 1, 1}); }
 
+// What layers hand on.
+Layout states_of(const Model& model, int64_t n) {
+  return Layout::packed({model.hyperparameters().n_embd, n, model.hyperparameters().n_states, 1});
+}
+
 }  // namespace
 
 void check(const Pass& pass) {
@@ -162,7 +196,12 @@ void check(const Pass& pass) {
   check_count("n_kv_window", pass.n_kv_window, 0);
 }
 
-Block embedding_block(const Model& model, const Pass& pass) {
+bool loads_state_before_norm(const Model& model) {
+  const auto is_norm = [](const Tensor& tensor) { return tensor.name == "token_embd_norm.weight"; };
+  return reads_state_early(model.layers().front().parameters) && std::any_of(model.embedding().begin(), model.embedding().end(), is_norm);
+}
+
+Block embedding_block(const Model& model, const Pass& pass, const Layer* loads_for) {
   Graph g(model, pass, model.embedding());
   g.in(Group::embedding);
   const auto look_up = [&](const Tensor& table, Node ids) {
@@ -173,57 +212,90 @@ Block embedding_block(const Model& model, const Pass& pass) {
   };
   Node current = look_up(g.require("token_embd"), g.input(GraphInput::tokens, Layout::packed({pass.n_tokens, 1, 1, 1}, kI32)));
   g.expand(current);
+  MixerStates left;
+  if (loads_for != nullptr) left = load_next_states(g, *loads_for);
+  Node passed = kNoValue;
+  if (const Tensor* parts = g.find("per_layer_token_embd")) {
+    const int64_t n_layer = model.hyperparameters().n_layer;
+    const Node rows = look_up(*parts, g.input(GraphInput::layer_tokens, Layout::packed({pass.n_tokens, 1, 1, 1}, kI32)));
+    passed = g.map(g.reshape(rows, {parts->shape[0] / n_layer, n_layer, pass.n_tokens, 1}));
+    g.expand(passed);
+  }
   if (g.traits().scaled_embedding) current = g.map(current);
   if (const Tensor* types = g.find("token_types")) {
     current = g.add(current, *types);
-    // Every token is of the first type: a view of a weight, which does not decide where to add it.
-    g.operation(current).weight_part_bytes = types->type.row_bytes(types->shape[0]);
-    g.operation(current).weight_decides = false;
+    g.read_as_view(current, types->type.row_bytes(types->shape[0]));  // every token is of the first type
   }
   if (const Tensor* places = g.find("position_embd")) {
     const Node place = look_up(*places, g.positions());
     current = g.traits().causal ? g.add(current, place) : g.add(place, current);
   }
   current = g.norm("token_embd_norm", current, Group::norms);  // llama.cpp keeps it with layer 0
-  if (model.hyperparameters().n_deepstack == 0) return finish(g, kNoValue, current);
+  if (model.hyperparameters().n_deepstack == 0) return finish(g, kNoValue, current, {.out = passed}, {}, left);
   const Node wide = g.fresh(OpKind::copy, {current}, wide_rows(model, pass));
-  return finish(g, kNoValue, part_of(g, wide), kNoValue, wide);
+  return finish(g, kNoValue, part_of(g, wide), {.out = wide});
 }
 
 Block layer_block(const Model& model, const Layer& layer, const Pass& pass, bool is_last, const LayerChain& chain) {
   Graph g(model, pass, layer.tensors, &layer);
   const Node wide = chain.embeddings_part > 0 ? g.given(wide_rows(model, pass)) : kNoValue;
   const bool is_first = chain.embeddings_part == 1;
-  const Node residual = is_first ? part_of(g, wide) : g.given(rows_of(model, pass.n_tokens));
+  const bool makes_states = g.find("per_layer_model_proj") != nullptr;
+  const Node residual =
+      is_first ? part_of(g, wide) : g.given(makes_states ? rows_of(model, pass.n_tokens) : states_of(model, pass.n_tokens));
   const bool is_early = reads_state_early(layer.parameters);
-  Node state_in = kNoValue;
-  if (is_early && chain.state_is_loaded) state_in = g.given(state_of(layer, pass));
-  if (chain.passes_for != nullptr) state_in = g.given(state_of(*chain.passes_for, pass));
-  const Node state = is_early && !chain.state_is_loaded ? load_state(g, layer.parameters.conv_state) : state_in;
+  MixerStates found;
+  if (is_early && chain.state_is_loaded) found = given_states(g, layer);
+  if (chain.passes_for != nullptr) found = given_states(g, *chain.passes_for);
+  const MixerStates states = is_early && !chain.state_is_loaded ? load_states(g, layer) : found;
+  const bool has_embedding = g.find("inp_gate") != nullptr;
+  Handed shared;
+  if (has_embedding) shared.in = g.given(layer_embeddings(g, g.find("per_layer_model_proj") != nullptr));
+  const bool takes_selection = layer.parameters.is_selective && layer.parameters.indexer_dim == 0;
+  if (takes_selection) g.select_cells(shared.in = g.given(selection(model, pass)));
   const bool drop_rows = is_last && late_rows(g) == LateRows::no;
-  const bool sequential = g.traits().sum == Sum::sequential;
-  Node output = sequential ? sequential_layer(g, residual, drop_rows, state) : parallel_layer(g, residual, drop_rows);
-  const Node state_out = chain.loads_for != nullptr    ? load_next_state(g, *chain.loads_for)
-                         : chain.passes_for != nullptr ? state_in
-                                                       : kNoValue;
-  if (wide == kNoValue) return finish(g, residual, output, state_in, state_out);
+  WithEmbedding result;
+  if (layer.parameters.mixer == Mixer::token_shift) {
+    const bool mixes_values = g.find("time_mix_v1") != nullptr;
+    if (mixes_values && !layer.parameters.gives_value) shared.in = g.given(rows_of(model, pass.n_tokens));
+    Node first_value = shared.in;
+    result.output = build_shifting_layer(g, residual, drop_rows, states, first_value);
+    if (mixes_values && !is_last) shared.out = first_value;
+  } else if (model.hyperparameters().n_states > 1) {
+    result = build_layer_of_states(g, residual, shared.in);
+  } else {
+    const bool sequential = g.traits().sum == Sum::sequential;
+    result.output = sequential ? sequential_layer(g, residual, drop_rows, states.kept) : parallel_layer(g, residual, drop_rows);
+    if (has_embedding) result = add_layer_embedding(g, result.output, shared.in, residual);
+    if (const Tensor* scale = g.find("layer_output_scale")) result.output = g.mul(result.output, *scale);
+  }
+  MixerStates left;
+  if (chain.loads_for != nullptr) {
+    left = load_next_states(g, *chain.loads_for);
+  } else if (chain.passes_for != nullptr) {
+    left = found;
+  }
+  if (has_embedding && !is_last) shared.out = result.embeddings;
+  if (chain.passes_selection) shared.out = g.selected_cells();
+  if (wide == kNoValue) return finish(g, residual, result.output, shared, found, left);
   g.in(Group::norms);
-  output = g.add(output, part_of(g, wide));
+  const Node output = g.add(result.output, part_of(g, wide));
   const bool is_last_part = chain.embeddings_part == model.hyperparameters().n_deepstack;
-  return finish(g, is_first ? kNoValue : residual, output, wide, is_last_part ? kNoValue : wide);
+  return finish(g, is_first ? kNoValue : residual, output, {.in = wide, .out = is_last_part ? kNoValue : wide});
 }
 
 Block head_block(const Model& model, const Pass& pass) {
   Graph g(model, pass, model.head());
   const LateRows late = late_rows(g);
-  const Node residual = g.given(rows_of(model, late == LateRows::no ? pass.n_outputs : pass.n_tokens));
-  Node current = residual;
+  const Node residual = g.given(states_of(model, late == LateRows::no ? pass.n_outputs : pass.n_tokens));
+  g.in(Group::head);
+  Node current = model.hyperparameters().n_states > 1 ? join_states(g, residual) : residual;
+  if (late == LateRows::behind_layers) current = g.output_rows(current);
   const auto keep_and_select = [&](LateRows when) {
     if (late != when) return;
     g.keep(current);
     current = g.output_rows(current);
   };
-  g.in(Group::head);
   keep_and_select(LateRows::before_norm);
   current = g.norm(output_norm(g), current, Group::head);
   keep_and_select(LateRows::behind_norm);

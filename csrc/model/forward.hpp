@@ -2,6 +2,7 @@
 // nothing else describes a model's computation.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <vector>
 
@@ -37,6 +38,16 @@ struct Pass {
 // all below 2^31, as llama.cpp counts them.
 void check(const Pass& pass);
 
+// What blocks hand on beside the residual: the recurrent state that a layer starts from, where a block before has already read it, of a
+// convolution or shift and of a scan; and what several layers read (parts of embeddings, chosen cells, values of the first layer).
+enum class Beside : uint8_t { state, scan, shared };
+inline constexpr size_t kHandedCount = 3;
+struct Handed {
+  int32_t in = kNoValue;
+  int32_t out = kNoValue;
+  [[nodiscard]] bool passes() const { return in != kNoValue && in == out; }
+};
+
 // A run of operations with values of its own numbering. inputs of the block: `residual_in` (kNoValue in the first block) and the graph
 // inputs among its values.
 struct Block {
@@ -45,9 +56,7 @@ struct Block {
   std::vector<FusedRun> fused;
   int32_t residual_in = kNoValue;
   int32_t residual_out = kNoValue;
-  // The recurrent state that this layer starts from, and the next layer's, where the block before has already read it.
-  int32_t state_in = kNoValue;
-  int32_t state_out = kNoValue;
+  std::array<Handed, kHandedCount> handed{};  // by Beside
 };
 
 // How a layer's block hangs together with its neighbours. A recurrent layer's state may be read before the layers before it have ended:
@@ -57,6 +66,7 @@ struct LayerChain {
   const Layer* loads_for = nullptr;
   const Layer* passes_for = nullptr;
   bool state_is_loaded = false;
+  bool passes_selection = false;  // the layer behind attends to the cells that were chosen for this one
   // Of the embeddings, which then lie where a state would: the part that this layer adds to its result, from 1 on; 0: none.
   int64_t embeddings_part = 0;
 };
@@ -65,8 +75,10 @@ struct LayerChain {
 // Whether llama.cpp puts all of the layer behind what the next layer reads early: an FFN without experts, and nothing else.
 [[nodiscard]] bool is_put_off(const Layer& layer);
 
-// Embedding look-up (runs on the host) and what precedes layer 0.
-[[nodiscard]] Block embedding_block(const Model& model, const Pass& pass);
+// Embedding look-up (runs on the host) and what precedes layer 0. `loads_for`: the layer whose state it reads ahead.
+[[nodiscard]] Block embedding_block(const Model& model, const Pass& pass, const Layer* loads_for = nullptr);
+// Whether the first layer's state is read before the embeddings are normed.
+[[nodiscard]] bool loads_state_before_norm(const Model& model);
 // One layer. `is_last`: rows that are not wanted are dropped before its FFN, as llama.cpp does.
 [[nodiscard]] Block layer_block(const Model& model, const Layer& layer, const Pass& pass, bool is_last, const LayerChain& chain = {});
 // Final norm and output projection.

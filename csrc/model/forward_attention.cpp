@@ -71,16 +71,6 @@ Node value_cells(Graph& g) {
   return g.input(one_of(g, GraphInput::value_cells, GraphInput::value_cells_window), Layout::packed({g.n_tokens() * each, 1, 1, 1}, kI64));
 }
 
-// A part of the cache: `rows` rows of `n` elements of which one operation reads the first `used`.
-CacheOperand cache_operand(const DataType& type, int64_t head_dim, int64_t n, int64_t rows, int64_t used) {
-  constexpr int64_t kGpuRowPadding = 512;
-  CacheOperand operand;
-  operand.n_bytes = type.row_bytes(n) * (rows - 1) + type.row_bytes(used);
-  const int64_t tail = head_dim % kGpuRowPadding;
-  if (type.block_elements > 1 && tail != 0) operand.gpu_padding_bytes = type.row_bytes(kGpuRowPadding - tail);
-  return operand;
-}
-
 // CUDA's fused attention exists for these head sizes, and the wide ones only for so many query heads per key head (fattn.cu).
 bool gpu_attends(const LayerParameters& p, int64_t key_dim, int64_t value_dim) {
   const int64_t queries_per_key = p.n_head / std::max<int64_t>(p.n_head_kv, 1);
@@ -112,6 +102,9 @@ bool gpu_attends(const LayerParameters& p, int64_t key_dim, int64_t value_dim) {
 class Attention {
  public:
   Attention(Graph& g, int64_t key_dim, int64_t value_dim) : g_(g), key_dim_(key_dim), value_dim_(value_dim) {}
+
+  // Instead of the mask that all layers share.
+  void use_mask(Node mask) { own_mask_ = mask; }
 
   // `latent` decompresses the values of latent attention.
   Node over_cache(Node query, const Tensor* latent) {
@@ -180,6 +173,8 @@ class Attention {
         2.0 * static_cast<double>((key_dim_ + value_dim_) * g_.parameters().n_head) * static_cast<double>(g_.n_tokens() * n_kv_);
   }
 
+  Node mask_of_cells() { return own_mask_ != kNoValue ? own_mask_ : mask(g_, n_kv_, n_streams_); }
+
   // Share of the pairs of a token and a cell that are not masked: a token sees itself and what lies before it, as far as a window reaches.
   // A tile of tokens skips only the tiles of cells that all of its tokens do not see.
   [[nodiscard]] double unmasked() const {
@@ -203,9 +198,8 @@ class Attention {
     const Pass& pass = g_.pass();
     const LayerParameters& p = g_.parameters();
     const Tensor* sinks = g_.find("attn_sinks");
-    Node out =
-        g_.fresh(OpKind::attention, {by_head(query), kCache, kCacheV, mask(g_, n_kv_, n_streams_), sinks != nullptr ? kWeight : kNoValue},
-                 result(), sinks);
+    Node out = g_.fresh(OpKind::attention, {by_head(query), kCache, kCacheV, mask_of_cells(), sinks != nullptr ? kWeight : kNoValue},
+                        result(), sinks);
     count(out);
     Operation& operation = g_.operation(out);
     operation.unmasked = unmasked();
@@ -227,8 +221,8 @@ class Attention {
       for (int i = 0; i < 3; ++i) scores = g_.map(scores);  // scale, tanh, scale
     }
     const Tensor* sinks = g_.find("attn_sinks");
-    const Node weights = g_.element_wise({scores, mask(g_, n_kv_, n_streams_), sinks != nullptr ? kWeight : kNoValue},
-                                         Layout::packed(g_.layout(scores).ne), sinks);
+    const Node weights =
+        g_.element_wise({scores, mask_of_cells(), sinks != nullptr ? kWeight : kNoValue}, Layout::packed(g_.layout(scores).ne), sinks);
     if (sinks != nullptr) g_.operation(weights).group = Group::attention;
     return weights;
   }
@@ -271,6 +265,7 @@ class Attention {
   int64_t value_dim_;
   int64_t n_kv_ = 0;
   int64_t n_streams_ = 1;
+  Node own_mask_ = kNoValue;
   int64_t k_bytes_ = 0;
   int64_t v_bytes_ = 0;
   CacheOperand k_;
@@ -397,10 +392,25 @@ Node gated(Graph& g, Node x, Node gate) {
   return g.reshape(g.mul(by_head, g.reshape(gate, {1, heads, g.n_tokens(), 1})), g.layout(x).ne);
 }
 
+// Queries alone: keys and values are in another layer's cache.
+Node attend_to_shared(Graph& g, Node normed) {
+  const LayerParameters& p = g.parameters();
+  const Tensor* all = g.find("attn_qkv");
+  Node query = all == nullptr ? g.project("attn_q", normed) : g.cont(g.slice(g.project("attn_qkv", normed), p.head_dim_k * p.n_head));
+  query = rotate_key(g, prepare_head(g, "attn_q_norm", split_heads(g, query, p.head_dim_k)));
+  g.expand(query);
+  return rotate_value(g, Attention(g, p.head_dim_k, p.head_dim_v).over_cache(query, nullptr));
+}
+
 Node build_heads_attention(Graph& g, Node normed) {
   const LayerParameters& p = g.parameters();
   const int64_t n = g.n_tokens();
   g.in(Group::attention);
+  if (p.shared_cache >= 0) {
+    const Node attended = attend_to_shared(g, normed);
+    g.in(Group::attention);
+    return g.project("attn_output", attended);
+  }
   const Projections parts = project_heads(g, normed);
   Heads heads{.query = parts.query, .key = parts.key, .value = parts.value};
   Node gate = kNoValue;
@@ -446,7 +456,12 @@ Node build_latent_attention(Graph& g, Node normed) {
   g.in(Group::attention);
   Node query = normed;
   if (g.find("attn_q_a") != nullptr) {
-    query = g.project("attn_q_b", g.norm("attn_q_a_norm", g.project("attn_q_a", normed)));
+    const Node compressed_query = g.norm("attn_q_a_norm", g.project("attn_q_a", normed));
+    if (p.indexer_dim > 0) {
+      g.select_cells(choose_cells(g, normed, compressed_query));
+      g.in(Group::attention);
+    }
+    query = g.project("attn_q_b", compressed_query);
   } else {
     query = g.project("attn_q", normed);
   }
@@ -458,11 +473,12 @@ Node build_latent_attention(Graph& g, Node normed) {
 
   const Node compressed = g.project("attn_kv_a_mqa", normed);
   const int64_t row = g.layout(compressed).nb[1];
-  const Node key_rope = g.rope(g.view(compressed, {rope_dim, 1, n, 1}, {row, row, row * n}));
+  const auto roped = [&](Node x) { return p.uses_rope ? g.rope(x) : x; };
+  const Node key_rope = roped(g.view(compressed, {rope_dim, 1, n, 1}, {row, row, row * n}));
   const Node kv = g.norm("attn_kv_a_norm", g.view(compressed, {latent, n, 1, 1}, {row, row * n, row * n}));
   Node out = kNoValue;
   if (decompress != nullptr) {
-    const Node query_rope = g.rope(of_query(rope_dim));
+    const Node query_rope = roped(of_query(rope_dim));
     const Node absorbed = g.permute(g.mul_mat(g.require("attn_k_b"), g.permute(of_query(head_dim - rope_dim), {0, 2, 1, 3})), {0, 2, 1, 3});
     const Node value = g.reshape(kv, {latent, 1, n, 1});
     Heads heads{.query = g.concat(absorbed, query_rope, 0), .key = g.concat(value, key_rope, 0), .value = value};
@@ -473,7 +489,9 @@ Node build_latent_attention(Graph& g, Node normed) {
     g.expand(heads.value);
     g.expand(heads.key);
     store_key(g, heads.key);
-    out = Attention(g, latent + rope_dim, latent).over_cache(heads.query, decompress);
+    Attention attention(g, latent + rope_dim, latent);
+    if (p.is_selective) attention.use_mask(only_cells(g, mask(g, g.pass().n_kv, g.pass().n_streams), g.selected_cells()));
+    out = attention.over_cache(heads.query, decompress);
   } else {
     const Node expanded = g.project("attn_kv_b", kv);
     const int64_t nope = p.head_dim_k - rope_dim;
@@ -484,9 +502,14 @@ Node build_latent_attention(Graph& g, Node normed) {
     const Node key_nope = of_heads(nope);
     const Node value = g.cont(of_heads(p.head_dim_v));
     const Node key = g.concat(key_nope, g.repeat(key_rope, {rope_dim, p.n_head, n, 1}), 0);
-    out = attend(g, {.query = g.rope(query), .key = key, .value = value});
+    out = attend(g, {.query = roped(query), .key = key, .value = value});
   }
   g.in(Group::attention);
+  if (const Tensor* weight = g.find("attn_gate")) {  // one for each head
+    const Node gate = g.map(g.reshape(g.mul_mat(*weight, normed), {1, p.n_head, n, 1}));
+    const int64_t width = g.ne(out, 0);
+    out = g.cont(g.mul(g.reshape(out, {width / p.n_head, p.n_head, n, 1}), gate), {width, n, 1, 1});
+  }
   return g.project("attn_output", out);
 }
 

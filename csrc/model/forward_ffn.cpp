@@ -1,4 +1,5 @@
 // Dense feed-forward networks, routed experts, and the experts that every token passes.
+#include <algorithm>
 #include <string>
 
 #include "model/graph.hpp"
@@ -42,7 +43,8 @@ struct Routing {
 
 // CUDA's top-k kernel: softmax or sigmoid gating over a power of two of experts (or two counts that models have), all in one group.
 bool is_fused_routing(const GraphTraits& traits, int64_t n_expert) {
-  if (traits.gating == Gating::softmax_of_selected || traits.weight_before_ffn || traits.n_expert_groups > 1) return false;
+  const bool is_plain = traits.gating == Gating::softmax || traits.gating == Gating::sigmoid;
+  if (!is_plain || traits.weight_before_ffn || traits.n_expert_groups > 1) return false;
   return (n_expert <= 512 && (n_expert & (n_expert - 1)) == 0) || n_expert == 288 || n_expert == 576;
 }
 
@@ -65,6 +67,13 @@ Node mask_groups(Graph& g, Node selection, int64_t n_expert, int64_t rows) {
   return g.reshape(masked, {n_expert, rows, 1, 1});
 }
 
+// Of the chunks that several experts share.
+Node ids_of_chunks(Graph& g, Node ids) {
+  const Layout packed = Layout::packed(g.layout(ids).ne);
+  const Node scaled = g.map(g.fresh(OpKind::copy, {ids}, packed));
+  return g.fresh(OpKind::copy, {scaled}, Layout::packed(packed.ne, kI32));
+}
+
 Routing build_router(Graph& g, Node normed, Node logits, int64_t n_expert, int64_t used) {
   const GraphTraits& traits = g.traits();
   const int64_t rows = g.ne(normed, 1);
@@ -74,6 +83,7 @@ Routing build_router(Graph& g, Node normed, Node logits, int64_t n_expert, int64
   const size_t first = g.n_listed();
   const Node probabilities = traits.gating == Gating::softmax_of_selected ? logits : g.map(logits);
   Node selection = traits.weight_before_ffn ? logits : probabilities;
+  if (traits.gating == Gating::softmax_chosen_by_sigmoid) selection = g.map(logits);
   const Tensor* bias = g.find_bias("exp_probs_b");
   if (bias == nullptr) bias = g.find("exp_probs_b");
   if (bias != nullptr) selection = g.add(selection, *bias);
@@ -81,7 +91,9 @@ Routing build_router(Graph& g, Node normed, Node logits, int64_t n_expert, int64
   if (traits.n_expert_groups > 1) candidates = mask_groups(g, selection, n_expert, rows);
   Routing routing;
   routing.ids = top(g, candidates, used);
-  const Node raw = g.get_rows(g.reshape(probabilities, {1, n_expert, rows, 1}), routing.ids);
+  const int64_t n_routed = g.ne(logits, 0);
+  if (n_routed != n_expert) routing.ids = ids_of_chunks(g, routing.ids);
+  const Node raw = g.get_rows(g.reshape(probabilities, {1, n_routed, rows, 1}), routing.ids);
   routing.weights = raw;
   if (traits.gating == Gating::softmax_of_selected) {
     const Node soft = g.map(g.reshape(raw, {used, rows, 1, 1}));
@@ -116,10 +128,11 @@ Node project_experts(Graph& g, const std::string& name, Node x, const Routing& r
   return sum;
 }
 
-Node build_experts(Graph& g, Node normed, Node logits) {
-  const int64_t used = g.hyperparameters().n_expert_used;
+// `kind`: "_exps", or "_chexps" of chunks that several experts share.
+Node build_experts(Graph& g, Node normed, Node logits, const std::string& kind = "_exps") {
   const int64_t rows = g.ne(normed, 1);
-  const Tensor& down = g.require("ffn_down_exps");
+  const Tensor& down = g.require("ffn_down" + kind);
+  const int64_t used = std::min(g.hyperparameters().n_expert_used, down.shape[2]);
   const Routing routing = build_router(g, normed, logits, down.shape[2], used);
   const int64_t n_in = g.ne(normed, 0);
   const int64_t n_out = down.shape[1];
@@ -134,13 +147,13 @@ Node build_experts(Graph& g, Node normed, Node logits) {
     g.in(Group::experts_down);
     activated = g.glu(gate, up);
   } else {
-    const Node up = project_experts(g, "ffn_up_exps", x, routing);
-    const bool has_gate = g.find("ffn_gate_exps") != nullptr;
-    const Node gate = has_gate ? project_experts(g, "ffn_gate_exps", x, routing) : kNoValue;
+    const Node up = project_experts(g, "ffn_up" + kind, x, routing);
+    const bool has_gate = g.find("ffn_gate" + kind) != nullptr;
+    const Node gate = has_gate ? project_experts(g, "ffn_gate" + kind, x, routing) : kNoValue;
     g.in(Group::experts_down);
     activated = has_gate ? g.glu(gate, up) : activate(g, up);
   }
-  Node experts = project_experts(g, "ffn_down_exps", activated, routing);
+  Node experts = project_experts(g, "ffn_down" + kind, activated, routing);
   if (g.traits().experts_down_on_host) {
     g.operation(experts).host_only = true;
     g.operation(experts).weight_decides = false;
@@ -180,9 +193,23 @@ Node build_dense_and_experts(Graph& g, Node x) {
   return g.add(dense, g.norm("post_ffw_norm_2", experts));
 }
 
-Node build_ffn(Graph& g, Node normed, Node logits) {
-  if (g.find("ffn_down_exps") == nullptr) return build_dense(g, normed, "", Group::ffn_down);
+Node build_experts_of_input(Graph& g, Node input) { return build_experts(g, g.norm("ffn_norm_exps", input), kNoValue); }
+
+// Experts, and behind them chunks that several of them share (GroveMoE).
+Node build_experts_and_chunks(Graph& g, Node normed) {
+  const Node logits = g.project("ffn_gate_inp", normed);
   const Node routed = build_experts(g, normed, logits);
+  const Node chunks = build_experts(g, routed, logits, "_chexps");
+  g.in(Group::experts_down);
+  return g.add(routed, g.map(chunks));
+}
+
+Node build_ffn(Graph& g, Node normed, Node logits) {
+  const bool has_dense = g.find("ffn_down") != nullptr;
+  if (g.find("ffn_down_exps") == nullptr || g.find("ffn_norm_exps") != nullptr) return build_dense(g, normed, "", Group::ffn_down);
+  if (g.find("ffn_down_chexps") != nullptr) return build_experts_and_chunks(g, normed);
+  const Node routed = build_experts(g, normed, logits);
+  if (has_dense) return g.map(g.add(build_dense(g, normed, "", Group::ffn_down), routed));
   if (g.find("ffn_down_shexp") == nullptr) return routed;
   Node shared = build_dense(g, normed, "_shexp", Group::shared_down);
   if (const Tensor* gate_weight = g.find("ffn_gate_inp_shexp")) {
@@ -190,7 +217,8 @@ Node build_ffn(Graph& g, Node normed, Node logits) {
     const Node activated = g.map(gate);
     shared = g.mul(shared, g.traits().shared_gate_by_ratio ? g.div(activated, gate) : activated);
   }
-  return g.add(routed, shared);
+  const Node sum = g.add(routed, shared);
+  return g.traits().halves_experts ? g.map(sum) : sum;
 }
 
 }  // namespace pshard

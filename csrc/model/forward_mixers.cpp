@@ -50,7 +50,7 @@ Node convolve(Graph& g, Node joined, const Tensor& kernel) {
   const int64_t channels = g.ne(joined, 1);
   const Node output = g.fresh(OpKind::scan, {joined, kWeight}, Layout::packed({channels, g.n_seq_tokens(), g.pass().n_seqs, 1}), &kernel);
   g.operation(output).flop = 2.0 * static_cast<double>(kernel.shape[0] * channels * g.n_tokens());
-  g.operation(output).host_only = kernel.host_only;
+  g.operation(output).host_only = channels % kConvolvedAtOnce != 0;
   return output;
 }
 
@@ -80,9 +80,10 @@ Node scan(Graph& g, std::initializer_list<int32_t> operands, int64_t inner, cons
 }
 
 // A scan that reads the state where it is.
-Node scan_of_state(Graph& g, std::initializer_list<int32_t> operands, int64_t inner, const Tensor& decay) {
+Node scan_of_state(Graph& g, std::initializer_list<int32_t> operands, int64_t inner, const Tensor& decay, bool views_decay = false) {
   clear_unused_state(g);
   const Node scanned = scan(g, operands, inner, &decay);
+  if (views_decay) g.read_as_view(scanned);
   g.expand(scanned);
   g.in(Group::cache);
   move_other_states(g, g.parameters().scan_state);
@@ -169,6 +170,39 @@ Node build_mamba2(Graph& g, Node normed, Node conv_state) {
   return g.project("ssm_out", g.reshape(y, {inner, g.n_tokens(), 1, 1}));
 }
 
+// PLaMo 2: gate and input come interleaved by head, time steps and projections as Mamba's.
+Node build_mamba_heads(Graph& g, Node normed, Node conv_state) {
+  const Hyperparameters& h = g.hyperparameters();
+  const int64_t inner = h.ssm_inner_size;
+  const int64_t heads = h.ssm_time_step_rank;
+  const int64_t head_dim = inner / heads;
+  const int64_t n_state = h.ssm_state_size;
+  const int64_t t = g.n_seq_tokens();
+  const int64_t s = g.pass().n_seqs;
+  if (conv_state == kNoValue) conv_state = load_state(g, g.parameters().conv_state);
+  g.in(Group::mixer);
+  const Node both = g.cont(g.permute(g.project("ssm_in", by_sequence(g, normed)), {0, 2, 1, 3}), {2 * head_dim, heads, t, s});
+  const Tensor& kernel = g.require("ssm_conv1d");
+  const Node input = g.cont(g.slice(both, head_dim), {inner, t, s, 1});
+  const Node z = g.slice(both, head_dim);
+  const Node convolved = g.map(convolve(g, join_state(g, input, conv_state, kernel), kernel));  // SiLU
+  const Node projected = g.project("ssm_x", convolved);
+  const int64_t dt_dim = g.ne(projected, 0) - 2 * n_state;
+  const Node b = g.norm("ssm_b_norm", g.slice(projected, n_state));
+  const Node c = g.norm("ssm_c_norm", g.slice(projected, n_state));
+  const Node dt = g.project("ssm_dt", g.norm("ssm_dt_norm", g.slice(projected, dt_dim)));
+  const int64_t row = inner * kActivationBytes;
+  const Node x = g.view(convolved, {head_dim, heads, t, s}, {head_dim * kActivationBytes, row, row * t});
+  const auto by_group = [&](Node y) { return g.reshape(y, {n_state, 1, t, s}); };
+  const Node scanned =
+      scan_of_state(g, {kCache, x, dt, kWeight, by_group(b), by_group(c), g.state_rows()}, inner, g.require("ssm_a"), true);
+  store_final_state(g, scanned);
+  const Node skip = g.mul(x, g.require("ssm_d"));
+  g.read_as_view(skip);
+  const Node y = g.add(g.view(scanned, {head_dim, heads, t, s}, {head_dim * kActivationBytes, row, row * t}), skip);
+  return by_token(g, g.project("ssm_out", g.reshape(g.glu(g.cont(z), y), {inner, t, s, 1})));
+}
+
 // Query, key, value and gate of one projection, interleaved by key head.
 struct Interleaved {
   Node qkv = kNoValue;
@@ -246,6 +280,66 @@ Node build_gated_delta(Graph& g, Node normed) {
   return by_token(g, g.project("ssm_out", output));
 }
 
+// What is convolved of query, key or value: its part of the state lies beside those of the other two.
+Node convolve_part(Graph& g, Node x, Node states, const Tensor& kernel) {
+  const int64_t channels = g.ne(x, 0);
+  const int64_t kept = kernel.shape[0] - 1;
+  const int64_t row = kept * kActivationBytes;
+  const Node before = g.view(states, {kept, channels, g.pass().n_seqs, 1}, {row, g.layout(states).nb[1], g.layout(states).nb[2]});
+  const Node joined = g.concat(before, g.transpose(by_sequence(g, x)), 0);
+  const Layout all = g.layout(joined);
+  store_state(g, g.view(joined, {kept, channels, g.pass().n_seqs, 1}, {all.nb[1], all.nb[2], all.nb[3]}), kept * channels);
+  const Node convolved = convolve(g, joined, kernel);
+  g.read_as_view(convolved);
+  return g.map(by_token(g, g.reshape(convolved, {channels, g.n_tokens(), 1, 1})));  // SiLU
+}
+
+// The gated delta rule with a decay for every channel; query, key and value are convolved apart.
+Node build_channel_delta(Graph& g, Node normed, Node early_state) {
+  const int64_t head_dim = g.require("ssm_norm").shape[0];
+  const int64_t heads = g.require("ssm_a").shape[1];
+  const int64_t inner = heads * head_dim;
+  const int64_t t = g.n_seq_tokens();
+  const int64_t s = g.pass().n_seqs;
+  g.in(Group::mixer);
+  if (early_state == kNoValue) g.expand(normed);
+  const Node states = early_state != kNoValue ? early_state : load_state(g, g.parameters().conv_state);
+  Node normed_rows = normed;
+  const Node fused = g.find("attn_qkv") != nullptr ? g.project("attn_qkv", normed) : kNoValue;
+  const auto part = [&](std::string_view name, std::string_view kernel) {
+    const Node x = fused != kNoValue ? g.cont(g.slice(fused, inner)) : g.project(name, normed);
+    return g.reshape(convolve_part(g, x, states, g.require(kernel)), {head_dim, heads, t, s});
+  };
+  const Node query = part("attn_q", "ssm_conv1d_q");
+  const Node key = part("attn_k", "ssm_conv1d_k");
+  const Node value = part("attn_v", "ssm_conv1d_v");
+  // Through few dimensions and a softplus (Kimi), or one product and a scaled sigmoid behind the factors (Ling 3).
+  const bool is_low_rank = g.find("ssm_f_b") != nullptr;
+  const auto maybe_low_rank = [&](std::string_view first, std::string_view second) {
+    const Node projected = g.project(first, normed_rows);
+    return is_low_rank ? g.project(second, projected) : projected;
+  };
+  Node decay = g.add(maybe_low_rank("ssm_f_a", "ssm_f_b"), *g.find_bias("ssm_dt"));
+  if (is_low_rank) decay = g.map(decay);
+  decay = g.mul(g.reshape(decay, {head_dim, heads, g.n_tokens(), 1}), g.require("ssm_a"));
+  g.read_as_view(decay);
+  if (!is_low_rank) decay = g.map(g.map(decay));
+  decay = g.reshape(decay, {head_dim, heads, t, s});
+  const Node beta = g.map(g.reshape(g.project("ssm_beta", normed), {1, heads, t, s}));
+  const Node state = g.reshape(load_state(g, g.parameters().scan_state), {head_dim, head_dim, heads, s});
+  const auto unit = [&](Node x) { return g.map(g.rms(x)); };  // L2 norm
+  const Node scanned = scan(g, {unit(query), unit(key), value, decay, beta, state}, inner, nullptr);
+  g.operation(scanned).cache_bytes = 0;  // the state came in as a value
+  store_final_state(g, scanned);
+  const int64_t row = inner * kActivationBytes;
+  const Node output = g.cont(g.view(scanned, {head_dim, heads, t, s}, {head_dim * kActivationBytes, row, row * t}));
+  if (is_low_rank) normed_rows = by_token(g, by_sequence(g, normed));
+  const Node gate = maybe_low_rank("ssm_g_a", "ssm_g_b");
+  const std::array<int64_t, 4> by_head{head_dim, heads, g.n_tokens(), 1};
+  const Node gated = g.mul(g.norm("ssm_norm", g.reshape(output, by_head)), g.map(g.reshape(gate, by_head)));
+  return g.project("attn_output", g.cont(gated, {inner, g.n_tokens(), 1, 1}));
+}
+
 Node build_short_convolution(Graph& g, Node normed, Node conv_state) {
   const int64_t n_embd = g.hyperparameters().n_embd;
   g.in(Group::mixer);
@@ -261,7 +355,9 @@ Node build_short_convolution(Graph& g, Node normed, Node conv_state) {
 }  // namespace
 
 bool reads_state_early(const LayerParameters& layer) {
-  return layer.n_head == 0 && (layer.mixer == Mixer::mamba || layer.mixer == Mixer::mamba2 || layer.mixer == Mixer::short_convolution);
+  constexpr std::array kEarly{Mixer::mamba, Mixer::mamba2, Mixer::mamba_heads, Mixer::short_convolution, Mixer::token_shift};
+  if (layer.mixer == Mixer::channel_delta) return !layer.norms_before_state;
+  return layer.n_head == 0 && std::find(kEarly.begin(), kEarly.end(), layer.mixer) != kEarly.end();
 }
 
 bool is_put_off(const Layer& layer) {
@@ -276,10 +372,15 @@ Node build_mixer(Graph& g, Node normed, Node early_state) {
       return build_mamba(g, normed, early_state);
     case Mixer::mamba2:
       return build_mamba2(g, normed, early_state);
+    case Mixer::mamba_heads:
+      return build_mamba_heads(g, normed, early_state);
     case Mixer::gated_delta:
       return build_gated_delta(g, normed);
+    case Mixer::channel_delta:
+      return build_channel_delta(g, normed, early_state);
     case Mixer::short_convolution:
       return build_short_convolution(g, normed, early_state);
+    case Mixer::token_shift:  // a layer of its own
     case Mixer::attention:
     case Mixer::none:
       break;

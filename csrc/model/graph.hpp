@@ -1,29 +1,23 @@
-// Writes a Block down as ggml builds a graph. A node is described first; it takes its place in the list when it is expanded, or when
-// something that reads it is: depth first, first operand first. So a description that expands what llama.cpp's expands has llama.cpp's
-// order, and with it the lifetimes. The forward_*.cpp files describe layers in these words; sizes, FLOP and bytes are counted here, once.
-//
-// Counting: a product of an n x k weight with m rows costs 2 n k m FLOP; element-wise work costs one FLOP per element that it writes
-// (negligible beside its bytes). Activations are f32. A view is an operation without work; it matters because ggml never overwrites
-// through a view, and because a view that another device reads is copied with the gaps in it.
+// Writes down a block of a language model: GraphWriter's words, and those that take the model's tensors by name. The forward_*.cpp files
+// describe layers in these words.
 #pragma once
 
 #include <array>
 #include <initializer_list>
 #include <string_view>
 
-#include "model/forward.hpp"
-#include "model/layout.hpp"
+#include "model/graph_writer.hpp"
 
 namespace pshard {
 
-using Node = int32_t;  // index of a value of the block
-
-class Graph {
+class Graph : public GraphWriter {
  public:
   // Names are looked up in `tensors`; `layer` is null outside the layers. All must outlive the block.
   Graph(const Model& model, const Pass& pass, const std::vector<Tensor>& tensors, const Layer* layer = nullptr)
       : model_(model), pass_(pass), tensors_(tensors), layer_(layer) {
-    input_.fill(kNoValue);
+    if (traits().fuses_attention) return;
+    pass_.flash_attn = false;
+    pass_.plain_v = false;
   }
 
   [[nodiscard]] const Model& model() const { return model_; }
@@ -39,110 +33,77 @@ class Graph {
   [[nodiscard]] const Tensor* find_bias(std::string_view name) const;
   // Same, throwing std::invalid_argument where it is missing.
   [[nodiscard]] const Tensor& require(std::string_view name) const;
+  // The same of what is loaded with the head.
+  [[nodiscard]] const Tensor& require_of_head(std::string_view name) const;
 
-  // The group of the nodes described from here on; a weight brings its own.
-  void in(Group group) { group_ = group; }
-  [[nodiscard]] Group group() const { return group_; }
-
-  [[nodiscard]] const Layout& layout(Node node) const { return nodes_[static_cast<size_t>(node)].layout; }
-  [[nodiscard]] int64_t ne(Node node, size_t dimension) const { return layout(node).ne[dimension]; }
-
-  // What is there before the block: a graph input (asking twice gives the same node; the layout must not differ), or a value that the
-  // block before leaves.
-  Node input(GraphInput input, const Layout& layout);
-  Node given(const Layout& layout) { return leaf(layout); }
   Node positions();
   Node state_rows();
   Node other_state_rows() { return input(GraphInput::other_state_rows, Layout::packed({0, 1, 1, 1}, kI32)); }
 
-  // Products. A weight's rows are out[n]; every row of x passes one (mul_mat), or the experts that ids name for it (mul_mat_id).
-  Node mul_mat(const Tensor& weight, Node x);
-  Node mul_mat(Node a, Node b);
-  Node mul_mat_id(const Tensor& weight, Node x, Node ids);
   // mul_mat with the bias of the same name where there is one.
   Node project(std::string_view name, Node x);
+  Node rope(Node x);  // by position, with the model's frequency factors
+  Node norm(Node x);  // the model's kind of norm; mean and variance go into memory of their own
 
-  // Element-wise: overwrites an operand of its own layout that nobody reads afterwards.
-  Node map(Node x) { return element_wise({x}, packed_like(x)); }  // scale, clamp, activation, square
-  Node add(Node a, Node b) { return element_wise({a, b}, packed_like(a)); }
-  Node add(Node a, const Tensor& weight) { return element_wise({a, kWeight}, packed_like(a), &weight); }
-  Node mul(Node a, Node b) { return add(a, b); }
-  Node div(Node a, Node b) { return add(a, b); }
-  Node mul(Node a, const Tensor& weight) { return add(a, weight); }
-  Node rms(Node x) { return map(x); }  // RMS norm without a weight
-  Node rope(Node x);                   // by position, with the model's frequency factors
-  Node element_wise(std::initializer_list<int32_t> operands, const Layout& layout, const Tensor* weight = nullptr);
-
-  // Into memory of their own.
-  Node glu(Node gate, Node up);  // act(gate) * up; `up` may be kNoValue: then both halves of `gate`
-  Node norm(Node x);             // mean and variance
-  Node cont(Node x) { return fresh(OpKind::copy, {x}, packed_like(x)); }
-  Node cont(Node x, std::array<int64_t, 4> ne) { return fresh(OpKind::copy, {x}, Layout::packed(ne)); }
-  Node repeat(Node x, std::array<int64_t, 4> ne) { return fresh(OpKind::copy, {x}, Layout::packed(ne)); }
-  Node concat(Node a, Node b, size_t dimension);
-  Node get_rows(Node x, Node ids);
-  Node write_rows(Node into, Node rows, Node ids);  // `into`'s memory, written over
-  Node fresh(OpKind kind, std::initializer_list<int32_t> operands, const Layout& layout, const Tensor* weight = nullptr);
-
-  // Norm with its weight and bias, by the model's kind of norm. Without such a tensor nothing happens.
+  // Norm with its weight and bias. Without such a tensor nothing happens.
   Node norm(std::string_view name, Node x);
   // The same in another group than the tensor's name says.
   Node norm(std::string_view name, Node x, Group group);
 
-  // The same memory under another shape. `view` keeps x's strides from its first dimension on where none are given.
-  Node reshape(Node x, std::array<int64_t, 4> ne);
-  Node view(Node x, std::array<int64_t, 4> ne, std::array<int64_t, 3> strides);
-  Node permute(Node x, std::array<size_t, 4> axes);  // x's dimension i becomes dimension axes[i]
-  Node transpose(Node x) { return permute(x, {1, 0, 2, 3}); }
-  // The last `parts` of dimension 0.
-  Node slice(Node x, int64_t n_elements);
-
   // Into the cache or state of the layer: `cache_bytes` written.
   void store(std::initializer_list<int32_t> operands, int64_t cache_bytes);
   Node output_rows(Node x);  // keeps the rows whose logits are wanted
-  // The node, and all that it needs, takes its place in the list.
-  void expand(Node node);
-  // It stays to the end of the pass: llama.cpp hands it out.
-  void keep(Node node) { nodes_[static_cast<size_t>(node)].value.is_kept = true; }
-
-  Operation& operation(Node node) { return nodes_[static_cast<size_t>(node)].operation; }
-  Value& value(Node node) { return nodes_[static_cast<size_t>(node)].value; }
-  [[nodiscard]] size_t n_listed() const { return block_.operations.size(); }
+  // The cells that an indexer has chosen: this layer's, or one's before it.
+  void select_cells(Node cells) { selected_cells_ = cells; }
+  [[nodiscard]] Node selected_cells() const { return selected_cells_; }
   // The operations from `first` on are fused on a GPU, which keeps `values` alive until behind the `n_behind`-th operation after them.
   void fuse(size_t first, std::initializer_list<Node> values, int32_t n_behind);
 
-  Block& block() { return block_; }
-  Block take();
-
  private:
-  struct Described {
-    Layout layout;
-    Value value;
-    Operation operation;
-    bool is_leaf = false;
-    bool is_listed = false;
-  };
-
-  Node leaf(const Layout& layout);
-  Node describe(OpKind kind, std::initializer_list<int32_t> operands, const Layout& layout);
-  Node alias(Node x, const Layout& layout);
-  [[nodiscard]] Layout packed_like(Node x) const { return Layout::packed(layout(x).ne, layout(x).type); }
+  [[nodiscard]] const Tensor& found(const Tensor* tensor, std::string_view name) const;
 
   const Model& model_;
-  const Pass& pass_;
+  Pass pass_;
   const std::vector<Tensor>& tensors_;
   const Layer* layer_;
-  Block block_;
-  std::vector<Described> nodes_;
-  Group group_ = Group::norms;
-  std::array<Node, kGraphInputCount> input_{};
+  Node selected_cells_ = kNoValue;
 };
+
+// A part of the cache: `rows` rows of `n` elements of which one operation reads the first `used`.
+[[nodiscard]] CacheOperand cache_operand(const DataType& type, int64_t head_dim, int64_t n, int64_t rows, int64_t used);
 
 // The parts of a layer; each takes and returns nodes.
 Node build_attention(Graph& g, Node normed);  // output projection included
+// Of a layer with an indexer: [chosen cells, tokens, 1, streams]; its keys have a cache of their own.
+Node choose_cells(Graph& g, Node normed, Node query_input);
+// `mask` without the cells that were not selected.
+Node only_cells(Graph& g, Node mask, Node selected);
 Node build_mixer(Graph& g, Node normed, Node state);
+// Adds the layer's part of the token embeddings, which `embeddings` holds: [width, tokens, layers], or in the layer that makes them of what
+// was looked up (and of its `input`) [width, layers, tokens].
+struct WithEmbedding {
+  Node output = kNoValue;
+  Node embeddings = kNoValue;  // as the layers behind read them
+};
+WithEmbedding add_layer_embedding(Graph& g, Node output, Node embeddings, Node input);
+// The same before it is added: the part, gated by `gate_input`.
+WithEmbedding layer_embedding(Graph& g, Node gate_input, Node embeddings, Node input);
+// Several hidden states side by side, [n_embd, tokens, states], of which a layer computes one and corrects all by it (Gemma 3n). The first
+// layer makes them of its input.
+WithEmbedding build_layer_of_states(Graph& g, Node residual, Node embeddings);
+Node join_states(Graph& g, Node states);                        // behind the last layer
 Node build_ffn(Graph& g, Node normed, Node logits = kNoValue);  // dense, or experts and shared experts; `logits` of a router that has run
 Node build_dense_and_experts(Graph& g, Node x);                 // side by side, each with norms of its own (Gemma 4)
+
+// What a mixer starts from, as far as it is read early: of token shifts all, of others what a convolution keeps.
+struct MixerStates {
+  Node kept = kNoValue;
+  Node recurrence = kNoValue;
+};
+// A whole layer that mixes every token with the one before. `first_value`: see LayerParameters.
+Node build_shifting_layer(Graph& g, Node residual, bool drop_rows, const MixerStates& states, Node& first_value);
+// Routed experts that read the layer's input, beside a dense FFN (Arctic).
+Node build_experts_of_input(Graph& g, Node input);
 
 // The rows of a state that the batch's sequences use: [elements, sequences].
 Node load_state(Graph& g, int64_t elements);

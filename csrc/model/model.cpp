@@ -27,8 +27,9 @@ bool has_tensor(const std::vector<Tensor>& tensors, std::string_view name) {
 // CUDA's kernels convolve 128 channels at a time, and scan these sizes of a state.
 bool lacks_gpu_kernel(const Hyperparameters& h, Mixer mixer, const Tensor& tensor) {
   const std::string_view name = local_name(tensor.name);
-  if (name == "ssm_conv1d.weight") return tensor.shape[1] % 128 != 0;
+  if (name == "ssm_conv1d.weight") return tensor.shape[1] % kConvolvedAtOnce != 0;
   if (name != "ssm_a") return false;
+  if (mixer == Mixer::mamba_heads) return true;
   if (mixer == Mixer::mamba) return tensor.shape[0] != 16 || tensor.shape[1] % 128 != 0;
   const bool knows_state = h.ssm_state_size == 96 || h.ssm_state_size == 128 || h.ssm_state_size == 256;
   return mixer == Mixer::mamba2 && (!knows_state || h.ssm_inner_size / tensor.shape[1] % 16 != 0);
@@ -43,7 +44,9 @@ void move_by_prefix(std::vector<Tensor>& from, std::vector<Tensor>& to, std::str
 }  // namespace
 
 int64_t kv_bytes_per_cell(const LayerParameters& layer, const DataType& type_k, const DataType& type_v) {
-  return type_k.row_bytes(layer.n_head_kv * layer.head_dim_k) + type_v.row_bytes(layer.n_head_kv * layer.head_dim_v);
+  if (layer.shared_cache >= 0) return 0;
+  return type_k.row_bytes(layer.n_head_kv * layer.head_dim_k) + type_k.row_bytes(layer.indexer_dim) +
+         type_v.row_bytes(layer.n_head_kv * layer.head_dim_v);
 }
 
 int64_t state_bytes(const LayerParameters& layer) {

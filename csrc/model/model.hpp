@@ -10,7 +10,9 @@
 
 namespace pshard {
 
-enum class Mixer : uint8_t { attention, mamba, mamba2, gated_delta, short_convolution, none };
+// `mamba_heads` scans like Mamba-2 what it projects like Mamba (PLaMo 2); `channel_delta` is a gated delta rule with a decay of its own for
+// every channel (Kimi); `token_shift` mixes with the token before (RWKV).
+enum class Mixer : uint8_t { attention, mamba, mamba2, mamba_heads, gated_delta, channel_delta, short_convolution, token_shift, none };
 
 // What a layer needs to be known for besides its tensors. Dimensions are elements, not bytes.
 struct LayerParameters {
@@ -23,11 +25,17 @@ struct LayerParameters {
   int64_t conv_state = 0;  // recurrent state, elements per sequence: convolution part
   int64_t scan_state = 0;  // and scan part
   bool uses_rope = true;
+  bool norms_before_state = false;  // the mixer's input is normed before its state is read
+  bool gives_value = false;         // layers behind mix its values with theirs (RWKV 7)
+  bool is_sparse = false;           // most activations of the FFN are cut off
+  int64_t indexer_dim = 0;    // an indexer chooses the cells to attend to, by keys of so many elements in a cache of their own; 0: none
+  bool is_selective = false;  // attends to chosen cells only, its own indexer's or those of a layer before
+  int32_t shared_cache = -1;  // the layer whose KV cache it reads instead of keeping one; -1: none
 
   bool operator==(const LayerParameters&) const = default;
 };
 
-// Bytes that one token adds to the layer's KV cache; 0 for a layer without attention.
+// Bytes that one token adds to the layer's KV cache; 0 for a layer without attention, or that reads another's.
 [[nodiscard]] int64_t kv_bytes_per_cell(const LayerParameters& layer, const DataType& type_k, const DataType& type_v);
 // Recurrent state of one sequence, always f32.
 [[nodiscard]] int64_t state_bytes(const LayerParameters& layer);
@@ -37,6 +45,7 @@ struct Hyperparameters {
   int32_t n_layer = 0;        // layers that a forward pass computes
   int32_t n_layer_nextn = 0;  // next-token-prediction layers stored behind them; llama.cpp counts them and does not load them
   int64_t n_embd = 0;
+  int64_t n_states = 1;     // hidden states side by side
   int64_t n_deepstack = 0;  // layers for which embeddings that are given bring a part of their own
   int64_t n_vocab = 0;
   int64_t n_ctx_train = 0;
@@ -47,6 +56,9 @@ struct Hyperparameters {
   int64_t rope_dim = 0;
   int64_t head_dim_k_mla = 0;
   int64_t head_dim_v_mla = 0;
+  // indexers; 0 elsewhere
+  int64_t indexer_n_head = 0;
+  int64_t indexer_top_k = 0;
   // recurrent mixers; 0 elsewhere
   int64_t ssm_conv_kernel = 0;
   int64_t ssm_inner_size = 0;
@@ -56,6 +68,9 @@ struct Hyperparameters {
   GraphTraits traits;
   std::vector<LayerParameters> layers;  // n_layer + n_layer_nextn entries
 };
+
+// Channels that CUDA's kernel of a convolution takes at a time.
+inline constexpr int64_t kConvolvedAtOnce = 128;
 
 struct Layer {
   LayerParameters parameters;

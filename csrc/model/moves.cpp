@@ -61,9 +61,8 @@ PlacedBlock place(const Block& block, const BlockPlacement& placement, const Nei
     current.index = i;
     current.device = scheduled[i].device;
     current.lane = scheduled[i].lane;
-    const Where home = placement.of(operation.group);
-    current.weight = weight_move(operation, scheduled[i], home);
-    current.cache = cache_move(operation, scheduled[i], home);
+    current.weight = weight_move(operation, scheduled[i], placement.home_of(operation));
+    current.cache = cache_move(operation, scheduled[i], placement.of(operation.group));
     for (const int32_t input : operation.inputs) {
       if (!whereabouts.must_move(input, current.device)) continue;
       const int64_t n_bytes = block.values[static_cast<size_t>(input)].n_bytes;

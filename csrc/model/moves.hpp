@@ -18,8 +18,8 @@ enum class WeightMove : uint8_t { none, streamed, offloaded };
 // which copies what it reads.
 enum class CacheMove : uint8_t { none, up, down, up_and_down, fetched };
 
-// Of one operation whose group has its home at `home`. What attention reads comes up, what was written goes down, recurrent state travels
-// both ways.
+// Of one operation whose weight, or whose group, has its home at `home`. What attention reads comes up, what was written goes down,
+// recurrent state travels both ways.
 [[nodiscard]] WeightMove weight_move(const Operation& operation, const ScheduledOperation& scheduled, Where home);
 [[nodiscard]] CacheMove cache_move(const Operation& operation, const ScheduledOperation& scheduled, Where home);
 

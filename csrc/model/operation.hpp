@@ -24,12 +24,15 @@ enum class OpKind : uint8_t {
 enum class GraphInput : uint8_t {
   none,
   tokens,
+  layer_tokens,  // the same once more, for embeddings that the layers read
   positions,
   state_rows,
   other_state_rows,  // of sequences that are not in the micro-batch
   key_cells,
   value_cells,
   mask,
+  indexer_cells,
+  indexer_mask,
   key_cells_window,
   value_cells_window,
   mask_window,
@@ -40,9 +43,12 @@ enum class GraphInput : uint8_t {
   value_rotation_window,
   output_rows,
   rope_factors,  // a weight that all layers share; like an input it is copied once, where they lie in host memory
+  given,         // what an encoder of images or sound is given has numbers instead of names, from here on
 };
-inline constexpr int kGraphInputCount = 18;
-using InputBits = uint32_t;  // one bit per GraphInput
+inline constexpr int kGivenInputCount = 13;
+inline constexpr int kGraphInputCount = static_cast<int>(GraphInput::given) + kGivenInputCount;
+using InputBits = uint64_t;  // one bit per GraphInput
+static_assert(kGraphInputCount <= 64);
 [[nodiscard]] constexpr InputBits input_bit(GraphInput input) { return InputBits{1} << static_cast<unsigned>(input); }
 
 // Graph inputs in the order in which they are read first.
@@ -56,6 +62,7 @@ class InputList {
   [[nodiscard]] const GraphInput* begin() const { return inputs_.data(); }
   [[nodiscard]] const GraphInput* end() const { return inputs_.data() + n_; }
   [[nodiscard]] InputBits bits() const { return bits_; }
+  [[nodiscard]] int32_t size() const { return n_; }
   bool operator==(const InputList& other) const { return bits_ == other.bits_ && std::equal(begin(), end(), other.begin()); }
 
  private:
@@ -70,6 +77,7 @@ struct Value {
   bool is_input = false;                // filled from the host before the pass: masks, positions, embeddings of the tokens
   GraphInput input = GraphInput::none;  // which one
   bool is_kept = false;                 // to the end of the pass: handed out
+  bool is_room = false;                 // memory that is there before the pass, where its reader is; released like others
   int64_t gpu_scratch_bytes = 0;        // what a GPU allocates behind it: flash attention's f16 copy of a quantised cache
   bool is_named = true;                 // llama.cpp names it; of other results the pshard runtime does not see where they are
 };
@@ -118,8 +126,8 @@ struct Operation {
 
 // Rope factors are too small to decide, or to stream; they are the same for all layers and are copied like an input.
 [[nodiscard]] inline bool reads_rope_factors(const Operation& operation) {
-  return operation.weight != nullptr && !operation.weight_decides && operation.kind == OpKind::elementwise &&
-         operation.group != Group::embedding;
+  return operation.weight != nullptr && !operation.weight_decides && operation.weight_part_bytes == 0 &&
+         operation.kind == OpKind::elementwise && operation.group != Group::embedding;
 }
 
 // A GPU fuses the operations `first` to `last` into one kernel, if no split comes between: `value` then lives until behind `until`.

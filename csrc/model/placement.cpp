@@ -14,6 +14,16 @@ void check_gpu(Where where, int n_gpu) {
 
 }  // namespace
 
+std::vector<TensorException> exceptions_of(const Placement& placement, size_t layer) {
+  std::vector<TensorException> result;
+  for (const TensorException& exception : placement.exceptions) {
+    const int32_t of = layer_of(exception.name);
+    if (of >= 0 && static_cast<size_t>(of) != layer) continue;
+    result.push_back({.name = std::string(local_name(exception.name)), .where = exception.where});
+  }
+  return result;
+}
+
 void check(const Placement& placement, size_t n_layer) {
   if (placement.layer_pattern.size() != n_layer) {
     throw std::invalid_argument("the placement has " + std::to_string(placement.layer_pattern.size()) + " layers, the model " +

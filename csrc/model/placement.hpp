@@ -69,11 +69,14 @@ struct Placement {
   bool op_offload = false;
   // The pshard runtime computes the head where it lies, also under op-offload.
   bool head_op_offload = true;
-  // Memory is counted with them; prices follow the group.
   std::vector<TensorException> exceptions;
 
   [[nodiscard]] const LayerPlacement& layer(size_t index) const { return patterns[layer_pattern[index]]; }
 };
+
+inline constexpr size_t kNoLayer = SIZE_MAX;
+// Those of a layer and those outside the layers, or with `kNoLayer` the latter alone; by local names.
+[[nodiscard]] std::vector<TensorException> exceptions_of(const Placement& placement, size_t layer);
 
 // Throws std::invalid_argument unless every one of the model's `n_layer` layers has a pattern, and no more, and all that is on a GPU is on
 // one that there is; without one nothing is offloaded. Called where a placement enters the core, so that nothing that prices has to look

@@ -25,7 +25,8 @@ inline constexpr int kMaxDevices = kMaxGpus + 1;
 // Where the groups of one block are. Layers take theirs from a placement; the embedding is always on the host.
 struct BlockPlacement {
   LayerPlacement layer;
-  Where outside = Where::cpu;  // of the groups `embedding` and `head`
+  Where embedding = Where::cpu;  // of the groups outside the layers
+  Where head = Where::cpu;
   bool op_offload = false;
   // llama.cpp ties the norms of a layer to the layer's device where all layers are on GPUs, and below 32 tokens; but it forgets that where
   // it reserves memory without allocating it.
@@ -34,11 +35,18 @@ struct BlockPlacement {
   std::vector<TensorException> exceptions{};  // the layer's, by local names
 
   bool operator==(const BlockPlacement&) const = default;
-  [[nodiscard]] Where of(Group group) const { return group >= Group::embedding ? outside : layer[group]; }
+  [[nodiscard]] Where of(Group group) const {
+    if (group == Group::embedding) return embedding;
+    return group == Group::head ? head : layer[group];
+  }
   [[nodiscard]] Where of(const Operation& operation) const { return operation.is_for_next_layer ? next_cache : of(operation.group); }
   [[nodiscard]] Where cache_of(const Operation& operation) const { return operation.is_for_next_layer ? next_cache : of(Group::cache); }
   // Where the operation's weight lies.
   [[nodiscard]] Where weight_of(const Operation& operation) const;
+  // The same where the weight says where the operation runs; else where its group is.
+  [[nodiscard]] Where home_of(const Operation& operation) const {
+    return operation.weight != nullptr && operation.weight_decides ? weight_of(operation) : of(operation.group);
+  }
   [[nodiscard]] bool streams() const { return std::any_of(layer.group.begin(), layer.group.end(), is_streamed); }
 };
 

@@ -18,6 +18,11 @@ size_t layer_prefix(std::string_view name, int32_t& layer) {
   return static_cast<size_t>(end - name.data()) + 1;
 }
 
+// llama.cpp keeps with the first layer what makes the parts of the token embeddings that the layers read.
+bool is_with_first_layer(std::string_view name) {
+  return name.starts_with("per_layer_model_proj.") || name.starts_with("per_layer_proj_norm.");
+}
+
 // What precedes the first dot: "attn_q" of "attn_q.weight", "shortconv" of "shortconv.conv.weight", "ssm_a" of "ssm_a".
 std::string_view stem(std::string_view local) { return local.substr(0, local.find('.')); }
 
@@ -52,10 +57,20 @@ struct Rule {
 // The first prefix that fits wins, so the exceptions come before the family. Anything else in a layer is a norm or small enough to
 // travel with the norms.
 constexpr Rule kLayerRules[] = {
-    {"attn_norm", Group::norms},         {"attn_output_norm", Group::norms}, {"attn_post_norm", Group::norms},
-    {"attn_", Group::attention},         {"indexer", Group::attention},      {"ssm_", Group::mixer},
-    {"shortconv", Group::mixer},         {"time_mix", Group::mixer},         {"ffn_gate_inp", Group::router},
-    {"ffn_gate_tid2eid", Group::router}, {"exp_probs_b", Group::router},
+    {"attn_norm", Group::norms},
+    {"attn_output_norm", Group::norms},
+    {"attn_post_norm", Group::norms},
+    {"attn_", Group::attention},
+    {"indexer", Group::attention},
+    {"ssm_", Group::mixer},
+    {"shortconv", Group::mixer},
+    {"time_mix", Group::mixer},
+    {"ffn_gate_inp", Group::router},
+    {"ffn_gate_tid2eid", Group::router},
+    {"exp_probs_b", Group::router},
+    {"channel_mix_key", Group::ffn_up},
+    {"channel_mix_value", Group::ffn_down},
+    {"channel_mix_receptance", Group::ffn_gate},
 };
 
 // Tensors after the last layer: final norm, projection, classifier and sentence-embedding layers.
@@ -85,7 +100,8 @@ std::string_view to_string(Group group) {
 
 int32_t layer_of(std::string_view tensor_name) {
   int32_t layer = -1;
-  return layer_prefix(tensor_name, layer) == 0 ? -1 : layer;
+  if (layer_prefix(tensor_name, layer) != 0) return layer;
+  return is_with_first_layer(tensor_name) ? 0 : -1;
 }
 
 std::string_view local_name(std::string_view tensor_name) {
@@ -95,7 +111,8 @@ std::string_view local_name(std::string_view tensor_name) {
 
 Group group_of(std::string_view tensor_name) {
   int32_t layer = -1;
-  if (const size_t prefix = layer_prefix(tensor_name, layer); prefix != 0) return layer_group(tensor_name.substr(prefix));
+  const size_t prefix = layer_prefix(tensor_name, layer);
+  if (prefix != 0 || is_with_first_layer(tensor_name)) return layer_group(tensor_name.substr(prefix));
   for (const std::string_view head : kHeadPrefixes) {
     if (tensor_name.starts_with(head)) return Group::head;
   }

@@ -53,10 +53,10 @@ struct Tensor {
   bool host_only = false;  // no GPU has a kernel for its operation: llama.cpp keeps it in host memory wherever its layer is
 };
 
-// Layer number of "blk.N.…", or -1 for a tensor outside the layers.
+// Layer number of "blk.N.…", 0 for what llama.cpp keeps with the first layer, or -1 for a tensor outside the layers.
 [[nodiscard]] int32_t layer_of(std::string_view tensor_name);
 
-// "attn_q.weight" of "blk.3.attn_q.weight"; the whole name for a tensor outside the layers.
+// "attn_q.weight" of "blk.3.attn_q.weight"; the whole name where there is no such prefix.
 [[nodiscard]] std::string_view local_name(std::string_view tensor_name);
 
 // Group of a tensor by its name. A name that is not known goes with `norms` in a layer and with `embedding` outside.

@@ -5,11 +5,13 @@
 
 namespace pshard {
 
-enum class Gating : uint8_t { softmax, sigmoid, softmax_of_selected };
+// How experts are chosen and weighed: by softmax or sigmoid of the logits; chosen by logits and weighed by softmax of those; or chosen by
+// sigmoid and weighed by softmax.
+enum class Gating : uint8_t { softmax, sigmoid, softmax_of_selected, softmax_chosen_by_sigmoid };
 
 // Where rows whose logits are not wanted are dropped, if not inside the last layer: before or behind the final norm. What is there before
-// they are dropped stays to the end of the pass, since llama.cpp hands it out.
-enum class LateRows : uint8_t { no, before_norm, behind_norm };
+// they are dropped stays to the end of the pass, since llama.cpp hands it out; not so `behind_layers`, which is before the norm as well.
+enum class LateRows : uint8_t { no, behind_layers, before_norm, behind_norm };
 
 // How a layer's attention, its FFN and the residual are summed: one behind the other, or side by side, in the order of the additions.
 enum class Sum : uint8_t { sequential, ffn_residual_attention, ffn_attention_residual, attention_ffn_residual };
@@ -20,7 +22,8 @@ enum class Temperature : uint8_t { none, unrotated, all };
 // How one architecture wires the same parts. Everything that tensor names already tell (biases, QK norms, post norms, shared experts,
 // fused QKV, gated or plain FFN) is read from the tensors and is not repeated here.
 struct GraphTraits {
-  bool causal = true;              // false: encoder, no KV cache
+  bool causal = true;              // false: encoder, which attends to what follows
+  bool keeps_cache = true;         // KV, used or not
   bool predicts = true;            // false: encoder, no logits
   bool loads_head = true;          // false: nor weights for them
   bool reads_embedding = false;    // the head multiplies by the embedding itself, which is in host memory (BitNet)
@@ -39,7 +42,9 @@ struct GraphTraits {
   bool residual_first = false;
   LateRows late_rows = LateRows::no;
   bool norms_before_dropping_rows = false;  // in the last layer, behind the attention
+  bool norms_results_alone = false;         // of attention and FFN, before they are added, also by norms that are elsewhere of the sums
   // attention
+  bool fuses_attention = true;   // false: llama.cpp forces flash attention off (Grok)
   bool gated_attention = false;  // the query projection carries an output gate
   bool joined_heads = false;     // fused projections are taken apart before they are heads
   bool clamped_qkv = false;
@@ -60,6 +65,7 @@ struct GraphTraits {
   bool weight_before_ffn = false;     // expert weights multiply the expert's input (llama4)
   bool routes_layer_input = false;    // experts are chosen by what the layer starts from, before its attention (SmallThinker)
   bool experts_down_on_host = false;  // the down projection asks for f32 activations, which CUDA's kernels do not take (Mistral 4)
+  bool halves_experts = false;        // the sum of routed and shared experts is halved
   bool shared_gate_by_ratio = false;  // the gate of shared experts is silu(x) / x, not sigmoid(x) (qwen2moe)
   // recurrent mixers
   bool norms_time_step = false;    // Mamba: time steps and projections are normed, without weights where the file has none

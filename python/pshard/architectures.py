@@ -43,8 +43,12 @@ class Architecture:
 
     Attributes
     ----------
+    replayed : bool
+        False: buffers of some launches are not llama.cpp's to the byte, so that what is said of them is a bound.
     causal : bool
-        False for encoders and diffusion models, which keep no cache.
+        False for encoders and diffusion models, which attend to what follows.
+    keeps_cache : bool or None
+        It has a KV cache, used or not; None: where it is causal.
     predicts : bool or None
         It computes logits; None: where it is causal.
     reads_embedding : bool
@@ -54,9 +58,12 @@ class Architecture:
     loads_head : bool
         Weights for logits are loaded though it computes none.
     window : Window or None
+    layers_with_cache : int
+        The layers behind so many read the caches of the last of these; 0: as the file says.
     rope : str
-        ``"always"``, ``"never"``, ``"windows"`` (only in layers with a window), ``"windows_if_any"`` (so in models that
-        have windows), ``"switch"`` (unless the file says otherwise).
+        ``"always"``, ``"never"``, ``"windows"`` (only in layers with a window), ``"windows_and_first"`` (and in
+        the layers before those with experts), ``"windows_if_any"`` (so in models that have windows), ``"switch"``
+        (unless the file says otherwise).
     no_rope_period : int
         The last of so many layers has no rotary embedding; 0: all have.
     no_rope_layers : int
@@ -65,8 +72,8 @@ class Architecture:
         Positions have four sections (text and images); None: where the file has sections.
     deepstack : bool
         Embeddings of images bring a part of their own for each of the first layers; the file says for how many.
-    layer_norm : bool
-        Norms subtract the mean; else RMS norms.
+    layer_norm : bool or None
+        Norms subtract the mean; else RMS norms. None: where the file has no epsilon for RMS norms.
     unweighted_norms : bool
         Norms have no tensors.
     sum : str or None
@@ -77,7 +84,13 @@ class Architecture:
         The residual is the first operand of the sum behind the attention, and of the one behind the FFN.
     late_rows : str
         Where rows that are not wanted are dropped, if not inside the last layer: ``"before_norm"`` or
-        ``"behind_norm"``.
+        ``"behind_norm"``, both handed out as they were, or ``"behind_layers"``.
+    norms_results_alone : bool
+        Norms that elsewhere follow the sum with the residual come before it.
+    fuses_attention : bool
+        False: llama.cpp forces flash attention off.
+    sparse_layers : int
+        The first so many layers cut off most activations of their FFN.
     norms_before_dropping_rows : bool
         In the last layer, rows that are not wanted are dropped behind the norm of the attention's output.
     scales : tuple of str
@@ -106,7 +119,7 @@ class Architecture:
     squared_activation : bool
         Of FFNs without gate: ReLU squared.
     gating : str
-        Of experts: ``"softmax"``, ``"sigmoid"``, ``"softmax_of_selected"``.
+        Of experts: ``"softmax"``, ``"sigmoid"``, ``"softmax_of_selected"``, ``"softmax_chosen_by_sigmoid"``.
     gating_in_file : bool
         `gating` is only the default.
     normalised : bool or None
@@ -117,32 +130,40 @@ class Architecture:
         Experts are chosen by what the layer starts from, before its attention.
     weight_before_ffn : bool
         Expert weights multiply the experts' input.
+    halves_experts : bool
+        The sum of routed and shared experts is halved.
     shared_gate_by_ratio : bool
         The gate of the shared experts is silu(x) / x.
     repeats_key_heads : bool
         Of linear attention: keys and queries are repeated to the number of value heads.
     """
 
+    replayed: bool = True
     causal: bool = True
+    keeps_cache: bool | None = None
     predicts: bool | None = None
     reads_embedding: bool = False
     repeats_tied_head: bool = False
     loads_head: bool = False
     window: Window | None = None
-    rope: Literal["always", "never", "windows", "windows_if_any", "switch"] = "always"
+    layers_with_cache: int = 0
+    rope: Literal["always", "never", "windows", "windows_and_first", "windows_if_any", "switch"] = "always"
     no_rope_period: int = 0
     no_rope_layers: int = 0
     rope_sections: bool | None = False
     deepstack: bool = False
-    layer_norm: bool = False
+    layer_norm: bool | None = False
     unweighted_norms: bool = False
     sum: Literal["sequential", "ffn_residual_attention", "ffn_attention_residual", "attention_ffn_residual"] | None = (
         "sequential"
     )
     residual_first_in_attention: bool = False
     residual_first: bool = False
-    late_rows: Literal["no", "before_norm", "behind_norm"] = "no"
+    late_rows: Literal["no", "behind_layers", "before_norm", "behind_norm"] = "no"
     norms_before_dropping_rows: bool = False
+    norms_results_alone: bool = False
+    fuses_attention: bool = True
+    sparse_layers: int = 0
     scales: tuple[Literal["embedding", "residual", "head_input", "logits"], ...] = ()
     scales_in_file: bool = False
     softcaps: tuple[float, float] | None = None
@@ -155,12 +176,13 @@ class Architecture:
     temperature: Literal["none", "unrotated", "in_file"] = "none"
     ffn_reads_attention_norm: bool = False
     squared_activation: bool = False
-    gating: Literal["softmax", "sigmoid", "softmax_of_selected"] = "softmax"
+    gating: Literal["softmax", "sigmoid", "softmax_of_selected", "softmax_chosen_by_sigmoid"] = "softmax"
     gating_in_file: bool = False
     normalised: bool | None = True
     experts_down_on_host: bool = False
     routes_layer_input: bool = False
     weight_before_ffn: bool = False
+    halves_experts: bool = False
     shared_gate_by_ratio: bool = False
     repeats_key_heads: bool = False
 
@@ -183,8 +205,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     # window; llama.cpp does not apply it.
     **dict.fromkeys(
         (
-            "apertus", "chatglm", "deci", "ernie4_5", "ernie4_5-moe", "exaone", "falcon-h1", "internlm2", "llama",
-            "mamba", "mamba2", "nanbeige", "pangu-embedded", "qwen", "qwen2", "qwen3", "qwen3moe", "seed_oss", "xverse",
+            "apertus", "arctic", "chatglm", "deci", "ernie4_5", "ernie4_5-moe", "exaone", "falcon-h1", "internlm2",
+            "llama", "mamba", "mamba2", "nanbeige", "pangu-embedded", "qwen", "qwen2", "qwen3", "qwen3moe",
+            "seed_oss", "xverse",
         ),
         PLAIN,
     ),
@@ -213,12 +236,26 @@ ARCHITECTURES: dict[str, Architecture] = {
         normalised=None,
     ),
     "arcee": Architecture(squared_activation=True),
+    "arwkv7": Architecture(replayed=False),
     "baichuan": Architecture(no_rope_layers=40),
     "bailingmoe": Architecture(normalised=None),
+    "bailingmoe3": replace(_ROUTER_IN_FILE, rope_sections=None, late_rows="behind_norm"),
     "bitnet": Architecture(reads_embedding=True),
     "cohere2": replace(_COHERE, window=Window(period=4), rope="windows"),
+    "cohere2moe": replace(
+        _COHERE,
+        layer_norm=None,
+        window=Window(period=4, full_first=True),
+        rope="windows_and_first",
+        gating="sigmoid",
+        gating_in_file=True,
+        normalised=None,
+        halves_experts=True,
+        late_rows="behind_norm",
+    ),
     "command-r": _COHERE,
     "deepseek": _UNNORMALISED,
+    "deepseek32": _ROUTER_IN_FILE,
     "exaone4": Architecture(window=Window(period=4), rope="windows_if_any"),
     "exaone-moe": Architecture(
         window=Window(period=4, tokens=128), rope="windows", gating_in_file=True, normalised=None
@@ -236,9 +273,20 @@ ARCHITECTURES: dict[str, Architecture] = {
         full_layers_scale_rope=True,
         late_rows="behind_norm",
     ),
+    "gemma3n": Architecture(
+        scales=("embedding",),
+        window=Window(period=5),
+        softcaps=(0.0, 30.0),
+        layers_with_cache=20,
+        repeats_tied_head=True,
+        norms_values=True,
+        sparse_layers=10,
+        late_rows="behind_layers",
+    ),
     "gemma-embedding": Architecture(
         causal=False, loads_head=True, scales=("embedding",), window=Window(period=6)
     ),
+    "glm-dsa": replace(_ROUTER_IN_FILE, gating="sigmoid"),
     "glm4": Architecture(rope_sections=None),
     "glm4moe": Architecture(gating="sigmoid", gating_in_file=True, normalised=None, rope_sections=None),
     "gpt-oss": Architecture(
@@ -246,6 +294,10 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "granite_swa": Architecture(scales_in_file=True, window=Window(period=4)),
     "gptneox": Architecture(layer_norm=True, sum=None),
+    "grok": Architecture(
+        scales=("embedding", "logits"), softcaps=(30.0, 0.0), fuses_attention=False, norms_results_alone=True
+    ),
+    "grovemoe": Architecture(gating="softmax_chosen_by_sigmoid"),
     "hy_v3": Architecture(gating="sigmoid", gating_in_file=True, normalised=None, late_rows="behind_norm"),
     "hunyuan_vl": Architecture(rope_sections=True, norm_behind_rope=True),
     "jamba": Architecture(
@@ -255,6 +307,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "lfm2moe": Architecture(
         gating="sigmoid", gating_in_file=True, residual_first=True, residual_first_in_attention=True
     ),
+    "kimi-linear": Architecture(gating_in_file=True, rope="never"),
+    "llama-embed": Architecture(causal=False, keeps_cache=True, loads_head=True),
     "llada-moe": replace(_DIFFUSION, normalised=False),
     "llama4": Architecture(
         gating="sigmoid",
@@ -275,8 +329,10 @@ ARCHITECTURES: dict[str, Architecture] = {
     "olmo": replace(_LAYER_NORM, unweighted_norms=True),
     "olmo2": Architecture(window=Window(period=4), joined_heads=True),
     "olmoe": Architecture(normalised=False, joined_heads=True),
+    "openelm": Architecture(residual_first_in_attention=True),
     "phi2": Architecture(layer_norm=True, sum="attention_ffn_residual"),
     "plamo": Architecture(sum="ffn_attention_residual"),
+    "plamo2": PLAIN,
     "plamo3": Architecture(window=Window(period=8)),
     "plm": Architecture(squared_activation=True),
     "qwen2moe": Architecture(normalised=False, shared_gate_by_ratio=True),
@@ -289,6 +345,9 @@ ARCHITECTURES: dict[str, Architecture] = {
         gating_in_file=True,
     ),
     "smollm3": Architecture(no_rope_period=4),
+    "rwkv6": _LAYER_NORM,
+    "rwkv6qwen2": PLAIN,
+    "rwkv7": replace(_LAYER_NORM, replayed=False),
     "step35": Architecture(
         window=Window(period=4), gating="sigmoid", gating_in_file=True, normalised=None, late_rows="before_norm"
     ),
@@ -298,17 +357,11 @@ ARCHITECTURES: dict[str, Architecture] = {
 # Why these cannot be planned: by architecture, and by metadata keys that are there and not 0.
 REFUSED_ARCHITECTURES = {
     "clip": "it is a vision or audio projector, not a language model; give the model's own GGUF",
-    "grok": "llama.cpp computes it without flash attention whatever is asked for",
+    "minimax-01": "its linear attention keeps a state that is not described",
     "t5": "encoder and decoder keep caches of two kinds",
     "t5encoder": "encoder-decoder models are not described",
-    "gemma3n": "its upper layers share the KV cache of lower ones",
     "wavtokenizer-dec": "it is an audio decoder, not a language model",
 }
 REFUSED_KEYS = {
-    "attention.shared_kv_layers": "layers share a KV cache",
-    "embedding_length_per_layer_input": "every layer has token embeddings of its own",
-    "attention.indexer.head_count": "sparse attention keeps an indexer cache of its own",
     "attention.compress_ratios": "it keeps a compressed KV cache",
-    "kda.head_dim": "its linear attention keeps a state of unknown size",
-    "wkv.head_size": "RWKV layers keep a state of unknown size",
 }

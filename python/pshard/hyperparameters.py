@@ -175,6 +175,7 @@ def _hyperparameters(header: GgufHeader, name: str, keys: _Keys, architecture: A
     h.n_embd = keys.integer("embedding_length")
     if architecture.deepstack:
         h.n_deepstack = keys.integer("n_deepstack_layers", default=0, limit=_MAX_LAYERS)
+    h.n_states = max(keys.integer("altup.num_inputs", default=1, limit=_MAX_LAYERS), 1)
     h.n_vocab = _vocabulary_size(header, keys)
     h.n_ctx_train = keys.integer("context_length", default=0, limit=(1 << 32) - 1)
     h.n_expert = keys.integer("expert_count", default=0, limit=_MAX_EXPERTS)
@@ -188,6 +189,8 @@ def _hyperparameters(header: GgufHeader, name: str, keys: _Keys, architecture: A
         h.rope_dim = keys.integer("rope.dimension_count")
         h.head_dim_k_mla = keys.integer("attention.key_length_mla", default=0)
         h.head_dim_v_mla = keys.integer("attention.value_length_mla", default=0)
+    h.indexer_n_head = keys.integer("attention.indexer.head_count", default=0)
+    h.indexer_top_k = keys.integer("attention.indexer.top_k", default=0)
     h.ssm_conv_kernel = keys.integer("ssm.conv_kernel", default=0)
     h.ssm_inner_size = keys.integer("ssm.inner_size", default=0)
     h.ssm_state_size = keys.integer("ssm.state_size", default=0)
@@ -242,6 +245,7 @@ def _traits(keys: _Keys, architecture: Architecture) -> _core.GraphTraits:
     traits.causal = (
         architecture.causal
     )  # a decoder keeps its cache also where the file says that it attends to what follows
+    traits.keeps_cache = traits.causal if architecture.keeps_cache is None else architecture.keeps_cache
     traits.predicts = traits.causal if architecture.predicts is None else architecture.predicts
     traits.reads_embedding = architecture.reads_embedding
     traits.repeats_tied_head = architecture.repeats_tied_head
@@ -257,13 +261,16 @@ def _traits(keys: _Keys, architecture: Architecture) -> _core.GraphTraits:
     if has_sections is None:
         has_sections = keys.any("rope.dimension_sections")
     traits.positions_per_token = 4 if has_sections else 1
-    traits.layer_norm = architecture.layer_norm
+    has_rms = keys.number("attention.layer_norm_rms_epsilon", 0.0) != 0.0
+    traits.layer_norm = not has_rms if architecture.layer_norm is None else architecture.layer_norm
     traits.unweighted_norms = architecture.unweighted_norms
     parallel = architecture.sum is None and keys.flag("use_parallel_residual", default=False)
     traits.sum = _core.Sum[architecture.sum or ("ffn_residual_attention" if parallel else "sequential")]
     traits.residual_first_in_attention = architecture.residual_first_in_attention
     traits.residual_first = architecture.residual_first
     traits.norms_before_dropping_rows = architecture.norms_before_dropping_rows
+    traits.norms_results_alone = architecture.norms_results_alone
+    traits.fuses_attention = architecture.fuses_attention
     traits.late_rows = _core.LateRows[architecture.late_rows]
     traits.gated_attention = architecture.gated_attention
     traits.joined_heads = architecture.joined_heads
@@ -292,6 +299,7 @@ def _traits(keys: _Keys, architecture: Architecture) -> _core.GraphTraits:
     traits.experts_down_on_host = architecture.experts_down_on_host
     traits.routes_layer_input = architecture.routes_layer_input
     traits.weight_before_ffn = architecture.weight_before_ffn
+    traits.halves_experts = architecture.halves_experts
     traits.shared_gate_by_ratio = architecture.shared_gate_by_ratio
     traits.norms_time_step = keys.flag("ssm.dt_b_c_rms", default=False)
     traits.repeats_key_heads = architecture.repeats_key_heads
@@ -318,6 +326,8 @@ class _LayerDescriber:
         self._heads = keys.per_layer("attention.head_count", self._n_stored, [0] * self._n_stored)
         self._heads_kv = keys.per_layer("attention.head_count_kv", self._n_stored, self._heads)
         self._windows = self._window_per_layer()
+        shared = keys.integer("attention.shared_kv_layers", default=0, limit=_MAX_LAYERS)
+        self._n_with_cache = architecture.layers_with_cache or self._n_stored - shared
 
     def describe_all(self) -> list[_core.LayerParameters]:
         return [self._describe(index) for index in range(self._n_stored)]
@@ -349,9 +359,10 @@ class _LayerDescriber:
         if layer.mixer not in (_core.Mixer.attention, _core.Mixer.none):
             self._fill_state(index, layer)
         attends = layer.mixer == _core.Mixer.attention or "attn_output" in tensors
-        if attends and not _KEY_TENSORS.isdisjoint(tensors):
+        if attends and layer.mixer != _core.Mixer.channel_delta and not _KEY_TENSORS.isdisjoint(tensors):
             self._fill_attention(index, layer, tensors)
         self._check_ffn(index, tensors)
+        layer.is_sparse = index < self._architecture.sparse_layers
         return layer
 
     def _mixer(self, index: int, tensors: dict[str, TensorInfo]) -> _core.Mixer:
@@ -359,12 +370,17 @@ class _LayerDescriber:
 
         if "shortconv" in tensors:
             return _core.Mixer.short_convolution
+        if "ssm_f_a" in tensors:
+            return _core.Mixer.channel_delta
         if "ssm_ba" in tensors or "ssm_alpha" in tensors:
             return _core.Mixer.gated_delta
         if "ssm_x" in tensors:
-            return _core.Mixer.mamba
+            by_head = "ssm_a" in tensors and len(tensors["ssm_a"].shape) == 1
+            return _core.Mixer.mamba_heads if by_head else _core.Mixer.mamba
         if "ssm_in" in tensors:
             return _core.Mixer.mamba2
+        if "time_mix_w1" in tensors:
+            return _core.Mixer.token_shift
         if any(stem.startswith(("ssm_", "time_mix")) for stem in tensors):
             message = (
                 f"{self._where}: layer {index} has a recurrent mixer of unknown kind, so its state cannot be sized."
@@ -390,13 +406,25 @@ class _LayerDescriber:
         if layer.mixer == _core.Mixer.short_convolution:
             layer.conv_state = h.n_embd * max(self._keys.integer("shortconv.l_cache") - 1, 0)
             return
+        if layer.mixer == _core.Mixer.token_shift:
+            layer.conv_state = self._keys.integer("token_shift_count", default=2, limit=_MAX_LAYERS) * h.n_embd
+            layer.scan_state = self._keys.integer("wkv.head_size") * h.n_embd
+            layer.gives_value = index == 0 and "time_mix_v1" in self._tensors.get(index, {})
+            return
+        if layer.mixer == _core.Mixer.channel_delta:
+            head_dim = self._keys.integer("kda.head_dim")
+            inner = self._heads[index] * head_dim
+            layer.conv_state = 3 * max(h.ssm_conv_kernel - 1, 0) * inner
+            layer.scan_state = head_dim * inner
+            layer.norms_before_state = "ssm_f_b" in self._tensors.get(index, {})
+            return
         if not (h.ssm_conv_kernel and h.ssm_inner_size and h.ssm_state_size):
             message = (
                 f"{self._where}: layer {index} is recurrent, but the ssm.* sizes of its state are missing. "
                 "Convert the model again."
             )
             raise ModelError(message)
-        groups = 0 if layer.mixer == _core.Mixer.mamba else h.ssm_group_count
+        groups = 0 if layer.mixer in (_core.Mixer.mamba, _core.Mixer.mamba_heads) else h.ssm_group_count
         layer.conv_state = (h.ssm_conv_kernel - 1) * (h.ssm_inner_size + 2 * groups * h.ssm_state_size)
         layer.scan_state = h.ssm_state_size * h.ssm_inner_size
 
@@ -416,6 +444,9 @@ class _LayerDescriber:
         if layer.window:
             layer.head_dim_k = keys.integer("attention.key_length_swa", default=layer.head_dim_k)
             layer.head_dim_v = keys.integer("attention.value_length_swa", default=layer.head_dim_v)
+        layer.is_selective = self._h.indexer_n_head > 0
+        if layer.is_selective and "indexer" in tensors:
+            layer.indexer_dim = keys.integer("attention.indexer.key_length")
         if self._h.head_dim_k_mla and self._h.head_dim_v_mla:
             layer.head_dim_v = 0  # the cache holds the latent, of which V is a part
             if layer.head_dim_k != self._h.kv_lora_rank + self._h.rope_dim:
@@ -430,11 +461,26 @@ class _LayerDescriber:
             "always": True,
             "never": False,
             "windows": layer.window > 0,
+            "windows_and_first": layer.window > 0 or index < keys.integer("leading_dense_block_count", default=0),
             "windows_if_any": layer.window > 0 or not any(self._windows),
             "switch": keys.flag("rope.scaling.finetuned", default=True),
         }[architecture.rope] and not (architecture.no_rope_period and (index + 1) % architecture.no_rope_period == 0)
         if self._h.n_layer == architecture.no_rope_layers:
             layer.uses_rope = False
+
+        if index >= self._n_with_cache:
+            layer.shared_cache = self._cache_to_share(index, layer)
+
+    def _cache_to_share(self, index: int, layer: _core.LayerParameters) -> int:
+        """Of the last two layers that keep a cache, the first slides and the second does not."""
+        shared = self._n_with_cache - (2 if layer.window else 1)
+        if shared < 0 or bool(self._windows[shared]) != bool(layer.window):
+            message = (
+                f"{self._where}: layer {index} would read the cache of layer {shared}, which "
+                f"{'does not slide' if layer.window else 'slides'} like it. Convert the model again."
+            )
+            raise ModelError(message)
+        return shared
 
     def _check_widths(self, index: int, layer: _core.LayerParameters, tensors: dict[str, TensorInfo]) -> None:
         """Hold the head counts against the projections; the KV cache is only as true as they are."""

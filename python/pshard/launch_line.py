@@ -122,6 +122,7 @@ class LaunchLine:
     projector_device: str | None = None
     warmup: bool = True
     image_max_tokens: int = -1
+    batch_max_tokens: int = 1024
     prompt_cache_mib: int = 8192
     n_context_checkpoints: int = 32
     warnings: tuple[str, ...] = ()
@@ -296,6 +297,7 @@ _VALUED: tuple[tuple[str, str, Read], ...] = (
     ("-mm --mmproj", "projector", _text),
     ("-mmdev --mmproj-device", "projector_device", _text),
     ("--image-max-tokens", "image_max_tokens", _integer),
+    ("--mtmd-batch-max-tokens", "batch_max_tokens", _integer),
     ("-cram --cache-ram", "prompt_cache_mib", _integer),
     ("-ctxcp --ctx-checkpoints --swa-checkpoints", "n_context_checkpoints", _integer),
 )

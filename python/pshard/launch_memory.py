@@ -85,7 +85,11 @@ def line_projector(line: LaunchLine) -> Projector | None:
     """Read the projector that a line names."""
     from pshard.projector import read_projector
 
-    return None if line.projector is None else read_projector(line.projector, image_max_tokens=line.image_max_tokens)
+    if line.projector is None:
+        return None
+    return read_projector(
+        line.projector, image_max_tokens=line.image_max_tokens, batch_max_tokens=line.batch_max_tokens
+    )
 
 
 def line_model(line: LaunchLine) -> Model:

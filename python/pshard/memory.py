@@ -380,7 +380,7 @@ def estimate(
         used += beside.names
     if projector is not None:
         device = projector_device or (devices[0][0] if devices else HOST)
-        report = replace(report, projector=projector.memory(device, flash_attn=context.flash_attn != "off"))
+        report = replace(report, projector=projector.memory(device, flash_attn=context.flash_attn))
         used += [] if device == HOST else [device]
     process = process_allowances(tuple(dict.fromkeys(used)))
     report = replace(
@@ -449,8 +449,8 @@ def unreplayed_warnings(model: Model) -> list[str]:
     if model.is_replayed:
         return []
     return [
-        f"Compute buffers of architecture {model.architecture!r} are not replayed; they are counted as an ordinary "
-        f"decoder's, and may be up to {UNREPLAYED_FACTOR} times that."
+        f"Compute buffers of architecture {model.architecture!r} are not replayed to the byte; they may be up to "
+        f"{UNREPLAYED_FACTOR} times what is counted."
     ]
 
 

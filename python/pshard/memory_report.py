@@ -68,14 +68,19 @@ class ProjectorMemory(Struct, frozen=True, kw_only=True):
         File, and the projector's type in it (``"gemma3"``).
     where : str
         Name of the device, or ``"Host"``.
+    exact : bool
+        False: its forward pass is not described, and its compute buffer is bounded.
     model_bytes : int
         Exact.
     compute_bytes, compute_bound_bytes : int
-        Bounds of the compute buffer for llama.cpp's warm-up input: what it takes at least and at most.
+        The compute buffer for llama.cpp's warm-up input: what it takes, and what it does not exceed; the same where
+        it is exact.
     largest_bound_bytes : int
-        The same upper bound for the largest image that it accepts, which the buffer grows to.
-    host_bytes : int
-        Its inputs, in host memory (not page-locked).
+        What the buffer grows to with the largest image that it accepts, or with several that are encoded together.
+    host_bytes, largest_host_bytes : int
+        Beside a device's buffer, in host memory (not page-locked): inputs, and what the GPU has no kernel for.
+    output_bytes : int
+        The embeddings of the largest input, which llama.cpp keeps in host memory while it needs them.
     n_positions, largest_n_positions : int
         Patches (or steps of sound) of the two inputs.
     """
@@ -83,11 +88,14 @@ class ProjectorMemory(Struct, frozen=True, kw_only=True):
     name: str
     kind: str
     where: str
+    exact: bool
     model_bytes: int
     compute_bytes: int
     compute_bound_bytes: int
     largest_bound_bytes: int
     host_bytes: int
+    largest_host_bytes: int
+    output_bytes: int
     n_positions: int
     largest_n_positions: int
 

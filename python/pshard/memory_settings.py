@@ -124,7 +124,10 @@ def _resolved(model: Model, asked: ContextSettings) -> ContextSettings:
     n_ctx = asked.n_ctx or model.hyperparameters.n_ctx_train
     if n_ctx == 0:
         _refuse("n_ctx", 0, "0 means the training length, which this file does not tell; give a context")
-    causal = model.hyperparameters.traits.causal
+    traits = model.hyperparameters.traits
+    causal = traits.causal
+    if not traits.fuses_attention:
+        asked = replace(asked, flash_attn="off")
     n_batch = min(asked.n_batch, n_ctx) if causal else asked.n_batch
     if asked.n_seq_max > n_batch:
         what = f"n_ctx={n_ctx}" if n_batch < asked.n_batch else f"n_batch={n_batch}"
@@ -170,6 +173,8 @@ def _context_warnings(model: Model, asked: ContextSettings, settings: ContextSet
     from pshard import _core
 
     warnings = []
+    if settings.flash_attn != asked.flash_attn:
+        warnings.append(f"flash attention is off: llama.cpp does not compute '{model.architecture}' with it.")
     causal = model.hyperparameters.traits.causal
     cells = _core.cache_cells(model.core, settings.core())
     n_ctx, n_ctx_train = cells.full * cells.n_streams, model.hyperparameters.n_ctx_train
@@ -217,13 +222,8 @@ def check_placement(model: Model, settings: PlacementSettings) -> list[str]:
     """
     _check_devices(settings)
     warnings = _check_split(settings)
-    n_counted = model.n_layer + model.n_layer_nextn
     if not settings.devices and (settings.n_gpu_layers > 0 or settings.tensor_split):
         warnings.append("There is no GPU, so that n_gpu_layers and tensor_split have no effect: all is in host memory.")
-    elif settings.n_gpu_layers > n_counted + 1:
-        warnings.append(
-            f"n_gpu_layers={settings.n_gpu_layers} is more than there is: {n_counted} layers and the output layer."
-        )
     return warnings + override_warnings(model, settings.tensor_overrides)
 
 

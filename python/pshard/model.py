@@ -131,10 +131,11 @@ class Model:
 
     @property
     def is_replayed(self) -> bool:
-        """The architecture is described, so that its compute buffers are replayed and not guessed."""
+        """The architecture is described, so that its compute buffers are replayed to the byte and not guessed."""
         from pshard.architectures import ARCHITECTURES
 
-        return self.architecture in ARCHITECTURES
+        described = ARCHITECTURES.get(self.architecture)
+        return described is not None and described.replayed
 
     @property
     def n_layer(self) -> int:
@@ -223,7 +224,11 @@ class Model:
         from pshard import _core
 
         k, v = data_type(type_k), data_type(type_v)
-        return _core.kv_bytes_per_cell(self.layers[layer].parameters, k, v) if self.hyperparameters.traits.causal else 0
+        return (
+            _core.kv_bytes_per_cell(self.layers[layer].parameters, k, v)
+            if self.hyperparameters.traits.keeps_cache
+            else 0
+        )
 
     def state_bytes(self, layer: int) -> int:
         """Bytes of recurrent state that a layer keeps for each sequence, whatever the context."""

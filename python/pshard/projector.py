@@ -1,32 +1,39 @@
 """Multimodal projectors: an encoder of images or sound, and what maps its output to the model's embeddings.
 
-Weights are counted from the projector's own header. Its compute buffer is not replayed but bounded: from below by the
-results that are alive at once in the first convolution, in a layer's attention and FFN, and in the projection; from
-above by twice that. Sizes of the warm-up input, for which llama.cpp reserves the buffer, and of the largest image are
-those of ``tools/mtmd/clip.cpp``.
+Weights are counted from the projector's own header. Its compute buffer is what replaying the allocator gives, for kinds
+whose forward pass is described (``csrc/model/encoder_*.cpp``); for others it is bounded. Sizes of the warm-up input,
+for which llama.cpp reserves the buffer, and of the largest image are those of ``tools/mtmd/clip.cpp``.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
+from pshard.encoder_bounds import FLOAT_BYTES, HALF_BYTES, EncoderBounds
 from pshard.errors import ModelError
-from pshard.gguf_file import GgufHeader, read_header
+from pshard.gguf_file import GgufHeader, TensorInfo, read_header
 from pshard.memory_report import ProjectorMemory
 
 if TYPE_CHECKING:
     from os import PathLike
 
-# What the upper bound is, in lower bounds: held against llama.cpp's own reservations, see docs/memory.md.
-BOUND_FACTOR = 2
+    from pshard import _core
+
 CHANNELS = 3
-FLOAT_BYTES, HALF_BYTES = 4, 2
 AUDIO_FRAMES = 3000  # of the warm-up: 30 s of sound
+AUDIO_CHUNKS = {"dots3note_a": 6000}  # the most at once, where that is not the same
+WAVEFORM_FRAME = 640  # samples of a frame, where sound is not given by frequency
+BF16 = 30
 UNKNOWN_IMAGE_SIZE = 1024  # where a file says that its images have no one size, and its kind is not known
-# Head sizes for which CUDA has flash attention (ggml/src/ggml-cuda/fattn.cu).
-FLASH_HEAD_SIZES = frozenset({40, 64, 72, 80, 96, 112, 128, 192, 256, 320, 512, 576})
+BATCH_MAX_TOKENS = 1024  # of images that llama-server encodes together, where a kind can
+LINE_BREAKS = {"gemma4v": 0, "internvl": 0, "deepseekocr": 1, "deepseekocr2": 0}  # by such kind, in each row of tokens
+# What llama.cpp loads for each encoder, of images or not.
+LOADED_TWICE = ("v.class_embd", "v.patch_embd.", "v.norm_embd.")
+# What llama.cpp reads and does not keep as tensors: limits of weights (Gemma 4), filters of sound (Parakeet).
+NOT_KEPT = (".input_max", ".input_min", ".output_max", ".output_min", "a.mel_filters", "a.window")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,17 +46,20 @@ class ImageRule:
         Tokens behind the merge; None: what the file's largest pixel count, or its one image size, gives.
     merge : int
         Patches that become one token, per side, where the file does not say.
+    image, patch : int or None
+        Pixels per side of the image and of a patch, whatever the file says.
     """
 
     warmup_tokens: int | None = None
     largest_tokens: int | None = None
     merge: int = 1
+    image: int | None = None
+    patch: int | None = None
 
 
 # By the projector's type; one that is not here has one image size, which the file names.
 IMAGE_RULES = {
     **dict.fromkeys(("qwen2vl_merger", "qwen2.5vl_merger", "qwen3vl_merger", "ling3vl"), ImageRule(46**2, 4096, 2)),
-    "qwen2.5o": ImageRule(46**2, 4096, 2),
     "glm4v": ImageRule(46**2, 4096, 2),
     "glm5v": ImageRule(46**2, None, 2),
     "pixtral": ImageRule(16**2, 1024),
@@ -57,8 +67,12 @@ IMAGE_RULES = {
     "kimivl": ImageRule(16**2, 1024),
     "kimik25": ImageRule(None, 4096),
     "dots_ocr": ImageRule(46**2),
+    "dots3note_v": ImageRule(46**2),
+    **dict.fromkeys(("deepseekocr", "deepseekocr2"), ImageRule(merge=4, image=1024, patch=16)),
+    "deepseek4v": ImageRule(16**2, 384),
     "gemma3": ImageRule(merge=4),
     "gemma4v": ImageRule(16**2, 1120, 3),
+    "gemma4uv": ImageRule(16**2, 1120, 3),
     "phi4": ImageRule(16**2),
     "lfm2": ImageRule(None, 256),
     "minimax_m3": ImageRule(16**2, 576, 2),
@@ -73,13 +87,41 @@ IMAGE_RULES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Input:
-    """What an encoder is given: positions of its layers, and bytes of the raw input."""
+    """What an encoder is given at once.
 
-    n_positions: int
-    raw_bytes: int
+    Attributes
+    ----------
+    width, height : int
+        Pixels; of sound, frames and frequency bands.
+    n_images : int
+    """
+
+    width: int
+    height: int
+    n_images: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Buffers:
+    """What one pass computes in.
+
+    Attributes
+    ----------
+    compute_bytes, bound_bytes : int
+        In the memory that holds the weights: what it takes, and what it takes at most.
+    host_bytes : int
+        Beside a GPU's buffer, in host memory: the inputs, and what the GPU has no kernel for.
+    output_bytes : int
+        The embeddings, which are handed out in host memory.
+    """
+
+    compute_bytes: int
+    bound_bytes: int
+    host_bytes: int
+    output_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Encoder:
     """One encoder of a projector.
 
@@ -87,67 +129,123 @@ class Encoder:
     ----------
     kind : str
         The projector's type in the file.
-    n_embd, n_ff, n_head : int
-    is_gated : bool
-        The FFN multiplies two branches.
-    has_windows : bool
-        Attention is masked by a matrix over all pairs of positions.
-    merge : int
-        Positions that become one row of the projection.
-    column_bytes : int
-        Of one position's part of the input, cut out for the first convolution.
-    projection_width : int
-        Input and output of the widest product behind the layers.
+    core : _core.Encoder
+    bounds : EncoderBounds
+        What is known where the pass is not described.
+    step : int
+        Pixels that images are a multiple of, per side: those of one token.
+    patch : int
+        Pixels of one patch, per side; of sound, frames of two positions.
     warmup, largest : Input
+        What llama.cpp reserves its buffer for, and the largest that the encoder takes.
+    batch_max_tokens : int
+        Of images that are encoded together, where the kind can.
     """
 
     kind: str
-    n_embd: int
-    n_ff: int
-    n_head: int
-    is_gated: bool
-    has_windows: bool
-    merge: int
-    column_bytes: int
-    projection_width: int
+    core: _core.Encoder
+    bounds: EncoderBounds
+    step: int
+    patch: int
     warmup: Input
     largest: Input
+    batch_max_tokens: int = BATCH_MAX_TOKENS
 
-    def live_bytes(self, given: Input, *, flash_attn: bool) -> int:
-        """Bytes of the results that are alive at once, at the worst of the stages that every encoder has.
+    @cached_property
+    def exact(self) -> bool:
+        """The pass is described, so that its buffers are replayed."""
+        from pshard import _core
+
+        return _core.is_described(self.core)
+
+    @cached_property
+    def _replayed(self) -> dict[tuple[Input, bool, bool], _core.EncoderBuffers]:
+        return {}
+
+    def n_positions(self, given: Input) -> int:
+        """Patches, or steps of sound, that the layers see."""
+        if self.core.is_of_sound:
+            return given.width // 2
+        return given.n_images * (given.width // self.patch) * (given.height // self.patch)
+
+    def buffers(self, given: Input, *, on_gpu: bool, flash_attn: str = "auto") -> Buffers:
+        """Say what one pass computes in.
 
         Parameters
         ----------
         given : Input
-        flash_attn : bool
-            As asked for; without it, or for head sizes that CUDA has no kernel for, all products of queries and keys
-            are kept.
+        on_gpu : bool
+        flash_attn : {"auto", "on", "off"}
+            ``auto`` is on, unless CUDA has no kernel for the head size: llama.cpp has then tried it already, and its
+            buffers keep what either pass takes.
+
+        Raises
+        ------
+        ModelError
+            The file lacks a tensor or a number.
         """
-        n, row = given.n_positions, self.n_embd * FLOAT_BYTES
-        mask = HALF_BYTES * n**2 if self.has_windows else 0
-        flash_attn = flash_attn and self.n_embd // max(self.n_head, 1) in FLASH_HEAD_SIZES
-        products = 0 if flash_attn else FLOAT_BYTES * n**2 * self.n_head
-        return max(
-            given.raw_bytes + n * (self.column_bytes + row),
-            3 * mask,  # as it comes from the host, and as f16
-            n * 5 * row + 2 * mask,  # the residual, its norm, and query, key and value of it
-            n * 2 * row + mask + products,  # the residual, the values, and how much each position weighs
-            n * (2 * row + (2 if self.is_gated else 1) * self.n_ff * FLOAT_BYTES) + mask,
-            n // self.merge * self.projection_width * FLOAT_BYTES,
+        if not self.exact:
+            return self._bounded(given, on_gpu=on_gpu, flash_attn=flash_attn != "off")
+        made = self._replay(given, on_gpu=on_gpu, flash_attn=flash_attn != "off")
+        gpu_bytes, host_bytes = made.gpu_bytes, made.host_bytes
+        if on_gpu and flash_attn == "auto" and not made.attends_on_gpu:
+            unfused = self._replay(given, on_gpu=on_gpu, flash_attn=False)
+            gpu_bytes, host_bytes = max(gpu_bytes, unfused.gpu_bytes), max(host_bytes, unfused.host_bytes)
+        compute_bytes = gpu_bytes if on_gpu else host_bytes
+        return Buffers(
+            compute_bytes=compute_bytes,
+            bound_bytes=compute_bytes,
+            host_bytes=host_bytes if on_gpu else 0,
+            output_bytes=made.output_bytes,
+        )
+
+    def _replay(self, given: Input, *, on_gpu: bool, flash_attn: bool) -> _core.EncoderBuffers:
+        from pshard import _core
+
+        key = (given, on_gpu, flash_attn)
+        if key not in self._replayed:
+            try:
+                self._replayed[key] = _core.encoder_buffers(
+                    self.core, given.width, given.height, given.n_images, flash_attn, on_gpu
+                )
+            except ValueError as error:
+                raise ModelError(str(error)) from error
+        return self._replayed[key]
+
+    def _bounded(self, given: Input, *, on_gpu: bool, flash_attn: bool) -> Buffers:
+        n = self.n_positions(replace(given, n_images=1))
+        raw_bytes = self.bounds.raw_bytes(given.width, given.height)
+        low, high = self.bounds.compute_bytes(n, raw_bytes, flash_attn=flash_attn)
+        return Buffers(
+            compute_bytes=given.n_images * low,
+            bound_bytes=given.n_images * high,
+            host_bytes=given.n_images * self.bounds.input_bytes(n, raw_bytes) if on_gpu else 0,
+            output_bytes=given.n_images * self.bounds.output_bytes(n),
         )
 
     def image(self, height: int, width: int) -> Input:
         """Return an image of so many pixels as the encoder takes it: within its sizes; sound has its one input."""
         if self.largest == self.warmup:
             return self.largest
-        pixels = self.largest.raw_bytes // (CHANNELS * FLOAT_BYTES)
-        per_position = max(pixels // max(self.largest.n_positions, 1), 1)
-        n_positions = min(max(-(-height * width // per_position), self.warmup.n_positions), self.largest.n_positions)
-        return Input(n_positions=n_positions, raw_bytes=n_positions * per_position * CHANNELS * FLOAT_BYTES)
+        shrink = min(1.0, math.sqrt(self.largest.width * self.largest.height / (height * width)))
+        whole = math.floor if shrink < 1 else math.ceil
+        columns, rows = (max(whole(pixels * shrink / self.step), 1) for pixels in (width, height))
+        return Input(width=columns * self.step, height=rows * self.step)
 
-    def host_bytes(self, given: Input) -> int:
-        """Bytes of the inputs, which stay in host memory."""
-        return given.raw_bytes + (FLOAT_BYTES * given.n_positions**2 if self.has_windows else 0)
+    def most(self, *, on_gpu: bool, flash_attn: str = "auto") -> Buffers:
+        """Say what buffers grow to: for the largest image, or where a kind can, for as many as fit into one batch."""
+        given = [self.largest]
+        if self.kind in LINE_BREAKS:
+            columns, rows = self.warmup.width // self.step, self.warmup.height // self.step
+            n_images = self.batch_max_tokens // ((columns + LINE_BREAKS[self.kind]) * rows)
+            given.append(replace(self.warmup, n_images=max(n_images, 1)))
+        found = [self.buffers(each, on_gpu=on_gpu, flash_attn=flash_attn) for each in (self.warmup, *given)]
+        return Buffers(
+            compute_bytes=max(each.compute_bytes for each in found),
+            bound_bytes=max(each.bound_bytes for each in found),
+            host_bytes=max(each.host_bytes for each in found),
+            output_bytes=max(each.output_bytes for each in found),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,43 +264,85 @@ class Projector:
     header: GgufHeader
     encoders: tuple[Encoder, ...]
 
-    def memory(self, where: str, *, flash_attn: bool = True) -> ProjectorMemory:
+    @property
+    def exact(self) -> bool:
+        """Its compute buffers are replayed, not bounded."""
+        return all(encoder.exact for encoder in self.encoders)
+
+    @property
+    def tensors(self) -> list[TensorInfo]:
+        """What llama.cpp loads of the file; some twice, where it encodes images and sound."""
+        loaded = [tensor for tensor in self.header.tensors if not tensor.name.endswith(NOT_KEPT)]
+        again = [tensor for tensor in loaded if tensor.name.startswith(LOADED_TWICE)]
+        return loaded + again * (len(self.encoders) - 1)
+
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes of the tensors, without a device's padding."""
+        return sum(tensor.n_bytes for tensor in self.tensors)
+
+    def memory(self, where: str, *, flash_attn: str = "auto") -> ProjectorMemory:
         """Return what it takes on a device.
 
         Parameters
         ----------
         where : str
             ``"CUDA0"``, ..., or ``"Host"``.
-        flash_attn : bool
-            False for ``-fa off``.
-        """
-        from pshard import _core
-        from pshard.model import core_tensors
+        flash_attn : {"auto", "on", "off"}
 
-        tensors = core_tensors(self.header.tensors)
-        warmup = sum(encoder.live_bytes(encoder.warmup, flash_attn=flash_attn) for encoder in self.encoders)
-        largest = sum(encoder.live_bytes(encoder.largest, flash_attn=flash_attn) for encoder in self.encoders)
+        Raises
+        ------
+        ModelError
+            The file lacks a tensor or a number.
+        """
+        on_gpu = where != "Host"
+        warmup = [encoder.buffers(encoder.warmup, on_gpu=on_gpu, flash_attn=flash_attn) for encoder in self.encoders]
+        most = [encoder.most(on_gpu=on_gpu, flash_attn=flash_attn) for encoder in self.encoders]
+
         return ProjectorMemory(
             name=self.name,
             kind=", ".join(dict.fromkeys(encoder.kind for encoder in self.encoders)),
             where=where,
-            model_bytes=sum(t.n_bytes if where == "Host" else _core.gpu_tensor_bytes(t) for t in tensors),
-            compute_bytes=warmup,
-            compute_bound_bytes=BOUND_FACTOR * warmup,
-            largest_bound_bytes=BOUND_FACTOR * largest,
-            host_bytes=sum(encoder.host_bytes(encoder.warmup) for encoder in self.encoders),
-            n_positions=sum(encoder.warmup.n_positions for encoder in self.encoders),
-            largest_n_positions=sum(encoder.largest.n_positions for encoder in self.encoders),
+            exact=self.exact,
+            model_bytes=self._model_bytes(on_gpu=on_gpu),
+            compute_bytes=sum(each.compute_bytes for each in warmup),
+            compute_bound_bytes=sum(each.bound_bytes for each in warmup),
+            largest_bound_bytes=sum(each.bound_bytes for each in most),
+            host_bytes=sum(each.host_bytes for each in warmup),
+            largest_host_bytes=sum(each.host_bytes for each in most),
+            output_bytes=max(each.output_bytes for each in most),
+            n_positions=sum(encoder.n_positions(encoder.warmup) for encoder in self.encoders),
+            largest_n_positions=sum(encoder.n_positions(encoder.largest) for encoder in self.encoders),
         )
 
-    def image_bytes(self, height: int, width: int, *, on_gpu: bool, flash_attn: bool = True) -> int:
-        """Bytes of weights, and of compute at its bound, for an image of so many pixels."""
-        memory = self.memory("CUDA0" if on_gpu else "Host", flash_attn=flash_attn)
-        live = sum(e.live_bytes(e.image(height, width), flash_attn=flash_attn) for e in self.encoders)
-        return memory.model_bytes + max(BOUND_FACTOR * live, memory.compute_bound_bytes)
+    def _model_bytes(self, *, on_gpu: bool) -> int:
+        from pshard import _core
+        from pshard.model import core_tensors
+
+        if not on_gpu:
+            return self.weights_bytes
+        return sum(_core.gpu_tensor_bytes(tensor) for tensor in core_tensors(self.tensors))
+
+    def image_bytes(self, height: int, width: int, *, on_gpu: bool, flash_attn: str = "auto") -> tuple[int, int]:
+        """Count what it takes once it has encoded an image of so many pixels.
+
+        Returns
+        -------
+        device_bytes, host_bytes : int
+            Weights, and compute at its bound, where the weights are; on a GPU, what is in host memory besides.
+        """
+        device_bytes, host_bytes = self._model_bytes(on_gpu=on_gpu), 0
+        for encoder in self.encoders:
+            inputs = (encoder.warmup, encoder.image(height, width))
+            buffers = [encoder.buffers(given, on_gpu=on_gpu, flash_attn=flash_attn) for given in inputs]
+            device_bytes += max(each.bound_bytes for each in buffers)
+            host_bytes += max(each.host_bytes for each in buffers)
+        return device_bytes, host_bytes
 
 
-def read_projector(path: str | PathLike[str], *, image_max_tokens: int = -1) -> Projector:
+def read_projector(
+    path: str | PathLike[str], *, image_max_tokens: int = -1, batch_max_tokens: int = BATCH_MAX_TOKENS
+) -> Projector:
     """Read a projector's header.
 
     Parameters
@@ -211,6 +351,8 @@ def read_projector(path: str | PathLike[str], *, image_max_tokens: int = -1) -> 
         The GGUF that llama.cpp takes with ``--mmproj``.
     image_max_tokens : int
         ``--image-max-tokens``; negative: the projector's own limit.
+    batch_max_tokens : int
+        ``--mtmd-batch-max-tokens``: of images that llama-server encodes together, where the kind can.
 
     Raises
     ------
@@ -219,10 +361,14 @@ def read_projector(path: str | PathLike[str], *, image_max_tokens: int = -1) -> 
     ModelError
         The file is no projector, or lacks a size.
     """
-    return projector_from_header(read_header(path), image_max_tokens=image_max_tokens)
+    return projector_from_header(
+        read_header(path), image_max_tokens=image_max_tokens, batch_max_tokens=batch_max_tokens
+    )
 
 
-def projector_from_header(header: GgufHeader, *, image_max_tokens: int = -1) -> Projector:
+def projector_from_header(
+    header: GgufHeader, *, image_max_tokens: int = -1, batch_max_tokens: int = BATCH_MAX_TOKENS
+) -> Projector:
     """Make a projector of a header; parameters and errors as `read_projector`."""
     architecture = header.metadata.get("general.architecture")
     if architecture != "clip":
@@ -233,8 +379,10 @@ def projector_from_header(header: GgufHeader, *, image_max_tokens: int = -1) -> 
         raise ModelError(message)
     encoders = []
     if header.metadata.get("clip.has_vision_encoder"):
-        encoders.append(_EncoderReader(header, "vision").vision(image_max_tokens))
-    if header.metadata.get("clip.has_audio_encoder"):
+        images = _EncoderReader(header, "vision").vision(image_max_tokens)
+        encoders.append(replace(images, batch_max_tokens=batch_max_tokens))
+    # llama.cpp does not encode sound with Gemma 3n, whose file has the tensors.
+    if header.metadata.get("clip.has_audio_encoder") and not any(encoder.kind == "gemma3nv" for encoder in encoders):
         encoders.append(_EncoderReader(header, "audio").audio())
     if not encoders:
         message = f"{header.path or 'projector'}: it encodes neither images nor sound. Convert the projector again."
@@ -251,7 +399,10 @@ class _EncoderReader:
         self._modality = modality
         self._tensors = {tensor.name: tensor for tensor in header.tensors}
         metadata = header.metadata
-        self._kind = str(metadata.get("clip.projector_type") or metadata.get(f"clip.{modality}.projector_type"))
+        kind = str(metadata.get("clip.projector_type") or metadata.get(f"clip.{modality}.projector_type"))
+        if kind == "qwen2.5o":  # what older files of Qwen2.5-Omni say of both encoders
+            kind = "qwen2.5vl_merger" if modality == "vision" else "qwen2a"
+        self._kind = kind
 
     def _integer(self, key: str, default: int | None = None) -> int:
         name = f"clip.{self._modality}.{key}"
@@ -262,20 +413,36 @@ class _EncoderReader:
             raise ModelError(message)
         return value
 
-    def _encoder(self, merge: int, column_bytes: int, warmup: Input, largest: Input) -> Encoder:
+    def _numbers(self) -> dict[str, list[int]]:
+        """All whole numbers of the file, by key without ``clip.`` and the modality."""
+        found: dict[str, list[int]] = {}
+        for prefix in (f"clip.{self._modality}.", "clip."):
+            for key, value in self._header.metadata.items():
+                values = value if isinstance(value, list) else [value]
+                numbers = [int(each) for each in values if isinstance(each, int)]
+                if key.startswith(prefix) and len(numbers) == len(values):
+                    found.setdefault(key.removeprefix(prefix), numbers)
+        return found
+
+    def _encoder(self, merge: int, column_bytes: int, step: int, patch: int, warmup: Input, largest: Input) -> Encoder:
+        from pshard import _core
+        from pshard.model import core_tensors
+
         layers = self._modality[0] + ".blk."
-        return Encoder(
-            kind=self._kind,
+        bounds = EncoderBounds(
             n_embd=self._integer("embedding_length"),
             n_ff=self._integer("feed_forward_length"),
             n_head=self._integer("attention.head_count"),
             is_gated=any(name.startswith(layers) and ".ffn_gate." in name for name in self._tensors),
             has_windows=self._integer("n_wa_pattern", 0) > 0,
+            channels=CHANNELS if self._modality == "vision" else 1,
             merge=merge,
             column_bytes=column_bytes,
             projection_width=self._projection_width(),
-            warmup=warmup,
-            largest=largest,
+        )
+        core = _core.Encoder(self._kind, self._modality == "audio", self._numbers(), core_tensors(self._header.tensors))
+        return Encoder(
+            kind=self._kind, core=core, bounds=bounds, step=step, patch=patch, warmup=warmup, largest=largest
         )
 
     def _projection_width(self) -> int:
@@ -288,31 +455,40 @@ class _EncoderReader:
 
     def vision(self, image_max_tokens: int) -> Encoder:
         rule = IMAGE_RULES.get(self._kind, ImageRule())
-        patch = max(self._integer("patch_size"), 1)
+        patch = rule.patch or max(self._integer("patch_size"), 1)
         merge = self._integer("spatial_merge_size", 0) or self._integer("projector.scale_factor", 0) or rule.merge
-        image = self._integer("image_size") or UNKNOWN_IMAGE_SIZE
+        image = rule.image or self._integer("image_size") or UNKNOWN_IMAGE_SIZE
         has_one_size = rule.warmup_tokens is None and rule.largest_tokens is None
         if "clip.vision.image_max_pixels" in self._header.metadata:
             image = math.isqrt(self._integer("image_max_pixels"))
             has_one_size = False
-        if rule.largest_tokens is not None:
+        elif rule.largest_tokens is not None:
             image = math.isqrt(rule.largest_tokens) * patch * merge
         if image_max_tokens > 0 and not has_one_size:
             image = math.isqrt(image_max_tokens) * patch * merge
-        warmup = image if rule.warmup_tokens is None else math.isqrt(rule.warmup_tokens) * patch * merge
-
-        def square(side: int) -> Input:
-            return Input(n_positions=(side // patch) ** 2, raw_bytes=side**2 * CHANNELS * FLOAT_BYTES)
-
-        return self._encoder(merge**2, self._column_bytes(patch), square(warmup), square(max(warmup, image)))
+        step = patch * merge
+        warmup = image if rule.warmup_tokens is None else math.isqrt(rule.warmup_tokens) * step
+        largest = max(warmup, image)
+        if not has_one_size:
+            largest = max(largest // step, 1) * step
+        return self._encoder(
+            merge**2,
+            self._column_bytes(patch),
+            step,
+            patch,
+            Input(width=warmup, height=warmup),
+            Input(width=largest, height=largest),
+        )
 
     def _column_bytes(self, patch: int) -> int:
-        """Bytes of one patch, in the type of the convolution's kernel."""
+        """Bytes of one patch, in the type of the convolution's columns."""
         kernel = self._tensors.get("v.patch_embd.weight")
-        is_float = kernel is not None and kernel.type == 0
-        return patch**2 * CHANNELS * (FLOAT_BYTES if is_float else HALF_BYTES)
+        is_wide = kernel is not None and kernel.type == BF16
+        return patch**2 * CHANNELS * (FLOAT_BYTES if is_wide else HALF_BYTES)
 
     def audio(self) -> Encoder:
-        raw_bytes = AUDIO_FRAMES * self._integer("num_mel_bins") * FLOAT_BYTES
-        sound = Input(n_positions=AUDIO_FRAMES // 2, raw_bytes=raw_bytes)
-        return self._encoder(max(self._integer("projector.stack_factor", 1), 1), 0, sound, sound)
+        bands = WAVEFORM_FRAME if self._kind == "gemma4ua" else self._integer("num_mel_bins")
+        warmup = Input(width=AUDIO_FRAMES, height=bands)
+        largest = Input(width=AUDIO_CHUNKS.get(self._kind, AUDIO_FRAMES), height=bands)
+        merge = max(self._integer("projector.stack_factor", 1), 1)
+        return self._encoder(merge, 0, 1, 1, warmup, largest)

@@ -337,9 +337,10 @@ def fit_line(line: LaunchLine, model: Model, devices: Sequence[int], ram_bytes: 
     target_bytes = [target * MIB for target in line.fit_target_mib]
     projector = line_projector(line) if line.is_server else None
     if projector is not None and (where := projector_device(line, all_devices)) != HOST:
-        taken = projector.memory(where, flash_attn=line.flash_attn != "off")
+        taken = projector.memory(where, flash_attn=line.flash_attn)
         target_bytes = [*_each(target_bytes[0] if len(target_bytes) == 1 else target_bytes, len(devices))]
-        target_bytes[[name for name, _ in all_devices].index(where)] += taken.model_bytes + taken.compute_bound_bytes
+        device = [name for name, _ in all_devices].index(where)
+        target_bytes[device] += projector.weights_bytes + taken.compute_bound_bytes
     result = fit_settings(
         model,
         replace(context_settings(line, model), n_ctx=line.n_ctx),
@@ -351,9 +352,15 @@ def fit_line(line: LaunchLine, model: Model, devices: Sequence[int], ram_bytes: 
         devices=all_devices,
         ram_bytes=ram_bytes,
     )
-    if projector is not None:
+    warnings = [*result.warnings, *_line_warnings(line)]
+    if projector is not None and not projector.exact:
         result = with_warnings(result, exact=False)
-    return with_warnings(result, warnings=(*result.warnings, *_line_warnings(line)))
+        kinds = ", ".join(encoder.kind for encoder in projector.encoders)
+        warnings.append(
+            f"--mmproj: llama-server raises the target by what it takes. The compute buffer of its kind ({kinds}) is "
+            "not replayed but counted as its upper bound, so that --fit may give the model more."
+        )
+    return with_warnings(result, warnings=tuple(warnings))
 
 
 def _line_warnings(line: LaunchLine) -> Iterator[str]:
@@ -362,11 +369,6 @@ def _line_warnings(line: LaunchLine) -> Iterator[str]:
     beside = [flag for flag, path in (("-md", line.draft_model), ("--mmproj", line.projector)) if path is not None]
     if beside and not line.is_server:
         yield f"{' and '.join(beside)}: {line.program} does not look at it; llama-server's --fit leaves room for it."
-    if line.projector is not None and line.is_server:
-        yield (
-            "--mmproj: llama-server raises the target by what it takes. Its compute buffer is not replayed but counted "
-            "as its upper bound, so that --fit may give the model more."
-        )
 
 
 def _each(target_bytes: int | Sequence[int], n_devices: int) -> tuple[int, ...]:

@@ -23,7 +23,7 @@ inline Processor processor(double bytes_per_second, double flop_per_second) {
     p.mul_mat[static_cast<size_t>(type.id)] = {{1.0}, {flop_per_second}, Basis::measured, 0.0};
     p.mul_mat_id[static_cast<size_t>(type.id)] = p.mul_mat[static_cast<size_t>(type.id)];
   }
-  p.attention = {{1.0}, {flop_per_second}, Basis::measured, 0.0};
+  p.attention = {{1.0, {{1.0}, {flop_per_second}, Basis::measured, 0.0}}};
   return p;
 }
 

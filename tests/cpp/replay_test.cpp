@@ -41,7 +41,7 @@ int64_t host_bytes(const ReplayPeaks& peaks) { return peaks[index(Device::host)]
 ReplayPeaks run(const Block& b, Neighbours neighbours, ReplayState& state,
                 const LayerPlacement& layer = LayerPlacement::uniform(Where::pinned), bool op_offload = false, bool pipeline = false) {
   const ScheduledBlock scheduled =
-      schedule_block(b, {.layer = layer, .outside = Where::cpu, .op_offload = op_offload, .ties_norms = false}, neighbours, {}, 0);
+      schedule_block(b, {.layer = layer, .head = Where::cpu, .op_offload = op_offload, .ties_norms = false}, neighbours, {}, 0);
   ReplayOutlook outlook;
   outlook.pipeline = pipeline;
   return replay(scheduled, outlook, InputBytes{}, state);
@@ -134,7 +134,7 @@ TEST(Replay, StreamedWeightsAreThereOneSplitAhead) {
   LayerPlacement layer = LayerPlacement::uniform(Where::stream_a);
   layer[Group::ffn_up] = Where::stream_b;
   const ScheduledBlock scheduled =
-      schedule_block(b, {.layer = layer, .outside = Where::cpu, .op_offload = false, .ties_norms = false}, kGpu, {}, 0);
+      schedule_block(b, {.layer = layer, .head = Where::cpu, .op_offload = false, .ties_norms = false}, kGpu, {}, 0);
   ASSERT_EQ(scheduled.streamed.size(), 2U);
   EXPECT_EQ(scheduled.streamed[0].n_bytes(), 8192);
   EXPECT_EQ(scheduled.streamed[1].n_bytes(), 16384);
@@ -161,7 +161,7 @@ TEST(Replay, StreamedCachesStayToTheEndOfTheSplit) {
   operations[1].cache_bytes = 2048;
   const Block b = block({256, 256, 256, 4096}, operations, 3);
   const BlockPlacement placement{
-      .layer = LayerPlacement::uniform(Where::stream_a), .outside = Where::cpu, .op_offload = false, .ties_norms = false};
+      .layer = LayerPlacement::uniform(Where::stream_a), .head = Where::cpu, .op_offload = false, .ties_norms = false};
   const ScheduledBlock scheduled = schedule_block(b, placement, kGpu, {1024, 1024}, 0);
   ASSERT_EQ(scheduled.streamed.size(), 1U);
   EXPECT_EQ(scheduled.streamed[0].cache_bytes, std::vector<int64_t>({1024, 1024}));

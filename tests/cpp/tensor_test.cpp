@@ -39,6 +39,9 @@ INSTANTIATE_TEST_SUITE_P(
         NamedGroup{"blk.0.ffn_gate_up_exps.weight", Group::experts_up}, NamedGroup{"blk.0.ffn_up_chexps.weight", Group::experts_up},
         NamedGroup{"blk.0.ffn_gate.7.weight", Group::experts_gate}, NamedGroup{"blk.0.ffn_up_shexp.weight", Group::shared_up},
         NamedGroup{"blk.0.ffn_gate_shexp.weight", Group::shared_gate}, NamedGroup{"blk.0.ffn_down_shexp.weight", Group::shared_down},
+        NamedGroup{"blk.0.time_mix_key.weight", Group::mixer}, NamedGroup{"blk.0.channel_mix_key.weight", Group::ffn_up},
+        NamedGroup{"blk.0.channel_mix_value.weight", Group::ffn_down}, NamedGroup{"blk.0.channel_mix_lerp_k.weight", Group::norms},
+        NamedGroup{"per_layer_model_proj.weight", Group::norms}, NamedGroup{"altup_proj.weight", Group::head},
         NamedGroup{"blk.46.nextn.eh_proj.weight", Group::norms}, NamedGroup{"blk.0.never_heard_of.weight", Group::norms},
         NamedGroup{"output.weight", Group::head}, NamedGroup{"output.bias", Group::head}, NamedGroup{"output_norm.weight", Group::head},
         NamedGroup{"cls.output.weight", Group::head}, NamedGroup{"dense_2.weight", Group::head},
@@ -48,6 +51,8 @@ INSTANTIATE_TEST_SUITE_P(
 TEST(LayerOf, ReadsTheNumberAndNothingElse) {
   EXPECT_EQ(layer_of("blk.0.a"), 0);
   EXPECT_EQ(layer_of("blk.127.attn_q.weight"), 127);
+  EXPECT_EQ(layer_of("per_layer_model_proj.weight"), 0);
+  EXPECT_EQ(layer_of("per_layer_token_embd.weight"), -1);
   for (const char* other : {"output.weight", "blk.", "blk.x.a", "blk.3", "blk.-1.a", "blk.99999999999.a", "dec.blk.0.a", ""}) {
     EXPECT_EQ(layer_of(other), -1) << other;
   }

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from gguf_cases import write_oracle_model, write_sparse
 from memory_errors import FIRST, LAST, PAGE, error_table
+from projector_cases import cases
 from test_memory_check import fake
-from test_projector import cases
 from test_readme import EXAMPLE, printed
 
 from pshard.cli import main

@@ -90,7 +90,6 @@ def test_heads_must_hold_whole_blocks() -> None:
         (DENSE, {"n_ubatch": 1024, "n_ctx": 512}, "n_ubatch=1024 is cut to 512 by n_ctx=512"),
         (DENSE, {"swa_full": True}, "swa_full has no effect"),
         (ENCODER, {"n_ubatch": 256, "n_ctx": 512}, "longer than n_ubatch=256 tokens"),
-        (DENSE, {"n_gpu_layers": 99}, "n_gpu_layers=99 is more than there is: 32 layers and the output layer"),
         (DENSE, {"n_gpu_layers": 10, "devices": []}, "There is no GPU"),
         (DENSE, {"tensor_split": [0.0, 0.0], "devices": [GIB, GIB]}, "all zeros"),
         (DENSE, {"tensor_split": [1.0], "devices": [GIB, GIB]}, "leaves CUDA1 without layers"),
@@ -114,6 +113,7 @@ def test_what_is_hardly_meant_is_warned_of(name: str, launch: dict[str, Any], pa
     ("name", "launch"),
     [
         (DENSE, {}),
+        (DENSE, {"n_gpu_layers": 99}),  # how people write "all"
         (EXPERTS, {"tensor_overrides": [("exps", "CPU")]}),
         (WINDOWS, {"swa_full": True}),
         (ENCODER, {"n_ctx": 512}),

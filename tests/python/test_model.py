@@ -250,15 +250,19 @@ def architectures_with(trait: str, **keys: Any) -> set[str]:
 @pytest.mark.parametrize(
     ("trait", "architectures"),
     [
-        ("late_rows", "gemma4 gpt-oss hy_v3 qwen3next qwen35 qwen35moe nemotron_h nemotron_h_moe step35"),
-        ("sum", "command-r cohere2 falcon phi2 plamo"),
+        (
+            "late_rows",
+            "bailingmoe3 cohere2moe gemma3n gemma4 gpt-oss hy_v3 qwen3next qwen35 qwen35moe nemotron_h nemotron_h_moe "
+            "step35",
+        ),
+        ("sum", "command-r cohere2 cohere2moe falcon phi2 plamo"),
         ("gated_attention", "qwen3next qwen35 qwen35moe"),
-        ("scaled_embedding", "afmoe gemma gemma-embedding gemma2 gemma3 gemma4 minicpm minicpm3"),
+        ("scaled_embedding", "afmoe gemma gemma-embedding gemma2 gemma3 gemma3n gemma4 grok minicpm minicpm3"),
         ("weight_before_ffn", "llama4"),
         ("temperature", "llama4"),
         ("norm_without_weight", "llama4"),
-        ("attention_softcap", "gemma2"),
-        ("logits_softcap", "gemma2"),
+        ("attention_softcap", "gemma2 grok"),
+        ("logits_softcap", "gemma2 gemma3n"),
     ],
 )
 def test_who_has_a_trait_without_being_told(trait: str, architectures: str) -> None:
@@ -401,16 +405,26 @@ def test_unknown_architecture_is_planned_with_a_warning() -> None:
     assert "architecture 'brand-new' is not known" in warning
 
 
-@pytest.mark.parametrize(
-    ("key", "reason"),
-    [("attention.shared_kv_layers", "share a KV cache"), ("wkv.head_size", "RWKV"), ("kda.head_dim", "unknown size")],
-)
-def test_unknown_architecture_whose_cache_cannot_be_sized_is_refused(key: str, reason: str) -> None:
-    with pytest.raises(ModelError, match=reason):
-        decoder("brand-new", 2, **{key: 1})
+def test_unknown_architecture_whose_cache_cannot_be_sized_is_refused() -> None:
+    with pytest.raises(ModelError, match="compressed KV cache"):
+        decoder("brand-new", 2, attention__compress_ratios=[4, 4])
 
 
-@pytest.mark.parametrize("architecture", ["clip", "t5", "gemma3n"])
+def test_last_layers_read_the_caches_of_earlier_ones() -> None:
+    keys = {"attention__sliding_window": 64, "attention__sliding_window_pattern": [True, False] * 4}
+    model = decoder("gemma4", 8, attention__shared_kv_layers=4, **keys)
+    assert [layer.parameters.shared_cache for layer in model.layers] == [-1, -1, -1, -1, 2, 3, 2, 3]
+    assert [model.kv_bytes_per_cell(i) > 0 for i in range(8)] == [True] * 4 + [False] * 4
+
+
+@pytest.mark.parametrize("n_shared", [5, 8])
+def test_a_layer_cannot_read_the_cache_of_one_that_slides_otherwise(n_shared: int) -> None:
+    keys = {"attention__sliding_window": 64, "attention__sliding_window_pattern": [True, False] * 4}
+    with pytest.raises(ModelError, match="would read the cache of layer"):
+        decoder("gemma4", 8, attention__shared_kv_layers=n_shared, **keys)
+
+
+@pytest.mark.parametrize("architecture", ["clip", "t5", "t5encoder"])
 def test_architecture_that_cannot_be_planned_is_refused(architecture: str) -> None:
     with pytest.raises(ModelError, match=f"architecture '{architecture}' cannot be planned: "):
         decoder(architecture, 2)
@@ -418,7 +432,7 @@ def test_architecture_that_cannot_be_planned_is_refused(architecture: str) -> No
 
 def test_recurrent_mixer_of_unknown_kind_is_refused() -> None:
     with pytest.raises(ModelError, match="layer 0 has a recurrent mixer of unknown kind"):
-        make("brand-new", llama_keys(1), with_layers({"ssm_f_a.weight": ((256, 64), F16)}))
+        make("brand-new", llama_keys(1), with_layers({"ssm_new.weight": ((256, 64), F16)}))
 
 
 @pytest.mark.parametrize(

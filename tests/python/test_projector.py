@@ -1,57 +1,89 @@
-"""Projectors: weights from the header, compute within the stated bounds of what llama.cpp reserves."""
+"""Projectors: weights and compute buffers are what llama.cpp reserves; kinds that are not described are bounded."""
 
 from __future__ import annotations
 
-import gzip
-import json
-from functools import cache
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import oracle
 import pytest
-from gguf_cases import DATA, header_of, write_llama, write_sparse
+from gguf_cases import header_of, write_llama, write_sparse
+from memory_errors import PAGE
+from projector_cases import FIRST, LAST, as_reserved, cases, header, projector, projector_table, reserved
 
-from pshard import ModelError, estimate_memory, read_projector
-from pshard.gguf_file import GgufHeader
+from pshard import ModelError, _core, estimate_memory, read_projector
+from pshard.encoder_bounds import BOUND_FACTOR
 from pshard.launch_line import parse_launch_line
-from pshard.projector import BOUND_FACTOR, Projector, projector_from_header
+from pshard.projector import Encoder, projector_from_header
 from pshard.stock_fit import fit_line
 
 GIB = 1 << 30
 
 
-@cache
-def cases() -> dict[str, dict[str, Any]]:
-    """Projectors of thirteen kinds and what llama.cpp's mtmd_get_memory_usage says of them, by name."""
-    with gzip.open(DATA / "projectors.json.gz") as file:
-        document = json.load(file)
-    return {case["name"]: case for case in document["projectors"]}
-
-
-def header(name: str, **changes: Any) -> GgufHeader:
-    case = cases()[name]
-    metadata = {**case["metadata"], **{key.replace("__", "."): value for key, value in changes.items()}}
-    return header_of(metadata, [(n, tuple(shape), kind) for n, shape, kind in case["tensors"]])
-
-
-def projector(name: str, **changes: Any) -> Projector:
-    return projector_from_header(header(name, **changes))
-
-
-@pytest.mark.parametrize("flash_attn", [True, False])
 @pytest.mark.parametrize("name", sorted(cases()))
-def test_what_llama_cpp_reserves_is_within_the_bounds(name: str, flash_attn: bool) -> None:
-    reserved = cases()[name][f"flash_attn_{'on' if flash_attn else 'off'}"]
-    memory = projector(name).memory("CUDA0", flash_attn=flash_attn)
-    assert memory.compute_bytes <= reserved["device_compute_bytes"] <= memory.compute_bound_bytes
-    assert memory.compute_bound_bytes == BOUND_FACTOR * memory.compute_bytes
-    # Beside its inputs, a projector may compute something small on the host.
-    assert memory.host_bytes <= reserved["host_compute_bytes"] <= memory.host_bytes + (9 << 20)
+def test_compute_buffers_are_what_llama_cpp_reserves(name: str) -> None:
+    rows = reserved(name)
+    assert len(rows) >= 6
+    for encoder, on_gpu, flash_attn, given, found in rows:
+        made = encoder.buffers(given, on_gpu=on_gpu, flash_attn=flash_attn)
+        assert encoder.exact
+        assert as_reserved(made, on_gpu=on_gpu) == found, (on_gpu, flash_attn, given)
+        assert made.compute_bytes == made.bound_bytes
+
+
+def test_the_table_of_the_page_is_todays() -> None:
+    table = PAGE.read_text().partition(FIRST)[2].partition(LAST)[0]
+    assert table.splitlines() == projector_table(), "run: python bench/bench_memory.py --write"
+
+
+@pytest.mark.parametrize("name", sorted(cases()))
+def test_weights_are_what_llama_cpp_loads(name: str) -> None:
+    loaded, weights = projector(name), cases()[name]["weights"].values()
+    # A file with two encoders is loaded once for each, with what belongs to it.
+    assert loaded.weights_bytes == sum(n_bytes for n_bytes, _ in weights)
+    assert loaded.memory("CUDA0").model_bytes == sum(buffer_bytes for _, buffer_bytes in weights)
+    assert loaded.memory("Host").model_bytes == loaded.weights_bytes
+
+
+def hidden(encoder: Encoder) -> Encoder:
+    """The same encoder, of a kind that nobody has described."""
+    tensors = encoder.core.tensors
+    return replace(encoder, kind="unknown", core=_core.Encoder("unknown", encoder.core.is_of_sound, {}, tensors))
+
+
+def test_a_kind_that_is_not_described_is_bounded() -> None:
+    within = []
+    for name in cases():
+        encoder, on_gpu, flash_attn, given, (device_bytes, host_bytes) = reserved(name)[1]
+        assert on_gpu
+        unknown = hidden(encoder)
+        assert not unknown.exact
+        made = unknown.buffers(given, on_gpu=True, flash_attn=flash_attn)
+        assert made.bound_bytes == BOUND_FACTOR * made.compute_bytes
+        assert made.host_bytes <= host_bytes
+        within.append(device_bytes <= made.bound_bytes)
+    # The others have wide convolutions before their layers, or widen masks: see docs/memory.md.
+    assert sum(within) >= 0.7 * len(within)
+
+
+@pytest.mark.parametrize(
+    ("name", "n_images"), [("internvl3-8b", 4), ("gemma4v-e4b", 4), ("deepseek-ocr", 3), ("deepseek-ocr2", 4)]
+)
+def test_images_that_are_encoded_together_take_more(name: str, n_images: int) -> None:
+    encoder = projector(name).encoders[0]
+    together = encoder.buffers(replace(encoder.warmup, n_images=n_images), on_gpu=True)
+    most = encoder.most(on_gpu=True)
+    assert most.bound_bytes >= together.bound_bytes > 2 * encoder.buffers(encoder.warmup, on_gpu=True).bound_bytes
+    assert together.output_bytes == n_images * encoder.buffers(encoder.warmup, on_gpu=True).output_bytes
+    one_more = encoder.buffers(replace(encoder.warmup, n_images=n_images + 1), on_gpu=True)
+    assert together.output_bytes <= most.output_bytes < one_more.output_bytes
+    alone = projector_from_header(header(name), batch_max_tokens=0).encoders[0].most(on_gpu=True)
+    assert alone.bound_bytes < most.bound_bytes or encoder.largest != encoder.warmup
 
 
 def test_the_input_is_llama_cpps_warm_up() -> None:
-    patches = {name: projector(name).encoders[0].warmup.n_positions for name in cases()}
+    patches = {name: e.n_positions(e.warmup) for name in cases() for e in projector(name).encoders[:1]}
     assert patches["gemma3-4b"] == 64 * 64
     assert patches["llava15-7b"] == 24 * 24
     assert patches["qwen25vl-7b"] == 92 * 92  # 46 tokens a side, each of 2 x 2 patches
@@ -62,34 +94,44 @@ def test_the_input_is_llama_cpps_warm_up() -> None:
 def test_the_largest_image_is_more_than_the_warm_up() -> None:
     memory = projector("qwen25vl-7b").memory("CUDA0")
     assert memory.largest_n_positions == 128 * 128
-    assert memory.largest_bound_bytes > 3 * memory.compute_bound_bytes
+    assert memory.largest_bound_bytes > 2 * memory.compute_bound_bytes
+    assert memory.largest_host_bytes > 2 * memory.host_bytes
+    assert memory.output_bytes == 64 * 64 * 3584 * 4
     fixed = projector("gemma3-4b").memory("CUDA0")
     assert fixed.largest_bound_bytes == fixed.compute_bound_bytes
+    assert fixed.output_bytes == 256 * 2560 * 4
 
 
 def test_tokens_may_be_limited() -> None:
-    limited = projector_from_header(header("qwen25vl-7b"), image_max_tokens=1024).encoders[0]
-    assert limited.largest.n_positions == limited.warmup.n_positions == 92 * 92
-    assert projector_from_header(header("pixtral-12b"), image_max_tokens=400).encoders[0].largest.n_positions == 400
-    assert projector_from_header(header("gemma3-4b"), image_max_tokens=64).encoders[0].largest.n_positions == 64 * 64
+    def largest(name: str, tokens: int) -> int:
+        encoder = projector_from_header(header(name), image_max_tokens=tokens).encoders[0]
+        assert encoder.n_positions(encoder.largest) >= encoder.n_positions(encoder.warmup)
+        return encoder.n_positions(encoder.largest)
 
-
-def test_weights_are_those_of_the_file() -> None:
-    loaded = projector("internvl3-8b")
-    n_bytes = sum(tensor.n_bytes for tensor in loaded.header.tensors)
-    assert loaded.memory("Host").model_bytes == n_bytes
-    on_gpu = loaded.memory("CUDA0").model_bytes
-    assert n_bytes <= on_gpu < n_bytes + 128 * len(loaded.header.tensors)
+    assert largest("qwen25vl-7b", 1024) == 92 * 92
+    assert largest("pixtral-12b", 400) == 400
+    assert largest("gemma3-4b", 64) == 64 * 64
 
 
 def test_both_encoders_count() -> None:
     vision, audio = cases()["gemma3-4b"], cases()["voxtral"]
-    metadata = {**audio["metadata"], **vision["metadata"]}
+    metadata = {**audio["metadata"], **vision["metadata"], "clip.audio.projector_type": "voxtral"}
+    metadata["clip.vision.projector_type"] = metadata.pop("clip.projector_type")
     tensors = [(n, tuple(shape), kind) for n, shape, kind in vision["tensors"] + audio["tensors"]]
     both = projector_from_header(header_of(metadata, tensors))
     assert len(both.encoders) == 2
+    found = both.memory("CUDA0")
     parts = [projector(name).memory("CUDA0") for name in ("gemma3-4b", "voxtral")]
-    assert both.memory("CUDA0").compute_bytes == sum(part.compute_bytes for part in parts)
+    assert found.compute_bytes == sum(part.compute_bytes for part in parts)
+    assert found.host_bytes == sum(part.host_bytes for part in parts)
+
+
+def test_a_file_without_a_tensor_is_refused() -> None:
+    case = cases()["llava15-7b"]
+    tensors = [(n, tuple(shape), kind) for n, shape, kind in case["tensors"] if n != "v.position_embd.weight"]
+    broken = projector_from_header(header_of(case["metadata"], tensors))
+    with pytest.raises(ModelError, match=r"'v\.position_embd' is missing"):
+        broken.memory("CUDA0")
 
 
 @pytest.mark.parametrize(
@@ -151,8 +193,8 @@ def test_fit_of_a_server_leaves_room_for_it(tmp_path: Path) -> None:
         for program in ("llama-server", "llama-fit-params")
     )
     taken = read_projector(words[-1]).memory("CUDA0")
-    assert server.fit_target_bytes == (GIB + taken.model_bytes + taken.compute_bound_bytes,)
+    assert server.fit_target_bytes == (GIB + read_projector(words[-1]).weights_bytes + taken.compute_bytes,)
     assert library.fit_target_bytes == (GIB,)
-    assert not server.exact
-    assert any("upper bound" in warning for warning in server.warnings)
+    assert server.exact
+    assert not any("upper bound" in warning for warning in server.warnings)
     assert any("does not look at it" in warning for warning in library.warnings)

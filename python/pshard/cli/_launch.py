@@ -41,6 +41,23 @@ def size_option(context: click.Context, parameter: click.Parameter, text: str | 
     return None if text is None else parse_size(text)
 
 
+def rate_option(context: click.Context, parameter: click.Parameter, text: str | None) -> float | None:
+    """Read one rate, like 12GB/s; None where it was not given."""
+    from pshard.errors import SettingError
+    from pshard.quantities import parse_rate
+
+    if text is None:
+        return None
+    try:
+        rate = parse_rate(text)
+    except SettingError as error:
+        raise click.BadParameter(str(error)) from error
+    if rate <= 0:
+        message = f"{text!r} moves nothing."
+        raise click.BadParameter(message)
+    return rate
+
+
 def sizes_option(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, ...] | None:
     """Read a list of sizes (``24G,12G``, or ``none``); None where it was not given."""
     if text is None:

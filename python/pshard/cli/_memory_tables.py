@@ -11,7 +11,7 @@ from pshard.cli._output import Output, format_bytes
 if TYPE_CHECKING:
     from pshard.launch_line import LaunchLine
     from pshard.memory_check import CheckRow
-    from pshard.memory_report import DeviceMemory, MemoryReport
+    from pshard.memory_report import DeviceMemory, MemoryReport, ProjectorMemory
 
 MIB = 1 << 20
 
@@ -71,7 +71,8 @@ def _rows(report: MemoryReport) -> list[tuple[str, dict[str, int]]]:
     if report.projector is not None:
         projector = report.projector
         rows.append(("mmproj: weights", {projector.where: projector.model_bytes}))
-        rows.append(("mmproj: compute, at most", {projector.where: projector.compute_bound_bytes}))
+        compute = "mmproj: compute" if projector.exact else "mmproj: compute, at most"
+        rows.append((compute, {projector.where: projector.compute_bound_bytes}))
         rows.append(("mmproj: inputs", {report.host.name: projector.host_bytes}))
     allowances: dict[str, dict[str, int]] = {}
     for allowance in report.allowances:
@@ -102,19 +103,28 @@ def _sentences(report: MemoryReport) -> list[str]:
     if mapped:
         span = format_bytes(mapped)
         sentences.append(f"Host weights are a mapping of {span} of the file (--load-mode none reads them into memory).")
-    if report.projector is not None and report.projector.largest_bound_bytes > report.projector.compute_bound_bytes:
-        projector = report.projector
-        largest = format_bytes(projector.largest_bound_bytes)
-        sentences.append(
-            f"The largest image ({projector.largest_n_positions} positions) may take {largest} for compute on "
-            f"{projector.where}; the buffer grows to it (--image-max-tokens limits it)."
-        )
+    if report.projector is not None:
+        sentences += _projector_sentences(report.projector)
     for allowance in report.allowances:
         if allowance.on_demand:
             sentences.append(f"On demand: {allowance.what}, {format_bytes(allowance.n_bytes)} ({allowance.source}).")
     sources = dict.fromkeys((a.what, a.source) for a in report.allowances if not a.on_demand)
     sentences += [f"* {what}: an allowance; {source}." for what, source in sources]
     return sentences
+
+
+def _projector_sentences(projector: ProjectorMemory) -> list[str]:
+    """Say what a projector takes when images come."""
+    output = format_bytes(projector.output_bytes)
+    if projector.largest_bound_bytes == projector.compute_bound_bytes:
+        return [f"On demand: embeddings of an image or of sound, {output} of host memory."]
+    largest = format_bytes(projector.largest_bound_bytes)
+    positions = projector.largest_n_positions
+    return [
+        f"The largest image ({positions} positions), or a batch of images where llama-server makes one, may take "
+        f"{largest} for compute on {projector.where}, and its embeddings {output} of host memory; the buffer grows to "
+        "it (--image-max-tokens and --mtmd-batch-max-tokens limit it)."
+    ]
 
 
 def print_check(out: Output, rows: Sequence[CheckRow], asked: Sequence[str], left_out: Sequence[str]) -> None:

@@ -1,0 +1,106 @@
+// A block under a placement and its neighbours, as far as that decides what the allocator does with it: where every value lies, and what
+// each split reads that lies elsewhere.
+//
+// A place is where a copy can lie: the host, a GPU, or a lane of the first one, which keeps copies of the graph inputs of its own. Where
+// names it.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "model/schedule.hpp"
+
+namespace pshard {
+
+// The place of what is resident on a device.
+[[nodiscard]] constexpr Where place_on(Device device) {
+  return is_gpu(device) ? pinned_on(static_cast<int>(index(device) - index(Device::gpu))) : Where::cpu;
+}
+template <typename T>
+class PerPlace {
+ public:
+  T& operator[](Where place) { return values_[static_cast<size_t>(place)]; }
+  const T& operator[](Where place) const { return values_[static_cast<size_t>(place)]; }
+  bool operator==(const PerPlace&) const = default;
+
+ private:
+  std::array<T, static_cast<size_t>(pinned_on(kMaxGpus - 1)) + 1> values_{};
+};
+
+// What a split that goes on beyond its block will read from elsewhere, as far as that is no graph input: a part of what the blocks pass on
+// beside the residual, or of a cache that several layers read.
+struct CopyAhead {
+  int32_t n_inputs_before = 0;  // graph inputs of the list that are read before it
+  int64_t n_bytes = 0;
+  std::optional<Beside> of{};  // of a cache where there is none
+  bool operator==(const CopyAhead&) const = default;
+};
+
+// In the order in which a split reads them first.
+struct ReadsAhead {
+  InputList inputs{};
+  std::vector<CopyAhead> copies{};
+
+  void add(const CopyAhead& copy) { copies.push_back({inputs.size(), copy.n_bytes, copy.of}); }
+  void append(const ReadsAhead& behind);
+  [[nodiscard]] bool reads(Beside of) const {
+    return std::any_of(copies.begin(), copies.end(), [&](const CopyAhead& copy) { return copy.of == of; });
+  }
+  [[nodiscard]] InputBits bits() const { return inputs.bits(); }
+  bool operator==(const ReadsAhead&) const = default;
+};
+
+// What a lane brings for a split: it is there from the start of the split before.
+struct StreamedCopies {
+  struct Weight {
+    size_t reader = 0;  // operation
+    int64_t n_bytes = 0;
+    bool operator==(const Weight&) const = default;
+  };
+  std::vector<Weight> weights{};
+  std::vector<int64_t> cache_bytes{};
+
+  [[nodiscard]] bool empty() const { return weights.empty() && cache_bytes.empty(); }
+  [[nodiscard]] int64_t n_bytes() const;
+  bool operator==(const StreamedCopies&) const = default;
+};
+
+// A block under a placement and its neighbours, with what follows from that alone.
+struct ScheduledBlock {
+  const Block* block = nullptr;
+  std::vector<ScheduledOperation> operations;
+  std::vector<Where> homes;                      // by value: the host or a GPU
+  std::vector<int32_t> bases;                    // by value: what a view looks into, else the value itself
+  PerPlace<InputBits> inputs{};                  // graph inputs that are read in each place
+  ReadsAhead first_split{};                      // what the first split reads; of what is handed on as if it were elsewhere
+  uint32_t whole_reads = 0;                      // one bit per place: where all of what is shared is read at once
+  std::array<bool, kHandedCount> reads_later{};  // of that, behind the first split
+  InputBits cast_inputs = 0;                     // masks that their first reader on the GPU casts from f32 to f16, for all lanes
+  bool may_continue = false;                     // the first operation needs no split of its own in the lane of the one before
+  InputBits copied_inputs = 0;                   // graph inputs that are read anywhere but on the host
+  std::vector<StreamedCopies> streamed;          // by split, at least one
+  std::vector<int64_t> stream_bytes;             // of these
+  std::vector<int64_t> live_bytes;               // by split: the most that is alive at once on the first GPU, what streams for it included
+  std::vector<FusedRun> fused;                   // those that nothing interrupts, by the operation that they live until
+  Where first_lane = Where::cpu;                 // of its first operation; an encoder's head has none
+  Where last_lane = Where::cpu;
+};
+// `cache_bytes`: of each tensor of the layer's KV or state. `cast_inputs`: see above.
+[[nodiscard]] ScheduledBlock schedule_block(const Block& block, const BlockPlacement& placement, const Neighbours& neighbours,
+                                            const std::vector<int64_t>& cache_bytes, InputBits cast_inputs);
+
+// What is handed on of which the value is a part.
+[[nodiscard]] std::optional<Beside> part_of_handed(const ScheduledBlock& scheduled, int32_t value);
+[[nodiscard]] size_t end_of_split(const ScheduledBlock& scheduled, size_t first);
+// Rope factors on another device than the rope.
+[[nodiscard]] bool copies_rope_factors(const ScheduledBlock& scheduled, size_t i);
+[[nodiscard]] int64_t cache_copy_bytes(const ScheduledBlock& scheduled, size_t i, int32_t operand);
+[[nodiscard]] Where fused_in(const ScheduledBlock& scheduled, const FusedRun& run);
+// Where an operation has its copy of a graph input.
+[[nodiscard]] Where place_of(GraphInput input, Where lane, InputBits cast_inputs);
+[[nodiscard]] constexpr uint32_t place_bit(Where place) { return 1U << static_cast<unsigned>(place); }
+
+}  // namespace pshard
