@@ -10,11 +10,13 @@
 namespace {
 
 using namespace py::literals;
+using pshard::AttentionRates;
 using pshard::Basis;
 using pshard::LinkCurve;
 using pshard::Machine;
 using pshard::Processor;
 using pshard::RateSeries;
+using pshard::ShapeRates;
 
 using SeriesTable = std::array<RateSeries, pshard::kTypeCount>;
 
@@ -71,6 +73,25 @@ void bind_machine(py::module_& m) {
           },
           "batch"_a, "FLOP/s at a batch.");
 
+  py::class_<AttentionRates>(m, "AttentionRates", "FLOP/s of attention over query tokens, for caches of about one depth.")
+      .def(py::init([](double depth, RateSeries rates, double first_bytes_per_second) {
+             return AttentionRates{depth, std::move(rates), first_bytes_per_second};
+           }),
+           "depth"_a, "rates"_a, "first_bytes_per_second"_a = 0.0)
+      .def_readwrite("depth", &AttentionRates::depth)
+      .def_readwrite("rates", &AttentionRates::rates)
+      .def_readwrite("first_bytes_per_second", &AttentionRates::first_bytes_per_second);
+  py::class_<ShapeRates>(m, "ShapeRates", "Rates of one shape of matrix, which was itself measured; they go before the series of its type.")
+      .def(py::init([](bool is_routed, int32_t type, int64_t n_rows, int64_t n_columns, RateSeries series) {
+             return ShapeRates{is_routed, type, n_rows, n_columns, std::move(series)};
+           }),
+           py::kw_only(), "is_routed"_a, "type"_a, "n_rows"_a, "n_columns"_a, "series"_a)
+      .def_readonly("is_routed", &ShapeRates::is_routed)
+      .def_readonly("type", &ShapeRates::type)
+      .def_readonly("n_rows", &ShapeRates::n_rows)
+      .def_readonly("n_columns", &ShapeRates::n_columns)
+      .def_readonly("series", &ShapeRates::series);
+
   py::class_<Processor>(m, "Processor", "Rooflines of the GPU, or of the CPU at one thread count.")
       .def(py::init<>())
       .def_readwrite("memory_bytes_per_second", &Processor::memory_bytes_per_second)
@@ -80,6 +101,8 @@ void bind_machine(py::module_& m) {
       .def_readwrite("skips_masked", &Processor::skips_masked)
       .def_readwrite("basis", &Processor::basis)
       .def_readwrite("spread", &Processor::spread)
+      .def_readwrite("shapes", &Processor::shapes)
+      .def_readwrite("copied_shapes", &Processor::copied_shapes)
       .def_readwrite("attention", &Processor::attention)
       .def_property(
           "mul_mat", [](const Processor& p) { return to_map(p.mul_mat); },

@@ -1,5 +1,8 @@
 #include <pybind11/numpy.h>
 
+#include <limits>
+#include <optional>
+
 #include "bindings/bindings.hpp"
 #include "probe/cpu_probe.hpp"
 #include "probe/storage.hpp"
@@ -314,12 +317,12 @@ ValueError
       .def(
           "contention",
           [](CpuProbe& probe, const std::string& type, const std::string& layout, int64_t n_rows, int64_t n_columns, int64_t batch,
-             int64_t chunk_bytes, const Policy& policy) {
-            const ProductShape shape{pshard::weight_type(type), pshard::layout(layout), n_rows, n_columns, batch, 1};
-            return probe.contention(shape, chunk_bytes, policy);
+             int64_t chunk_bytes, const Policy& policy, int64_t n_used, std::optional<int64_t> room_bytes) {
+            const ProductShape shape{pshard::weight_type(type), pshard::layout(layout), n_rows, n_columns, batch, n_used};
+            return probe.contention(shape, chunk_bytes, policy, room_bytes.value_or(std::numeric_limits<int64_t>::max()));
           },
           Release(), py::arg("type"), py::arg("layout"), py::kw_only(), py::arg("n_rows"), py::arg("n_columns"), py::arg("batch"),
-          py::arg("chunk_bytes"), py::arg("policy"),
+          py::arg("chunk_bytes"), py::arg("policy"), py::arg("n_used") = 1, py::arg("room_bytes") = std::nullopt,
           R"(How copies and products slow each other down: one thread copies from memory to memory, the others multiply.
 
 Parameters
@@ -330,6 +333,10 @@ chunk_bytes : int
     Of one copy.
 policy : MeasurePolicy
     For each of the four measurements.
+n_used : int
+    Experts of one product, each with `batch` rows of activations.
+room_bytes : int, optional
+    That copies are written to, in turn, as through a slot; no cache holds it by default.
 
 Returns
 -------

@@ -1,5 +1,6 @@
 #include "cost/op_cost.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <stdexcept>
 #include <string>
@@ -26,7 +27,20 @@ double weight_bytes_read(const Operation& operation, int64_t n_expert, int64_t n
 
 namespace {
 
-const RateSeries& series_for(const Operation& operation, const Processor& processor) {
+const RateSeries* find(const std::vector<ShapeRates>& shapes, const Operation& operation) {
+  const auto is_its = [&](const ShapeRates& shape) {
+    return shape.is_routed == (operation.kind == OpKind::mul_mat_id) && shape.type == operation.weight->type.id &&
+           shape.n_rows == operation.n && shape.n_columns == operation.k;
+  };
+  const auto found = std::find_if(shapes.begin(), shapes.end(), is_its);
+  return found == shapes.end() ? nullptr : &found->series;
+}
+
+const RateSeries& series_for(const Operation& operation, const Processor& processor, bool is_copied) {
+  if (is_copied) {
+    if (const RateSeries* series = find(processor.copied_shapes, operation)) return *series;
+  }
+  if (const RateSeries* series = find(processor.shapes, operation)) return *series;
   const auto type = static_cast<size_t>(operation.weight->type.id);
   const auto& table = operation.kind == OpKind::mul_mat_id ? processor.mul_mat_id : processor.mul_mat;
   if (type >= table.size() || table[type].empty()) {
@@ -36,20 +50,29 @@ const RateSeries& series_for(const Operation& operation, const Processor& proces
   return table[type];
 }
 
+bool is_attention(const Operation& operation) { return operation.kind == OpKind::attention || operation.kind == OpKind::attention_kq; }
+
+// Cells of the cache that an attention reads. Without fusion it is two products, of n_kv rows and of n_kv columns.
+double cells_read(const Operation& operation) {
+  return static_cast<double>(operation.kind == OpKind::attention ? operation.k : std::max(operation.n, operation.k));
+}
+
 }  // namespace
 
-Cost operation_cost(const Operation& operation, const Processor& processor, int64_t n_expert, int64_t n_expert_used,
-                    double n_query_tokens) {
+Cost operation_cost(const Operation& operation, const Processor& processor, int64_t n_expert, int64_t n_expert_used, double n_query_tokens,
+                    bool is_copied) {
   if (operation.is_view || (operation.weight == nullptr && operation.activation_bytes + operation.cache_bytes == 0)) return {};
   const double weight_bytes = weight_bytes_read(operation, n_expert, n_expert_used);
-  const double bytes = weight_bytes + static_cast<double>(operation.activation_bytes + operation.cache_bytes);
-  const double flop = operation.flop * (processor.skips_masked ? operation.unmasked : 1.0);
+  const double unmasked = processor.skips_masked ? operation.unmasked : 1.0;
+  const double cache_bytes = unmasked * static_cast<double>(operation.cache_bytes);
+  const double bytes = weight_bytes + static_cast<double>(operation.activation_bytes) + cache_bytes;
+  const double flop = unmasked * operation.flop;
   double seconds = std::max(bytes / processor.memory_peak_bytes_per_second, flop / processor.peak_flop_per_second);
   Basis basis = processor.basis;
   double spread = processor.spread;
   const bool is_product = operation.kind == OpKind::mul_mat || operation.kind == OpKind::mul_mat_id;
   if (is_product && operation.weight != nullptr && operation.m > 0) {
-    const RateSeries& series = series_for(operation, processor);
+    const RateSeries& series = series_for(operation, processor, is_copied);
     double rows = static_cast<double>(operation.m);
     if (operation.kind == OpKind::mul_mat_id) {
       const double share = distinct_expert_share(n_expert, n_expert_used, activation_rows(operation, n_expert_used));
@@ -60,11 +83,13 @@ Cost operation_cost(const Operation& operation, const Processor& processor, int6
     spread = series.spread;
   } else {
     seconds = std::max(seconds, bytes / processor.memory_bytes_per_second);
-    const bool is_attention = operation.kind == OpKind::attention || operation.kind == OpKind::attention_kq;
-    if (is_attention && !processor.attention.empty()) {
-      seconds = std::max(seconds, flop / processor.attention.rate(n_query_tokens));
-      basis = std::max(basis, processor.attention.basis);
-      spread = std::max(spread, processor.attention.spread);
+    if (is_attention(operation) && !processor.attention.empty()) {
+      const double depth = cells_read(operation);
+      seconds = std::max(seconds, processor.attention_seconds(flop, cache_bytes, n_query_tokens, depth));
+      for (const AttentionRates& at_depth : processor.attention) {
+        basis = std::max(basis, at_depth.rates.basis);
+        spread = std::max(spread, at_depth.rates.spread);
+      }
     }
   }
   seconds += processor.op_seconds;

@@ -34,10 +34,11 @@ struct Cost {
 
 // Cost of `operation` on `processor`:
 //   products      max(FLOP / series rate at the batch, all bytes / memory peak, FLOP / compute peak)
-//   attention     max(FLOP / attention rate at the query tokens, cache bytes / memory rate)
+//   attention     max(FLOP / attention rate at the query tokens + cache bytes / rate of first reads, cache bytes / memory rate)
 //   the rest      bytes / memory rate
-// plus one launch. A view costs nothing. Throws std::invalid_argument for a product whose weight type has no series.
+// plus one launch. `is_copied`: the weight was copied to the processor a moment ago. A view costs nothing. Throws std::invalid_argument for
+// a product whose weight type has no series.
 [[nodiscard]] Cost operation_cost(const Operation& operation, const Processor& processor, int64_t n_expert, int64_t n_expert_used,
-                                  double n_query_tokens);
+                                  double n_query_tokens, bool is_copied = false);
 
 }  // namespace pshard

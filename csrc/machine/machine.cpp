@@ -49,6 +49,14 @@ void check_series(const std::string& field, const RateSeries& series) {
   if (!series.empty() || !series.flop_per_second.empty()) check_curve(field, series.batch, series.flop_per_second);
 }
 
+void check_shapes(const std::string& field, const std::vector<ShapeRates>& shapes) {
+  for (size_t i = 0; i < shapes.size(); ++i) {
+    const std::string name = field + "[" + std::to_string(i) + "]";
+    if (shapes[i].series.empty()) refuse(name, "has no rates");
+    check_series(name, shapes[i].series);
+  }
+}
+
 void check_processor(const std::string& field, const Processor& processor) {
   check_positive(field + ".memory_bytes_per_second", processor.memory_bytes_per_second);
   check_positive(field + ".memory_peak_bytes_per_second", processor.memory_peak_bytes_per_second);
@@ -59,7 +67,17 @@ void check_processor(const std::string& field, const Processor& processor) {
     check_series(field + ".mul_mat[" + std::to_string(type) + "]", processor.mul_mat[type]);
     check_series(field + ".mul_mat_id[" + std::to_string(type) + "]", processor.mul_mat_id[type]);
   }
-  check_series(field + ".attention", processor.attention);
+  check_shapes(field + ".shapes", processor.shapes);
+  check_shapes(field + ".copied_shapes", processor.copied_shapes);
+  double depth_before = 0.0;
+  for (const AttentionRates& at_depth : processor.attention) {
+    const std::string name = field + ".attention at depth " + std::to_string(at_depth.depth);
+    if (at_depth.rates.empty()) refuse(name, "has no rate");
+    check_series(name, at_depth.rates);
+    check_not_negative(name + ".first_bytes_per_second", at_depth.first_bytes_per_second);
+    if (!(at_depth.depth > depth_before)) refuse(name, "does not ascend from a positive depth");
+    depth_before = at_depth.depth;
+  }
 }
 
 void check_link(const std::string& field, const LinkCurve& curve) {
@@ -80,6 +98,21 @@ double RateSeries::rate(double m) const {
   // Fewer rows than ever measured still read the same weights, so the seconds stay and the rate falls in proportion.
   if (m < batch.front()) return flop_per_second.front() * m / batch.front();
   return interpolate_log(batch, flop_per_second, m);
+}
+
+double AttentionRates::seconds(double flop, double cache_bytes, double n_query_tokens) const {
+  const double first_reads = first_bytes_per_second > 0.0 ? cache_bytes / first_bytes_per_second : 0.0;
+  return flop / rates.rate(n_query_tokens) + first_reads;
+}
+
+double Processor::attention_seconds(double flop, double cache_bytes, double n_query_tokens, double depth) const {
+  const auto deeper = std::find_if(attention.begin(), attention.end(), [&](const AttentionRates& at) { return at.depth >= depth; });
+  const AttentionRates& above = deeper == attention.end() ? attention.back() : *deeper;
+  const double seconds = above.seconds(flop, cache_bytes, n_query_tokens);
+  if (deeper == attention.begin() || deeper == attention.end()) return seconds;
+  const AttentionRates& below = *(deeper - 1);
+  const double t = std::log(depth / below.depth) / std::log(above.depth / below.depth);
+  return std::pow(below.seconds(flop, cache_bytes, n_query_tokens), 1.0 - t) * std::pow(seconds, t);
 }
 
 double LinkCurve::seconds(double n_bytes, double chunk) const {

@@ -25,8 +25,27 @@ struct RateSeries {
   [[nodiscard]] double rate(double m) const;
 };
 
+// Attention over a cache of about `depth` cells: FLOP/s over query tokens. Cells that no query has read yet lie scattered, and come on top
+// at `first_bytes_per_second`; 0 where the rates contain that.
+struct AttentionRates {
+  double depth = 1.0;
+  RateSeries rates;
+  double first_bytes_per_second = 0.0;
+
+  [[nodiscard]] double seconds(double flop, double cache_bytes, double n_query_tokens) const;
+};
+
 // ggml_type numbers index the series tables.
 inline constexpr int kTypeCount = 64;
+
+// Rates of one shape of matrix, which was itself measured: what short rows, few rows or a stride cost is in them.
+struct ShapeRates {
+  bool is_routed = false;  // over rows per expert
+  int32_t type = 0;
+  int64_t n_rows = 0;     // outputs
+  int64_t n_columns = 0;  // inputs
+  RateSeries series;
+};
 
 struct Processor {
   double memory_bytes_per_second = 0.0;       // streaming read that kernels reach
@@ -37,8 +56,14 @@ struct Processor {
   double spread = 0.0;
   std::array<RateSeries, kTypeCount> mul_mat;     // by weight type; empty: never measured nor interpolated
   std::array<RateSeries, kTypeCount> mul_mat_id;  // routed experts, over rows per expert
-  RateSeries attention;                           // fused attention, over query tokens
+  std::vector<AttentionRates> attention;          // fused attention, by ascending depth
+  std::vector<ShapeRates> shapes;                 // go before the series of their type
+  std::vector<ShapeRates> copied_shapes;          // go before these where weights were just copied, and a cache still holds them
   bool skips_masked = false;                      // its attention leaves out cells that are masked, as llama.cpp's CPU kernels do
+
+  // Requires attention to be non-empty. Between two depths the logarithm of the seconds is linear in that of the depth; outside of them the
+  // rates stay.
+  [[nodiscard]] double attention_seconds(double flop, double cache_bytes, double n_query_tokens, double depth) const;
 };
 
 // Bytes/s over the size of one copy, in one direction, from page-locked memory.

@@ -69,11 +69,17 @@ void dequantise_blocks(const uint8_t* row, int64_t n_columns, int64_t block_colu
 }
 
 // Moves piece `index` of `bytes` bytes of every row of a group next to each other.
-uint8_t* gather(const uint8_t* block, int64_t row_stride, int64_t offset, int64_t bytes, uint8_t* out) {
-  for (int row = 0; row < kGroupRows; ++row, out += bytes) {
-    std::memcpy(out, block + row * row_stride + offset, static_cast<std::size_t>(bytes));
+template <typename Block>
+void interleave_group(const uint8_t* plain, int64_t stride, uint8_t* out) {
+  constexpr int64_t block_bytes = sizeof(Block);
+  for (int64_t at = 0; at < stride; at += block_bytes) {
+    for (int64_t offset = 0; offset < block_bytes; offset += piece_bytes<Block>(offset)) {
+      const int64_t bytes = piece_bytes<Block>(offset);
+      for (int row = 0; row < kGroupRows; ++row, out += bytes) {
+        std::memcpy(out, plain + row * stride + at + offset, static_cast<std::size_t>(bytes));
+      }
+    }
   }
-  return out;
 }
 
 }  // namespace
@@ -160,15 +166,8 @@ void interleave_rows(WeightType type, const uint8_t* plain, int64_t n_rows, int6
     throw std::invalid_argument("n_rows is " + std::to_string(n_rows) + ", interleaving takes groups of " + std::to_string(kGroupRows));
   }
   const int64_t stride = row_bytes(type, n_columns);
-  const int64_t block_bytes = block_shape(type).bytes;
-  const int64_t header = type == WeightType::q4_0 ? 2 : 4;
-  for (int64_t first = 0; first < n_rows; first += kGroupRows) {
-    for (int64_t at = 0; at < stride; at += block_bytes) {
-      const uint8_t* block = plain + first * stride + at;
-      for (int64_t offset = 0; offset < header; offset += 2) out = gather(block, stride, offset, 2, out);
-      for (int64_t offset = header; offset < block_bytes; offset += 4) out = gather(block, stride, offset, 4, out);
-    }
-  }
+  const auto interleave = type == WeightType::q4_0 ? interleave_group<BlockQ4_0> : interleave_group<BlockQ4_K>;
+  for (int64_t first = 0; first < n_rows; first += kGroupRows) interleave(plain + first * stride, stride, out + first * stride);
 }
 
 }  // namespace pshard

@@ -72,8 +72,17 @@ void dequantise_row(WeightType type, const uint8_t* row, int64_t n_columns, doub
 
 inline constexpr int kGroupRows = 8;  // that are interleaved, as llama.cpp does for AVX2 and AVX-512
 
-// `n_rows` plain rows, a multiple of kGroupRows, to interleaved ones of the same size: within a block, each scale and each four bytes of
-// codes of all rows of the group come next to each other.
+// Bytes from `offset` of a block on that stay together when rows are interleaved: an F16 scale, a word of a K block's six-bit scales, or
+// eight bytes of codes.
+template <typename Block>
+constexpr int64_t piece_bytes(int64_t offset) {
+  constexpr bool is_k = sizeof(Block) == sizeof(BlockQ4_K);
+  if (offset < (is_k ? 4 : 2)) return 2;
+  return is_k && offset < 16 ? 4 : 8;
+}
+
+// `n_rows` plain rows, a multiple of kGroupRows, to interleaved ones of the same size: within a block, each piece of all rows of the group
+// comes next to that of the next row, as in llama.cpp.
 void interleave_rows(WeightType type, const uint8_t* plain, int64_t n_rows, int64_t n_columns, uint8_t* out);
 
 }  // namespace pshard

@@ -101,6 +101,12 @@ void CpuProbe::repeat_first(const Copies& copies) {
   pool_.run(repeat, steady_timer());
 }
 
+// Reads all copies once: caches full of what was just written would write it back while the first samples read.
+void CpuProbe::write_back(const Copies& copies) {
+  const int64_t words = copies.n * copies.bytes / 8 / pool_.size() / kSumWords * kSumWords;
+  pool_.run([&](int thread) { static_cast<void>(kernels_.sum(memory_.as<uint64_t>() + thread * words, words)); }, steady_timer());
+}
+
 std::vector<const uint8_t*> CpuProbe::next_copies(const Copies& copies, int64_t n) {
   std::vector<const uint8_t*> next(static_cast<std::size_t>(n));
   for (const uint8_t*& copy : next) copy = memory_.data() + next_copy_++ % copies.n * copies.bytes;
@@ -130,6 +136,7 @@ CpuProbe::Copies CpuProbe::lay_out(const Matmul& matmul, const ProductShape& sha
       },
       steady_timer());
   repeat_first(copies);
+  write_back(copies);
   laid_out_ = shape;
   n_laid_out_ = copies.n;
   return copies;
@@ -174,6 +181,7 @@ ProbeResult CpuProbe::attention(const AttentionShape& shape, int n_threads, cons
       },
       steady_timer());
   repeat_first(copies);
+  write_back(copies);
   ProbeResult result;
   result.time = measure(
       [&] {

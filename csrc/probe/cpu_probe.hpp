@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -77,8 +78,9 @@ class CpuProbe {
   // Fused attention. The next sample takes another cache.
   ProbeResult attention(const AttentionShape& shape, int n_threads, const Policy& policy);
 
-  // Copies go from memory to memory, `chunk_bytes` at a time. Throws ProbeError where there is only one worker.
-  Contention contention(const ProductShape& shape, int64_t chunk_bytes, const Policy& policy);
+  // Copies go from memory to memory, `chunk_bytes` at a time, into `room_bytes` in turn. Throws ProbeError where there is only one worker.
+  Contention contention(const ProductShape& shape, int64_t chunk_bytes, const Policy& policy,
+                        int64_t room_bytes = std::numeric_limits<int64_t>::max());
   // Others that the first worker starts, such as those to a GPU.
   Contention contention(const ProductShape& shape, CopyWork& copies, const Policy& policy);
 
@@ -100,6 +102,7 @@ class CpuProbe {
   Copies lay_out(const Matmul& matmul, const ProductShape& shape, int64_t limit_bytes);
   void take_memory(int64_t n_bytes);
   void repeat_first(const Copies& copies);
+  void write_back(const Copies& copies);
   [[nodiscard]] std::vector<const uint8_t*> next_copies(const Copies& copies, int64_t n);
 
   ThreadPool pool_;

@@ -20,6 +20,12 @@ inline constexpr int64_t kRowsPerCall = 64;  // a multiple of kGroupRows
 using MultiplyRows = void (*)(const uint8_t* weights, int64_t n_rows, const Activations& x, int64_t first, int64_t last, float* out,
                               int64_t out_stride, uint8_t* scratch);
 
+// Of a row of scores, the largest, and the sum of exp(score - largest).
+struct Softmax {
+  float largest;
+  float sum;
+};
+
 // A matrix in memory; `stride` counts elements from one row to the next.
 template <typename T>
 struct Rows {
@@ -28,11 +34,13 @@ struct Rows {
   int64_t n;
 };
 
+inline constexpr int64_t kSumWords = 64;
+
 inline constexpr int kPeakChains = 12;  // as many as hide the latency of each, and no more than there are registers
 
 struct Kernels {
   int lanes;  // 32-bit ones of a vector
-  // Sum of 64-bit words; n is a multiple of 64.
+  // Sum of 64-bit words; n is a multiple of kSumWords.
   uint64_t (*sum)(const uint64_t* words, int64_t n);
   // What the units can do at most: independent multiply-adds in registers, `n` times on kPeakChains vectors. The sum tells that they were
   // done.
@@ -46,9 +54,10 @@ struct Kernels {
   float (*exp_row)(float* scores, int64_t n, float largest);
   // out[j] += sum over i of shares[j][i] * rows[i], n_columns as above.
   void (*half_mix)(Rows<const float> shares, Rows<const uint16_t> rows, int64_t n_columns, Rows<float> out);
-  // Attention of one query, cell by cell: adds the values, each times exp(key . query - largest so far), to `sums` in F16, which are zero
-  // before, and returns the sum of these factors. n_columns as above.
-  float (*half_attend)(const uint16_t* query, Rows<const uint16_t> keys, Rows<const uint16_t> values, int64_t n_columns, uint16_t* sums);
+  // Attention of one query, cell by cell: adds the values, each times exp(key . query + mask - largest so far), to `sums` in F16, which are
+  // zero before. At least one cell, n_columns as above.
+  Softmax (*half_attend)(const uint16_t* query, Rows<const uint16_t> keys, Rows<const uint16_t> values, const uint16_t* mask,
+                         int64_t n_columns, uint16_t* sums);
 };
 
 [[nodiscard]] const Kernels& kernels(CpuPath path);

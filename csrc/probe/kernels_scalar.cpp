@@ -68,11 +68,10 @@ Block block_of(const uint8_t* weights, int64_t n_blocks, int64_t row, int64_t in
   if constexpr (kLayout == Layout::plain) {
     std::memcpy(&block, weights + (row * n_blocks + index) * bytes, sizeof block);
   } else {
-    constexpr int64_t header = bytes % 4 == 0 ? 4 : 2;
     const uint8_t* group = weights + (row / kGroupRows * n_blocks + index) * bytes * kGroupRows;
     auto* to = reinterpret_cast<uint8_t*>(&block);
     for (int64_t at = 0; at < bytes;) {
-      const int64_t piece = at < header ? 2 : 4;
+      const int64_t piece = piece_bytes<Block>(at);
       std::memcpy(to + at, group + at * kGroupRows + row % kGroupRows * piece, static_cast<std::size_t>(piece));
       at += piece;
     }
@@ -127,11 +126,12 @@ void half_mix(Rows<const float> shares, Rows<const uint16_t> rows, int64_t n_col
   }
 }
 
-float half_attend(const uint16_t* query, Rows<const uint16_t> keys, Rows<const uint16_t> values, int64_t n_columns, uint16_t* sums) {
+Softmax half_attend(const uint16_t* query, Rows<const uint16_t> keys, Rows<const uint16_t> values, const uint16_t* mask, int64_t n_columns,
+                    uint16_t* sums) {
   float largest = 0.0F;
   float total = 0.0F;
   for (int64_t i = 0; i < keys.n; ++i) {
-    float score = 0.0F;
+    float score = half_to_float(mask[i]);
     for (int64_t c = 0; c < n_columns; ++c) score += half_to_float(keys.data[i * keys.stride + c]) * half_to_float(query[c]);
     const float before = i == 0 ? score : largest;
     largest = std::max(before, score);
@@ -141,7 +141,7 @@ float half_attend(const uint16_t* query, Rows<const uint16_t> keys, Rows<const u
     for (int64_t c = 0; c < n_columns; ++c) sums[c] = float_to_half(keep * half_to_float(sums[c]) + share * half_to_float(value[c]));
     total = keep * total + share;
   }
-  return total;
+  return {largest, total};
 }
 
 void multiply_halves(const uint8_t* weights, int64_t n_rows, const Activations& x, int64_t first, int64_t last, float* out,

@@ -19,11 +19,12 @@ inline void half_add(uint16_t* sums, const uint16_t* row, float share, int64_t n
 }
 
 template <typename V>
-float half_attend(const uint16_t* query, Rows<const uint16_t> keys, Rows<const uint16_t> values, int64_t n_columns, uint16_t* sums) {
-  float largest = half_dot<V>(keys.data, query, n_columns);
+Softmax half_attend(const uint16_t* query, Rows<const uint16_t> keys, Rows<const uint16_t> values, const uint16_t* mask, int64_t n_columns,
+                    uint16_t* sums) {
+  float largest = _cvtsh_ss(mask[0]) + half_dot<V>(keys.data, query, n_columns);
   float total = 0.0F;
   for (int64_t i = 0; i < keys.n; ++i) {
-    const float score = half_dot<V>(keys.data + i * keys.stride, query, n_columns);
+    const float score = _cvtsh_ss(mask[i]) + half_dot<V>(keys.data + i * keys.stride, query, n_columns);
     if (score > largest) {
       const float keep = __builtin_expf(largest - score);
       half_scale<V>(sums, keep, n_columns);
@@ -34,7 +35,7 @@ float half_attend(const uint16_t* query, Rows<const uint16_t> keys, Rows<const u
     half_add<V>(sums, values.data + i * values.stride, share, n_columns);
     total += share;
   }
-  return total;
+  return {largest, total};
 }
 
 }  // namespace

@@ -7,7 +7,14 @@
 namespace pshard {
 namespace {
 
-// Interleaved groups have as many rows as a panel, so codes need no moving. Those of Q4_0 multiply with their sign, as in llama.cpp.
+// Eight bytes of codes of each row of a group, as two vectors of a panel: four columns of all rows in each.
+template <typename V>
+inline void store_piece(uint8_t* to, typename V::Ints low, typename V::Ints high) {
+  V::store_ints(to, V::in_order(V::first_fours(low, high)));
+  V::store_ints(to + 4 * V::kLanes, V::in_order(V::last_fours(low, high)));
+}
+
+// Interleaved groups have as many rows as a panel. Codes of Q4_0 multiply with their sign, as in llama.cpp.
 struct InterleavedQ4_0 {
   static constexpr int kColumns = 32, kSubs = 1, kSubColumns = 32;
   static constexpr bool kHasMins = false, kHasOffset = false;
@@ -26,10 +33,11 @@ struct InterleavedQ4_0 {
     for (int64_t b = 0; b < n_blocks; ++b, to += kColumns * V::kLanes) {
       V::store(panel.scales + b * V::kLanes, V::load_half(reinterpret_cast<const uint16_t*>(from)));
       from += 2 * V::kLanes;
-      for (int four = 0; four < 4; ++four, from += 4 * V::kLanes) {
-        const typename V::Ints bytes = V::load_ints(from);
-        V::store_ints(to + four * 4 * V::kLanes, V::less_eight(V::low_nibbles(bytes)));
-        V::store_ints(to + (four + 4) * 4 * V::kLanes, V::less_eight(V::high_nibbles(bytes)));
+      for (int piece = 0; piece < 2; ++piece, from += 8 * V::kLanes) {
+        const typename V::Ints low = V::load_ints(from);
+        const typename V::Ints high = V::load_ints(from + 4 * V::kLanes);
+        store_piece<V>(to + piece * 8 * V::kLanes, V::less_eight(V::low_nibbles(low)), V::less_eight(V::low_nibbles(high)));
+        store_piece<V>(to + (piece + 2) * 8 * V::kLanes, V::less_eight(V::high_nibbles(low)), V::less_eight(V::high_nibbles(high)));
       }
     }
   }
@@ -64,10 +72,11 @@ struct InterleavedQ4_K {
       V::store(panel.mins + b * V::kLanes, scales.min());
       from += InterleavedScales<V>::kBytes;
       for (int pair = 0; pair < 4; ++pair, to += 64 * V::kLanes) {
-        for (int four = 0; four < 8; ++four, from += 4 * V::kLanes) {
-          const typename V::Ints bytes = V::load_ints(from);
-          V::store_ints(to + four * 4 * V::kLanes, V::low_nibbles(bytes));
-          V::store_ints(to + (four + 8) * 4 * V::kLanes, V::high_nibbles(bytes));
+        for (int piece = 0; piece < 4; ++piece, from += 8 * V::kLanes) {
+          const typename V::Ints low = V::load_ints(from);
+          const typename V::Ints high = V::load_ints(from + 4 * V::kLanes);
+          store_piece<V>(to + piece * 8 * V::kLanes, V::low_nibbles(low), V::low_nibbles(high));
+          store_piece<V>(to + (piece + 4) * 8 * V::kLanes, V::high_nibbles(low), V::high_nibbles(high));
         }
       }
     }

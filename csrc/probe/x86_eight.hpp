@@ -30,6 +30,14 @@ struct Eight {
   // In pairs of 16 bits: adds sums of two products of unsigned codes with x; multiplies both with what is below 2^16 and adds them.
   static Ints add_pairs(Ints pairs, Ints codes, Ints x) { return _mm256_add_epi16(pairs, _mm256_maddubs_epi16(codes, x)); }
   static Ints scale_pairs(Ints pairs, Ints scale) { return _mm256_madd_epi16(pairs, either(scale, shift_left(scale, 16))); }
+  // Of two pieces of codes, each eight bytes of four rows: the first or the last four bytes of all rows, which then lie in pairs, that is
+  // in the order 0 4 1 5 2 6 3 7. And from that order to the rows', and back.
+  static Ints first_fours(Ints low, Ints high) { return _mm256_blend_epi32(low, _mm256_shuffle_epi32(high, 0xb1), 0xaa); }
+  static Ints last_fours(Ints low, Ints high) { return _mm256_blend_epi32(_mm256_shuffle_epi32(low, 0xb1), high, 0xaa); }
+  static Ints in_order(Ints v) { return _mm256_permutevar8x32_epi32(v, _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7)); }
+  static Floats in_order(Floats v) { return _mm256_permutevar8x32_ps(v, _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7)); }
+  static Ints in_pairs(Ints v) { return _mm256_permutevar8x32_epi32(v, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)); }
+  static Floats in_pairs(Floats v) { return _mm256_permutevar8x32_ps(v, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)); }
   static Ints add_ints(Ints a, Ints b) { return _mm256_add_epi32(a, b); }
   static Ints mul_ints(Ints a, Ints b) { return _mm256_mullo_epi32(a, b); }
   static Ints to_ints(Floats v) { return _mm256_cvtps_epi32(v); }

@@ -1,5 +1,5 @@
 // One row of activations with interleaved rows: nothing is decoded twice, so nothing is stored. Over a type V of vectors, as in
-// x86_panels.hpp, whose lanes are the rows of a group.
+// x86_panels.hpp, whose lanes are the rows of a group. Codes come in pieces of eight columns, so the lanes are the rows in pairs.
 #pragma once
 
 #include "probe/kernels.hpp"
@@ -17,6 +17,11 @@ struct InterleavedScales {
         mins_(V::load_half(reinterpret_cast<const uint16_t*>(block + 2 * V::kLanes))),
         words_{V::load_ints(block + 4 * V::kLanes), V::load_ints(block + 8 * V::kLanes), V::load_ints(block + 12 * V::kLanes)} {}
 
+  void pair() {
+    scales_ = V::in_pairs(scales_);
+    mins_ = V::in_pairs(mins_);
+    for (typename V::Ints& word : words_) word = V::in_pairs(word);
+  }
   [[nodiscard]] typename V::Floats scale() const { return scales_; }
   [[nodiscard]] typename V::Floats min() const { return mins_; }
   [[nodiscard]] typename V::Ints sub_scale(int sub) const { return six_bits(0, 0, sub); }
@@ -42,13 +47,20 @@ inline typename V::Floats interleaved_dots(const BlockQ4_0* group, const Activat
   const int8_t* codes = x.codes + j * x.n_columns;
   typename V::Floats total = V::zero();
   for (int64_t b = 0; b < x.n_scales; ++b, codes += 32) {
-    const typename V::Floats scale = V::load_half(reinterpret_cast<const uint16_t*>(from));
+    const typename V::Floats scale = V::in_pairs(V::load_half(reinterpret_cast<const uint16_t*>(from)));
     from += 2 * V::kLanes;
     typename V::Ints sum = V::broadcast_int(0);
-    for (int four = 0; four < 4; ++four, from += 4 * V::kLanes) {
-      const typename V::Ints bytes = V::load_ints(from);
-      sum = V::multiply_signed(sum, V::less_eight(V::low_nibbles(bytes)), V::broadcast_four(codes + 4 * four));
-      sum = V::multiply_signed(sum, V::less_eight(V::high_nibbles(bytes)), V::broadcast_four(codes + 16 + 4 * four));
+    const auto multiply_piece = [&](typename V::Ints low, typename V::Ints high, const int8_t* x_codes) {
+      low = V::less_eight(low);
+      high = V::less_eight(high);
+      sum = V::multiply_signed(sum, V::first_fours(low, high), V::broadcast_four(x_codes));
+      sum = V::multiply_signed(sum, V::last_fours(low, high), V::broadcast_four(x_codes + 4));
+    };
+    for (int piece = 0; piece < 2; ++piece, from += 8 * V::kLanes) {
+      const typename V::Ints low = V::load_ints(from);
+      const typename V::Ints high = V::load_ints(from + 4 * V::kLanes);
+      multiply_piece(V::low_nibbles(low), V::low_nibbles(high), codes + 8 * piece);
+      multiply_piece(V::high_nibbles(low), V::high_nibbles(high), codes + 16 + 8 * piece);
     }
     total = V::fma(V::to_floats(sum), V::mul(scale, V::broadcast(x.scales[j * x.n_scales + b])), total);
   }
@@ -61,18 +73,24 @@ inline typename V::Floats interleaved_dots(const BlockQ4_K* group, const Activat
   const int8_t* codes = x.codes + j * x.n_columns;
   const float* sums = x.sums + j * x.n_sub_blocks;
   typename V::Floats total = V::zero();
-  for (int64_t b = 0; b < x.n_scales; ++b, codes += 256, sums += 8) {
-    const InterleavedScales<V> scales(from);
+  for (int64_t b = 0; b < x.n_scales; ++b, sums += 8) {
+    InterleavedScales<V> scales(from);
+    scales.pair();
     from += InterleavedScales<V>::kBytes;
     typename V::Ints sum = V::broadcast_int(0);
     typename V::Ints less = V::broadcast_int(0);
-    for (int pair = 0; pair < 4; ++pair) {
+    for (int pair = 0; pair < 4; ++pair, codes += 64) {
       typename V::Ints even = V::broadcast_int(0);  // sums of two products, of 16 bits: no more than 8 * 2 * 15 * 127
       typename V::Ints odd = V::broadcast_int(0);
-      for (int four = 0; four < 8; ++four, from += 4 * V::kLanes) {
-        const typename V::Ints bytes = V::load_ints(from);
-        even = V::add_pairs(even, V::low_nibbles(bytes), V::broadcast_four(codes + 64 * pair + 4 * four));
-        odd = V::add_pairs(odd, V::high_nibbles(bytes), V::broadcast_four(codes + 64 * pair + 32 + 4 * four));
+      const auto add_piece = [](typename V::Ints& pairs, typename V::Ints low, typename V::Ints high, const int8_t* x_codes) {
+        pairs = V::add_pairs(pairs, V::first_fours(low, high), V::broadcast_four(x_codes));
+        pairs = V::add_pairs(pairs, V::last_fours(low, high), V::broadcast_four(x_codes + 4));
+      };
+      for (int piece = 0; piece < 4; ++piece, from += 8 * V::kLanes) {
+        const typename V::Ints low = V::load_ints(from);
+        const typename V::Ints high = V::load_ints(from + 4 * V::kLanes);
+        add_piece(even, V::low_nibbles(low), V::low_nibbles(high), codes + 8 * piece);
+        add_piece(odd, V::high_nibbles(low), V::high_nibbles(high), codes + 32 + 8 * piece);
       }
       sum = V::add_ints(sum, V::scale_pairs(even, scales.sub_scale(2 * pair)));
       sum = V::add_ints(sum, V::scale_pairs(odd, scales.sub_scale(2 * pair + 1)));
@@ -90,7 +108,8 @@ void multiply_interleaved(const uint8_t* weights, int64_t n_rows, const Activati
   constexpr int64_t columns = sizeof(Block) == sizeof(BlockQ4_0) ? 32 : 256;
   const int64_t row_blocks = x.n_columns / columns;
   for (int64_t row = 0; row < n_rows; row += V::kLanes) {
-    V::store(out + j * out_stride + row, interleaved_dots<V>(reinterpret_cast<const Block*>(weights) + row * row_blocks, x, j));
+    const typename V::Floats dots = interleaved_dots<V>(reinterpret_cast<const Block*>(weights) + row * row_blocks, x, j);
+    V::store(out + j * out_stride + row, V::in_order(dots));
   }
 }
 

@@ -70,7 +70,7 @@ def detect(vram_bytes: int | None = None, *, ram_given: bool = False, index: int
     Raises
     ------
     SettingError
-        There are GPUs, but none of that index.
+        No GPU of that index; 0 may be absent.
     """
     host, cpu_note, ram_note = detect_host()
     host_notes = (cpu_note,) if ram_given else (cpu_note, ram_note)
@@ -88,6 +88,9 @@ def detect(vram_bytes: int | None = None, *, ram_given: bool = False, index: int
             gpu_notes = (*gpu_notes, f"PCIe link not readable; taken as {gpu.pcie_generation}.0 x{gpu.pcie_lanes}.")
         reference = join(gpu, host, pcie=slot, name="this machine", notes=(*gpu_notes, *host_notes))
         return Detected(reference, device.free_bytes)
+    if index != 0:
+        msg = f"no GPU {index}: {reason}"
+        raise SettingError(msg)
     if vram_bytes:
         gpu = nearest_gpu(vram_bytes)
         note = (

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from pshard.profile import Memory, Operation, Processor, Profile
 
-    _Key = tuple[Operation, str]
+    _Key = tuple[Operation, str, int | None]
 
 MAX_FILE_BYTES = 64 * 2**20
 TABLE = "test_backend_ops"
@@ -55,8 +55,8 @@ _OF_PARAMETERS = re.compile(r"(\w+)=(\[[^\]]*\]|[^,\[\]]*)(?:,|$)")
 class EngineRow:
     """One operation as the engine measured it: on which backend, with how much work, in how many seconds.
 
-    `batch` is that of a profile's series: rows, rows per expert in use, or query tokens. `weight_bytes` is what must be
-    read at least once.
+    `batch` is that of a profile's series: rows, rows per expert in use, or query tokens; `depth` attention's cells.
+    `weight_bytes` is what must be read at least once.
     """
 
     backend: str
@@ -66,6 +66,7 @@ class EngineRow:
     flop: float
     weight_bytes: float
     seconds: float
+    depth: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,17 +215,15 @@ def _series(
         if row.operation != "attention" and seconds < reading:
             seconds = reading
             held.add(f"{row.type} batch {row.batch:g}")
-        points[row.operation, row.type][row.batch].append((row.flop, seconds))
-    own = {
-        (entry.operation, entry.type): entry
-        for entry in processor.series
-        if entry.n_threads == memory.n_threads and entry.layout == "plain"
-    }
+        points[row.operation, row.type, row.depth][row.batch].append((row.flop, seconds))
+    own = [entry for entry in processor.series if entry.n_threads == memory.n_threads and entry.layout == "plain"]
     series = []
-    for (operation, kind), found in points.items():
+    for (operation, kind, depth), found in points.items():
         rates = {batch: _rate(operation, measured) for batch, measured in found.items()}
         spread = SPREAD
-        if (before := own.get((operation, kind))) is not None:
+        alike = [entry for entry in own if (entry.operation, entry.type) == (operation, kind)]
+        before = min(alike, key=lambda entry: abs(math.log((entry.depth or 1) / (depth or 1))), default=None)
+        if before is not None:
             outside = {
                 batch: rate
                 for batch, rate in zip(before.batch, before.flop_per_second, strict=True)
@@ -238,6 +237,7 @@ def _series(
                 operation=operation,
                 type=kind,
                 n_threads=memory.n_threads,
+                depth=depth,
                 batch=batches,
                 flop_per_second=tuple(rates[batch] for batch in batches),
                 source="imported",
@@ -249,7 +249,7 @@ def _series(
 
 
 def _rate(operation: Operation, measured: Sequence[tuple[float, float]]) -> float:
-    """FLOP/s over (FLOP, seconds) of several shapes; of attention the best, because its cache is priced apart."""
+    """FLOP/s over (FLOP, seconds) of several shapes; of attention the best: most query heads per key head."""
     if operation == "attention":
         return max(flop / seconds for flop, seconds in measured)
     return sum(flop for flop, _ in measured) / sum(seconds for _, seconds in measured)
@@ -306,7 +306,7 @@ def _row(fields: Mapping[str, str], where: str) -> EngineRow | None:
         raise MachineError(msg) from error
     if work is None:
         return None
-    operation, kind, batch, flop, weight_bytes = work
+    operation, kind, batch, flop, weight_bytes, depth = work
     if not (math.isfinite(seconds) and seconds > 0.0 and flop > 0.0):
         msg = f"{where}: time_us = {fields['time_us']} for {flop:g} FLOP; delete the line"
         raise MachineError(msg)
@@ -318,10 +318,11 @@ def _row(fields: Mapping[str, str], where: str) -> EngineRow | None:
         flop=flop,
         weight_bytes=weight_bytes,
         seconds=seconds,
+        depth=depth,
     )
 
 
-_Work = tuple["Operation", str, float, float, float]
+_Work = tuple["Operation", str, float, float, float, int | None]
 
 
 def _type(name: str) -> str | None:
@@ -339,7 +340,7 @@ def _product(parameters: Mapping[str, str]) -> _Work | None:
         return None
     n_rows, batch, n_columns = (int(parameters[name]) for name in "mnk")
     n_bytes = n_rows * n_columns * bits_per_weight(kind) / 8.0
-    return "mul_mat", kind, float(batch), 2.0 * n_rows * n_columns * batch, n_bytes
+    return "mul_mat", kind, float(batch), 2.0 * n_rows * n_columns * batch, n_bytes, None
 
 
 def _experts(parameters: Mapping[str, str]) -> _Work | None:
@@ -352,7 +353,7 @@ def _experts(parameters: Mapping[str, str]) -> _Work | None:
     # The tool draws the experts of each token at random, as the cost model takes them.
     in_use = n_expert * (1.0 - (1.0 - n_used / n_expert) ** n_tokens)
     n_bytes = in_use * n_rows * n_columns * bits_per_weight(kind) / 8.0
-    return "mul_mat_id", kind, routes / in_use, 2.0 * n_rows * n_columns * routes, n_bytes
+    return "mul_mat_id", kind, routes / in_use, 2.0 * n_rows * n_columns * routes, n_bytes, None
 
 
 def _attention(parameters: Mapping[str, str]) -> _Work | None:
@@ -363,4 +364,4 @@ def _attention(parameters: Mapping[str, str]) -> _Work | None:
     n_tokens, n_cells = int(parameters["nb"]), int(parameters["kv"])
     dimensions = int(parameters["hsk"]) + int(parameters["hsv"])
     n_heads = int(parameters["nh"]) * n_groups
-    return "attention", kind, float(n_tokens), 2.0 * dimensions * n_heads * n_tokens * n_cells, 0.0
+    return "attention", kind, float(n_tokens), 2.0 * dimensions * n_heads * n_tokens * n_cells, 0.0, n_cells

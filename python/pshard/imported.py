@@ -509,8 +509,11 @@ def _page_lock_bytes(file: CpuFile, ram_bytes: int) -> int:
 
 def _rows(processor: Processor, memory: Memory, cpu_share: float, pcie: float) -> tuple[Row, ...]:
     rows = []
+    depths = [series.depth for series in processor.series if series.depth is not None]
+    # The files hold attention over one cache; products are of none.
+    nearest = {None, min(depths, key=lambda depth: abs(depth - ATTENTION_CELLS), default=None)}
     for series in processor.series:
-        if series.n_threads != memory.n_threads or series.layout != "plain":
+        if series.n_threads != memory.n_threads or series.layout != "plain" or series.depth not in nearest:
             continue
         rates = Rates(series.batch, series.flop_per_second, 0.0)
         batches = sorted(

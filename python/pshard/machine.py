@@ -440,9 +440,17 @@ def _core_processor(processor: Processor, n_threads: int | None, layout: Layout)
     core.mul_mat_id = _all_types("mul_mat_id", at_threads, layout, memory.bytes_per_second)
     attention = [series for series in at_threads if series.operation == "attention"]
     if attention:
-        # One series for every cache type: F16 where it was measured.
+        # One type for every cache: F16 where it was measured.
         chosen = min(attention, key=lambda series: (series.type != "F16", bits_per_weight(series.type), series.type))
-        core.attention = _core_series(_rates(chosen), _basis(chosen))
+        core.attention = [
+            _core.AttentionRates(
+                depth=series.depth or 1.0,
+                rates=_core_series(_rates(series), _basis(series)),
+                first_bytes_per_second=series.first_bytes_per_second or 0.0,
+            )
+            for series in sorted(attention, key=lambda series: series.depth or 0)
+            if series.type == chosen.type
+        ]
     return core
 
 

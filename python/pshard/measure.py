@@ -92,11 +92,12 @@ def with_series(profile: Profile, series: Iterable[Series], *, on_gpu: bool = Fa
     """
     processor = profile.gpu if on_gpu else profile.cpu
     assert processor is not None
-    new = {series_key(entry): entry for entry in series}
-    replaced = [_words(entry) for entry in processor.series if series_key(entry) in new]
-    kept = [entry for entry in processor.series if series_key(entry) not in new]
-    merged = with_peaks(replace(processor, series=(*kept, *new.values())))
-    return (replace(profile, gpu=merged) if on_gpu else replace(profile, cpu=merged)), replaced
+    new = tuple(series)
+    keys = {series_key(entry) for entry in new}
+    replaced = dict.fromkeys(_words(entry) for entry in processor.series if series_key(entry) in keys)
+    kept = [entry for entry in processor.series if series_key(entry) not in keys]
+    merged = with_peaks(replace(processor, series=(*kept, *new)))
+    return (replace(profile, gpu=merged) if on_gpu else replace(profile, cpu=merged)), list(replaced)
 
 
 def peak_shares(profile: Profile) -> list[tuple[str, float]]:

@@ -19,9 +19,12 @@ if TYPE_CHECKING:
     from pshard.profile import Layout, Operation, Processor
 
     SeriesKey = tuple[Operation, str, Layout, int | None]
+    # A series of attention is of one depth of the cache; of products the depth is None.
+    PointsKey = tuple[SeriesKey, int | None]
+    Point = tuple[Product | Attention | GpuProduct | GpuAttention, Result]
 
-# Starting an operation is never taken for more than this share of the seconds that a product took.
-MOST_OF_START = 0.5
+# Starting an operation is never taken for more than this share of the seconds that it took, nor first reads of a cache.
+MOST_OF_START, MOST_OF_FIRST_READS = 0.5, 0.9
 
 
 def merged_series(
@@ -52,24 +55,25 @@ def merged_series(
         which none was measured keeps its references.
     """
     results = [result for result in run.results if isinstance(result.work, works)]
-    measured = {series_key(entry): entry for entry in _series(results, start_seconds)}
+    measured = _series(results, start_seconds)
     wanted = _wanted_batches(run)
-    for entry in base:
-        key = series_key(entry)
-        if key in measured:
-            measured[key] = _completed(measured[key], entry, wanted[key], bytes_per_second)
+    stands_in = {series_key(entry): entry for entry in base}
+    for key, entry in measured.items():
+        if (other := stands_in.get(key[0])) is not None:
+            measured[key] = _completed(entry, other, wanted[key], bytes_per_second)
+    replaced = {key for key, _ in measured}
     done = {(entry.operation, entry.layout) for entry in measured.values()}
     kept = [
         entry
         for entry in base
-        if series_key(entry) not in measured
+        if series_key(entry) not in replaced
         and (entry.source != "reference" or (entry.operation, entry.layout) not in done)
     ]
     return (*kept, *measured.values())
 
 
 def series_key(entry: Series) -> SeriesKey:
-    """Return what a profile holds one series for."""
+    """Return what a profile holds one series for; of attention, one for each depth."""
     return entry.operation, entry.type, entry.layout, entry.n_threads
 
 
@@ -102,57 +106,74 @@ def _completed(found: Series, base: Series, wanted: set[float], bytes_per_second
     )
 
 
-def _wanted_batches(run: Run) -> dict[SeriesKey, set[float]]:
+def _wanted_batches(run: Run) -> dict[PointsKey, set[float]]:
     """Batches that each series was to have."""
     works = [*(result.work for result in run.results), *(work for work, _ in run.refused), *run.left]
-    batches: dict[SeriesKey, set[float]] = defaultdict(set)
+    batches: dict[PointsKey, set[float]] = defaultdict(set)
     for work in works:
         if isinstance(work, Product | Attention | GpuProduct | GpuAttention):
             batches[_key_of(work)].add(float(work.batch))
     return batches
 
 
-def _key_of(work: Product | Attention | GpuProduct | GpuAttention) -> SeriesKey:
+def _key_of(work: Product | Attention | GpuProduct | GpuAttention) -> PointsKey:
     if isinstance(work, Attention | GpuAttention):
-        return "attention", "F16", "plain", work.n_threads
-    return "mul_mat_id" if work.n_used else "mul_mat", work.type, work.layout, work.n_threads
+        return ("attention", "F16", "plain", work.n_threads), work.depth
+    return ("mul_mat_id" if work.n_used else "mul_mat", work.type, work.layout, work.n_threads), None
 
 
-def _series(results: Sequence[Result], start_seconds: float) -> list[Series]:
-    points: dict[SeriesKey, dict[float, Result]] = defaultdict(dict)
+def _series(results: Sequence[Result], start_seconds: float) -> dict[PointsKey, Series]:
+    found: dict[PointsKey, list[Point]] = defaultdict(list)
     for result in results:
-        work = result.work
-        if isinstance(work, Product | Attention | GpuProduct | GpuAttention):
-            at = points[_key_of(work)]
-            before = at.get(float(work.batch))
-            if before is None or _depth(result) > _depth(before):
-                at[float(work.batch)] = result
-    series = []
-    for (operation, kind, layout, n_threads), found in points.items():
-        batches = sorted(found)
-        series.append(
-            Series(
-                operation=operation,
-                type=kind,
-                layout=layout,
-                n_threads=n_threads,
-                batch=tuple(batches),
-                flop_per_second=tuple(_rate(found[batch], start_seconds) for batch in batches),
-                source="measured",
-                spread=max(found[batch].spread for batch in batches),
-                origin="; ".join(sorted({found[batch].note for batch in batches} - {""})),
-                samples=tuple(found[batch].sample for batch in batches),
-            )
-        )
-    return series
+        if isinstance(result.work, Product | Attention | GpuProduct | GpuAttention):
+            found[_key_of(result.work)].append((result.work, result))
+    return {key: _one_series(key, points, start_seconds) for key, points in found.items()}
 
 
-def _depth(result: Result) -> int:
-    return result.work.depth if isinstance(result.work, Attention | GpuAttention) else 0
+def _one_series(key: PointsKey, found: Sequence[Point], start_seconds: float) -> Series:
+    (operation, kind, layout, n_threads), depth = key
+    first_seconds_per_byte = _first_seconds_per_byte(found, start_seconds) if operation == "attention" else 0.0
+    # Of one batch the result with most FLOP: of attention, that with most query heads per key head.
+    points = {float(work.batch): result for work, result in sorted(found, key=lambda point: point[1].n_flop)}
+    batches = sorted(points)
+    results = [result for _, result in found]
+    return Series(
+        operation=operation,
+        type=kind,
+        layout=layout,
+        n_threads=n_threads,
+        depth=depth,
+        first_bytes_per_second=1.0 / first_seconds_per_byte if first_seconds_per_byte else None,
+        batch=tuple(batches),
+        flop_per_second=tuple(_rate(points[batch], start_seconds, first_seconds_per_byte) for batch in batches),
+        source="measured",
+        spread=max(result.spread for result in results),
+        origin="; ".join(sorted({result.note for result in results} - {""})),
+        samples=tuple(points[batch].sample for batch in batches),
+    )
 
 
-def _rate(result: Result, start_seconds: float) -> float:
+def _first_seconds_per_byte(found: Sequence[Point], start_seconds: float) -> float:
+    """Tell the first read of a cell from arithmetic: both are in seconds = FLOP x a + bytes x b of two groupings.
+
+    Returns
+    -------
+    float
+        b, of one query token; 0 where one grouping was measured, or the first read is not seen beside arithmetic.
+    """
+    alone = sorted((result for work, result in found if work.batch == 1), key=lambda result: result.n_flop)
+    if len(alone) < 2:
+        return 0.0
+    few, many = alone[0], alone[-1]
+    flop = [result.n_flop / result.n_bytes for result in (few, many)]
+    seconds = [(result.sample.median_seconds - start_seconds) / result.n_bytes for result in (few, many)]
+    arithmetic = (seconds[1] - seconds[0]) / (flop[1] - flop[0])
+    return max(0.0, seconds[0] - arithmetic * flop[0]) if arithmetic > 0.0 else 0.0
+
+
+def _rate(result: Result, start_seconds: float, first_seconds_per_byte: float) -> float:
     seconds = result.sample.median_seconds
+    seconds -= min(first_seconds_per_byte * result.n_bytes, MOST_OF_FIRST_READS * seconds)
     return result.n_flop / max(seconds - start_seconds, (1.0 - MOST_OF_START) * seconds)
 
 

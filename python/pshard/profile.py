@@ -110,6 +110,9 @@ class Series(Entry, frozen=True, kw_only=True):
     `batch` counts rows of activations (`mul_mat`), rows per expert (`mul_mat_id`) or query tokens (`attention`). `type`
     is the type of the weights, or of the cache for attention. `layout` is how the weights lie in memory: as in the
     file, or interleaved by rows at load.
+
+    Of attention alone: `depth` is the cells of the cache that was measured, None where the rates hold for any; and
+    `first_bytes_per_second` is what cells that no query has read yet arrive at, which comes on top of the rates.
     """
 
     operation: Operation
@@ -118,6 +121,8 @@ class Series(Entry, frozen=True, kw_only=True):
     flop_per_second: tuple[float, ...]
     layout: Layout = "plain"
     n_threads: int | None = None
+    depth: int | None = None
+    first_bytes_per_second: float | None = None
 
 
 class Processor(_Record, frozen=True, kw_only=True):

@@ -113,7 +113,7 @@ def _processor_problems(path: str, processor: Processor, threaded: bool) -> Iter
         yield from _optional_problems(f"{path}.{name}", getattr(processor, name))
         if threaded and getattr(processor, name) is not None:
             yield f"{path}.{name}", "is a GPU's; leave it out"
-    seen = set()
+    seen: dict[tuple[object, ...], set[int | None]] = {}
     for i, series in enumerate(processor.series):
         at = f"{path}.series[{i}]"
         yield from _entry_problems(at, series)
@@ -126,9 +126,15 @@ def _processor_problems(path: str, processor: Processor, threaded: bool) -> Iter
         if threaded and series.n_threads not in counts:
             yield f"{at}.n_threads", f"{series.n_threads} has no entry in {path}.memory; add one"
         key = (series.operation, series.type, series.layout, series.n_threads)
-        if key in seen:
+        depths = seen.setdefault(key, set())
+        if series.depth in depths:
             yield at, f"a second series for {key}; keep one"
-        seen.add(key)
+        elif depths and None in (series.depth, *depths):
+            yield f"{at}.depth", f"of the series for {key} some hold for one depth and one for any; give each a depth"
+        depths.add(series.depth)
+        for name in ("depth", "first_bytes_per_second"):
+            if (value := getattr(series, name)) is not None and (series.operation != "attention" or value <= 0):
+                yield f"{at}.{name}", f"{value} of {series.operation}; it is attention's, and positive"
         if series.flop_per_second:
             most, peak = max(series.flop_per_second), processor.peak_flop_per_second
             yield from _peak_problems(f"{at}.flop_per_second", most, peak, "peak_flop_per_second")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
+from pshard.atomic_file import locked
 from pshard.errors import MachineError, SettingError
 from pshard.gpu_probes import GpuProber
 from pshard.gpu_work import LOCK_SHARE, full_gpu_works, quick_gpu_works
@@ -19,7 +20,7 @@ from pshard.measure import profile_from
 from pshard.probes import FULL_SECONDS, QUICK_SECONDS, CpuProber, Run, full_tasks, quick_tasks, run, tasks_for
 from pshard.profile import read_profile, write_profile
 from pshard.reference_rates import build_profile
-from pshard.stored import current_key, find_stored, profile_folder, store
+from pshard.stored import current_key, find_stored, profile_folder, store, stored_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -131,6 +132,9 @@ def measure_machine(
                 f"{', '.join(missing)} have no native kernel here: estimated, until llama.cpp's own figures are "
                 "imported (`pshard profile import`)."
             )
+    target = output or stored_path(key)
+    with locked([target]):  # a file that cannot be written is said before minutes go into it
+        pass
     with _alone():
         done = run(tasks, prober, limit_seconds=seconds, clock=clock, on_task=on_task)
     key = _under_load(key, prober)
@@ -141,7 +145,7 @@ def measure_machine(
         reasons = "; ".join(f"{work}: {reason}" for work, reason in done.refused)
         msg = f"nothing could be measured: {reasons or 'no time was left'}; end what else runs here, and try again"
         raise MachineError(msg)
-    return Measured(write_profile(profile, output) if output else store(profile), profile, done)
+    return Measured(write_profile(profile, target), profile, done)
 
 
 def import_figures(

@@ -9,9 +9,9 @@
 namespace pshard {
 namespace {
 
-Buffer random_cache(const Attention& attention) {
+Buffer random_cache(const Attention& attention, uint64_t seed = 3) {
   Buffer cache(attention.cache_bytes());
-  fill_random(WeightType::f16, 1, attention.cache_bytes() / 2, 3, cache.data());
+  fill_random(WeightType::f16, 1, attention.cache_bytes() / 2, seed, cache.data());
   return cache;
 }
 
@@ -26,6 +26,30 @@ TEST_P(EveryPath, EqualsDoublePrecision) {
       attention.run(0);
       EXPECT_EQ(attention.fault(), "") << "depth " << depth << ", batch " << batch;
     }
+  }
+}
+
+// In some of these by more than 1e-3 of the mean magnitude.
+TEST_P(EveryPath, SumsInHalvesMayBeRounded) {
+  for (const int64_t size : {32, 64, 128}) {
+    for (uint64_t seed = 0; seed < 20; ++seed) {
+      Attention attention(kernels(GetParam()), {8, 2, size, 256, 1}, 1);
+      const Buffer cache = random_cache(attention, seed);
+      attention.start(cache.as<uint16_t>());
+      attention.run(0);
+      EXPECT_EQ(attention.fault(), "") << "heads of " << size << ", seed " << seed;
+    }
+  }
+}
+
+TEST_P(EveryPath, ThreadsShareTheCellsOfOneToken) {
+  ThreadPool pool(test_cpus(3));
+  for (const int64_t depth : {511, 512, 700}) {
+    Attention attention(kernels(GetParam()), {6, 2, 48, depth, 1}, 3);
+    const Buffer cache = random_cache(attention);
+    attention.start(cache.as<uint16_t>());
+    pool.run([&](int thread) { attention.run(thread); }, steady_timer());
+    EXPECT_EQ(attention.fault(), "") << "depth " << depth;
   }
 }
 
@@ -59,9 +83,9 @@ TEST(Attention, AKernelThatForgetsValuesIsFound) {
   };
   expect_a_fault(broken, 64);
   broken = kScalarKernels;
-  broken.half_attend = [](const uint16_t* query, Rows<const uint16_t> keys, Rows<const uint16_t> values, int64_t n_columns,
-                          uint16_t* sums) {
-    return kScalarKernels.half_attend(query, {keys.data, keys.stride, keys.n - 1}, values, n_columns, sums);
+  broken.half_attend = [](const uint16_t* query, Rows<const uint16_t> keys, Rows<const uint16_t> values, const uint16_t* mask,
+                          int64_t n_columns, uint16_t* sums) {
+    return kScalarKernels.half_attend(query, {keys.data, keys.stride, keys.n - 1}, values, mask, n_columns, sums);
   };
   expect_a_fault(broken, 3);
 }

@@ -62,6 +62,18 @@ Machine machine() {
   return m;
 }
 
+TEST(Check, RefusesDepthsOfAttentionThatDoNotAscend) {
+  Machine m = machine();
+  m.cpu.attention = {{1024.0, series()}, {4096.0, series(), 1e9}};
+  check(m);
+  m.cpu.attention[1].depth = 1024.0;
+  EXPECT_THROW(check(m), std::invalid_argument);
+  m.cpu.attention[1] = {4096.0, {}};
+  EXPECT_THROW(check(m), std::invalid_argument);
+  m.cpu.attention[1] = {4096.0, series(), -1.0};
+  EXPECT_THROW(check(m), std::invalid_argument);
+}
+
 std::string refusal(const Machine& m) {
   try {
     check(m);

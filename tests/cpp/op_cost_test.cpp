@@ -63,6 +63,19 @@ TEST(DistinctExpertShare, MatchesTheProbabilityOfBeingChosen) {
   EXPECT_DOUBLE_EQ(distinct_expert_share(0, 0, 5.0), 1.0);  // dense
 }
 
+TEST(OperationCost, TakesTheRateOfItsOwnShapeBeforeThatOfItsType) {
+  Processor p = with_rate(1e11);
+  p.shapes = {{false, 1, 1000, 1000, {{1.0}, {5e10}, Basis::measured, 0.1}}};
+  EXPECT_DOUBLE_EQ(seconds(product(1), p), 2e6 / 5e10 + 5e-6);
+  p.copied_shapes = {{false, 1, 1000, 1000, {{1.0}, {8e10}, Basis::measured, 0.1}}};
+  EXPECT_DOUBLE_EQ(seconds(product(1), p), 2e6 / 5e10 + 5e-6);
+  EXPECT_DOUBLE_EQ(operation_cost(product(1), p, 8, 2, 1.0, true).seconds, 2e6 / 8e10 + 5e-6);
+  p.shapes = {{true, 1, 1000, 1000, p.mul_mat[1]}, {false, 1, 1000, 999, p.mul_mat[1]}, {false, 2, 1000, 1000, p.mul_mat[1]}};
+  p.copied_shapes.clear();
+  for (ShapeRates& other : p.shapes) other.series.flop_per_second = {1e10};
+  EXPECT_DOUBLE_EQ(operation_cost(product(1), p, 8, 2, 1.0, true).seconds, 2e6 / 1e11 + 5e-6);
+}
+
 TEST(OperationCost, SkipsMaskedCellsOnProcessorsThatDo) {
   Operation attention;
   attention.kind = OpKind::attention;
@@ -70,10 +83,45 @@ TEST(OperationCost, SkipsMaskedCellsOnProcessorsThatDo) {
   attention.unmasked = 0.25;
   attention.cache_bytes = 1;
   Processor p = processor();
-  p.attention = {{1.0}, {1e11}, Basis::measured, 0.1};
+  p.attention = {{1.0, {{1.0}, {1e11}, Basis::measured, 0.1}}};
   EXPECT_DOUBLE_EQ(seconds(attention, p), 1e-2 + 5e-6);
   p.skips_masked = true;
   EXPECT_DOUBLE_EQ(seconds(attention, p), 2.5e-3 + 5e-6);
+}
+
+TEST(OperationCost, AttentionIsInterpolatedOverTheDepthOfTheCache) {
+  Operation attention;
+  attention.kind = OpKind::attention;
+  attention.flop = 1e9;
+  attention.cache_bytes = 1'000'000;
+  Processor p = processor();
+  // First reads of 1e6 bytes take 1 ms. Of 1000 cells: 10 ms and 1; of 16000: 40 ms and 4.
+  p.attention = {{1000.0, {{1.0}, {1e11}, Basis::measured, 0.1}, 1e9}, {16000.0, {{1.0}, {0.25e11}, Basis::measured, 0.1}, 0.25e9}};
+  const auto at_depth = [&](OpKind kind, int64_t n, int64_t k) {
+    attention.kind = kind;
+    attention.n = n;
+    attention.k = k;
+    return seconds(attention, p) - 5e-6;
+  };
+  EXPECT_NEAR(at_depth(OpKind::attention, 4096, 1000), 11e-3, 1e-12);
+  EXPECT_NEAR(at_depth(OpKind::attention, 4096, 4000), 22e-3, 1e-12);  // half-way in log space
+  EXPECT_NEAR(at_depth(OpKind::attention, 4096, 16000), 44e-3, 1e-12);
+  EXPECT_NEAR(at_depth(OpKind::attention, 4096, 10), 11e-3, 1e-12);
+  EXPECT_NEAR(at_depth(OpKind::attention, 4096, 100000), 44e-3, 1e-12);
+  EXPECT_NEAR(at_depth(OpKind::attention_kq, 4000, 128), 22e-3, 1e-12);
+  EXPECT_NEAR(at_depth(OpKind::attention_kq, 128, 4000), 22e-3, 1e-12);
+}
+
+TEST(OperationCost, MaskedCellsAreNotReadForTheFirstTimeEither) {
+  Operation attention;
+  attention.kind = OpKind::attention;
+  attention.flop = 1.0;
+  attention.unmasked = 0.25;
+  attention.cache_bytes = 4'000'000;
+  Processor p = processor();
+  p.attention = {{1.0, {{1.0}, {1e12}, Basis::measured, 0.1}, 1e9}};
+  p.skips_masked = true;
+  EXPECT_NEAR(seconds(attention, p), 1e-3 + 5e-6, 1e-9);
 }
 
 TEST(ActivationRows, CountsTokensOfRoutedExperts) {
@@ -131,7 +179,7 @@ TEST(OperationCost, AttentionIsTheSlowerOfItsRateAndTheCache) {
   attention.cache_bytes = 3'000'000;
   attention.activation_bytes = 1'000'000;
   Processor p = processor();
-  p.attention = {{1.0, 100.0}, {0.01e12, 0.1e12}, Basis::estimated, 0.3};
+  p.attention = {{1.0, {{1.0, 100.0}, {0.01e12, 0.1e12}, Basis::estimated, 0.3}}};
   // 1 query token: 1e7 / 0.01 TFLOP/s = 1 ms. 100: 100 us. Without flop: 4e6 bytes at 100 GB/s = 40 us.
   EXPECT_NEAR(operation_cost(attention, p, 0, 0, 1.0).seconds, 1005e-6, 1e-12);
   EXPECT_NEAR(operation_cost(attention, p, 0, 0, 100.0).seconds, 105e-6, 1e-12);

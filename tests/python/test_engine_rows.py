@@ -89,7 +89,7 @@ def test_rows_by_hand(form, read):
     in_use = 128 * (1 - (120 / 128) ** 64)
     assert experts.batch == pytest.approx(64 * 8 / in_use)
     assert experts.weight_bytes == pytest.approx(in_use * 768 * 2048 * 144 / 256)
-    assert (grouped.operation, grouped.type, grouped.batch) == ("attention", "F16", 1.0)
+    assert (grouped.operation, grouped.type, grouped.batch, grouped.depth) == ("attention", "F16", 1.0, 7680)
     assert grouped.flop == 4 * 64 * 64 * 7680
 
 

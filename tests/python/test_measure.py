@@ -81,16 +81,45 @@ def test_each_value_keeps_what_was_measured_for_it():
     assert [sample.median_seconds for sample in profile.cpu.memory[0].samples] == [1e9 / 12e9, 5e-6]
 
 
-def test_attention_takes_the_deepest_cache():
+def attention_of(profile):
+    return {s.depth: s for s in profile.cpu.series if s.operation == "attention"}
+
+
+def test_attention_is_kept_for_each_depth_of_the_cache():
     def shallow_is_fast(work, result):
-        if isinstance(work, Attention) and work.depth < 16384:
-            return noisy_free(result, 0.3)
+        if isinstance(work, Attention) and work.depth < 4096:
+            return noisy_free(result, 0.5)
         return result
 
-    found = series_of(measured(shallow_is_fast), "attention", "F16")
-    deepest = fake.result(Attention(n_heads=32, n_kv_heads=8, head_size=128, depth=16384, batch=512, n_threads=4))
-    assert found.batch == (1, 32, 64, 512)
-    assert found.flop_per_second[-1] == pytest.approx(deepest.n_flop / (deepest.sample.median_seconds - 5e-6))
+    found = attention_of(measured(shallow_is_fast))
+    assert {depth: s.batch for depth, s in found.items()} == dict.fromkeys((1024, 4096, 16384), (1, 32, 64, 512))
+    assert found[16384].flop_per_second[-1] == pytest.approx(4 * 40e9)
+    assert found[1024].flop_per_second[-1] == pytest.approx(2 * 4 * 40e9, rel=1e-3)
+    assert found[4096].first_bytes_per_second is None  # as fast as memory reads, whatever the grouping
+
+
+def test_first_reads_of_a_cache_are_told_from_arithmetic():
+    def slow_first_reads(work, result):
+        if not isinstance(work, Attention):
+            return result
+        return fake.timed(work, result.n_flop / 80e9 + result.n_bytes / 5e9 + 5e-6, result.n_bytes, result.n_flop)
+
+    profile = measured(slow_first_reads)
+    for found in attention_of(profile).values():
+        assert found.first_bytes_per_second == pytest.approx(5e9)
+        assert found.flop_per_second == pytest.approx([80e9] * 4)
+    assert list(problems(profile)) == []
+    assert parse_profile(encode_profile(profile)) == profile
+    (at_depth, *_) = Machine("here", profile).core(4).cpu.attention
+    assert (at_depth.depth, at_depth.first_bytes_per_second) == (1024, pytest.approx(5e9))
+
+
+def test_what_replaces_attention_replaces_it_at_every_depth():
+    profile = measured()
+    own = attention_of(profile)[4096]
+    changed, replaced = with_series(profile, [replace(own, depth=None, source="imported")])
+    assert attention_of(changed) == {None: replace(own, depth=None, source="imported")}
+    assert replaced == ["attention F16 at 4 threads (measured)"]
 
 
 def noisy_free(result, factor):

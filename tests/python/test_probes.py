@@ -77,9 +77,9 @@ def test_a_model_is_measured_by_its_own_shapes():
         ("Q6_K", 4096, 14336),  # down projections; the head has fewer bytes than all of them
     }
     assert {w.layout for w in products if w.type == "Q4_K"} == {"plain", "interleaved"}
-    assert max(w.n_rows for w in products if w.batch == 512) == 1024
+    assert max(w.n_rows for w in products if w.batch == 512) == 2048
     heads = {(w.n_heads, w.n_kv_heads, w.head_size) for w in (t.work for t in tasks) if isinstance(w, Attention)}
-    assert heads == {(32, 8, 128)}
+    assert heads == {(32, 8, 128), (8, 8, 128)}  # all query heads, and one per key head
     assert tasks[-1].work == Storage("/models/m.gguf", 1 << 30)
     assert missing == []
     assert sum(task.budget_seconds for task in tasks) == pytest.approx(2.0 / 3.0 * 55.0)
@@ -183,3 +183,45 @@ def test_a_noisy_result_is_a_result_and_chaos_is_none():
     done = drive(TASKS, FakeProber(change=lambda work, result: noisy(result, 0.1, 0.6)))
     assert done.results == []
     assert done.refused[0] == (Start(2), "its runs differ by 60%; something else runs here")
+
+
+def disturbed_once(spreads):
+    """Give the next of these spreads to each measurement of `Read(2)`."""
+    left = list(spreads)
+    return lambda work, result: noisy(result, left.pop(0)) if work == Read(2) else result
+
+
+def test_what_was_disturbed_is_measured_once_more_at_the_end():
+    prober = FakeProber(change=disturbed_once([0.9, 0.12]))
+    done = drive(TASKS, prober)
+    assert [work for work, _ in prober.asked] == [Start(2), Read(2), Read(1), Read(2)]
+    assert [(result.work, result.spread) for result in done.results][1] == (Read(2), 0.12)
+    assert done.refused == []
+
+
+def test_the_steadier_of_both_counts():
+    done = drive(TASKS, FakeProber(change=disturbed_once([0.2, 0.4])))
+    assert [result.spread for result in done.results if result.work == Read(2)] == [0.2]
+    done = drive(TASKS, FakeProber(change=disturbed_once([0.9, 0.7])))
+    assert done.refused == [(Read(2), "its runs differ by 70%; something else runs here")]
+
+
+def test_nothing_is_measured_again_when_the_time_is_over():
+    prober = FakeProber(change=disturbed_once([0.9]))
+    assert drive(TASKS, prober, limit=30.0).refused[0][0] == Read(2)
+    assert len(prober.asked) == 3
+
+
+def test_an_interrupt_of_the_second_round_keeps_the_first():
+    asked = []
+
+    def interrupt(work, result):
+        asked.append(work)
+        if len(asked) == 4:
+            raise KeyboardInterrupt
+        return noisy(result, 0.2) if work == Read(2) else result
+
+    done = drive(TASKS, FakeProber(change=interrupt))
+    assert done.interrupted
+    assert done.left == []
+    assert [result.spread for result in done.results if result.work == Read(2)] == [0.2]

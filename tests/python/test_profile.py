@@ -132,6 +132,25 @@ def test_doubled_entries_are_refused():
         parse(document)
 
 
+def test_attention_is_of_several_depths_or_of_any():
+    document = example()
+    series = document["gpu"]["series"]
+    attention = next(entry for entry in series if entry["operation"] == "attention")
+    attention |= {"depth": 1024, "first_bytes_per_second": 4e9}
+    series.append(attention | {"depth": 4096})
+    assert [entry.depth for entry in parse(document).gpu.series if entry.operation == "attention"] == [1024, 4096]
+    series[-1] |= {"depth": None}
+    with pytest.raises(MachineError, match=r"\.depth: of the series for .*; give each a depth"):
+        parse(document)
+    series[-1] |= {"depth": 0}
+    with pytest.raises(MachineError, match=r"\.depth: 0 of attention; it is attention's, and positive"):
+        parse(document)
+    series.pop()
+    series[0] |= {"first_bytes_per_second": 1e9}
+    with pytest.raises(MachineError, match=r"first_bytes_per_second: 1000000000\.0 of mul_mat"):
+        parse(document)
+
+
 @pytest.mark.parametrize(
     ("data", "place"),
     [

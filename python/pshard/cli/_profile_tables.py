@@ -92,10 +92,22 @@ def _print_rates(out: Output, label: str, processor: Processor) -> None:
             continue
         batches = _columns([batch for entry in series for batch in entry.batch], USUAL_BATCHES)
         rows = [
-            [entry.type, entry.layout, entry.n_threads, *(_rate(entry, batch) for batch in batches), *_marks(entry)]
-            for entry in sorted(series, key=lambda entry: (entry.n_threads or 0, entry.layout != "plain", entry.type))
+            [
+                entry.type,
+                entry.layout,
+                entry.n_threads,
+                entry.depth,
+                *(_rate(entry, batch) for batch in batches),
+                f"{entry.first_bytes_per_second / GIGA:.3g}" if entry.first_bytes_per_second else None,
+                *_marks(entry),
+            ]
+            for entry in sorted(
+                series,
+                key=lambda entry: (entry.n_threads or 0, entry.layout != "plain", entry.type, entry.depth or 0),
+            )
         ]
-        columns = ["type", "layout", "threads", *(f"{batch:g}" for batch in batches), "±", "runs", "source"]
+        columns = ["type", "layout", "threads", "depth", *(f"{batch:g}" for batch in batches), "first GB/s"]
+        columns += ["±", "runs", "source"]
         unit = {"mul_mat": "rows", "mul_mat_id": "rows per expert", "attention": "query tokens"}[operation]
         _print_filled(out, columns, rows, title=f"{label} {words}: GFLOP/s by {unit}")
         out.line()
