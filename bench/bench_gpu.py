@@ -3,21 +3,24 @@
 - Copies: the rate of the probe as a fraction of plain `cudaMemcpyAsync` calls in a row, by the clock of the host. The
   probe's events leave launches out, so it should not be slower.
 - Device memory: reading as a fraction of what a copy inside the device reads and writes.
-- Products: as a fraction of cuBLAS with halves (skipped where the loader finds none; `PSHARD_CUBLAS` names a file).
+- Products: as a fraction of cuBLAS with halves, that of the loader or of NVIDIA's Python packages (`PSHARD_CUBLAS`
+  names another file; skipped where there is none).
 - Overlap: the time of copies and products side by side if neither slowed the other, over what they take.
 
 Every figure is a fraction within one run. Without a GPU all are skipped, with the reason.
 
     pytest bench/bench_gpu.py                        # gates
-    python bench/bench_gpu.py [bench/results]        # all of it into a file with the machine's name
+    python bench/bench_gpu.py [bench/results]        # all of it into a file with the GPU's name
 """
 
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +45,19 @@ if FOUND and not _core.built_with_cuda:
 pytestmark = pytest.mark.skipif(bool(REASON) or not FOUND, reason=f"no GPU: {REASON}")
 
 
+def find_cublas() -> None:
+    """Name cuBLAS of NVIDIA's Python packages, which PyTorch and others bring, where the loader may not find it."""
+    packages = find_spec("nvidia")
+    if "PSHARD_CUBLAS" in os.environ or packages is None:
+        return
+    for folder in packages.submodule_search_locations or ():
+        for path in sorted(Path(folder).glob("*/lib/libcublas.so.*"), reverse=True):
+            os.environ["PSHARD_CUBLAS"] = str(path)
+            return
+
+
 def open_probe() -> _core.GpuProbe:
+    find_cublas()
     return _core.GpuProbe(0, max_device_bytes=FOUND[0].free_bytes // 2, max_host_bytes=MAX_HOST_BYTES)
 
 
@@ -160,7 +175,7 @@ def main(folder: Path) -> int:
         return 1
     found = results()
     folder.mkdir(parents=True, exist_ok=True)
-    name = re.sub(r"[^a-z0-9]+", "-", f"{platform.node()}-{found['gpu']}".lower()).strip("-")
+    name = re.sub(r"[^a-z0-9]+", "-", found["gpu"].lower()).strip("-")
     path = folder / f"gpu-{name}.json"
     path.write_text(json.dumps(found, indent=1) + "\n")
     sys.stdout.write(f"{path}\n")

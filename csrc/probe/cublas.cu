@@ -81,7 +81,10 @@ void Cublas::multiply(GpuStream stream, int64_t n_rows, int64_t n_columns, int64
   const float zero = 0.0F;
   const int rows = static_cast<int>(n_rows);
   const int columns = static_cast<int>(n_columns);
-  require_success(functions_->set_stream(handle_, stream), "cublasSetStream");
+  if (!stream_ || *stream_ != stream) {  // only then: it gives the library's work space back, which may wait for the device
+    require_success(functions_->set_stream(handle_, stream), "cublasSetStream");
+    stream_ = stream;
+  }
   // It counts along columns: its matrices are the transposed ones of ours.
   require_success(functions_->multiply(handle_, kTransposed, kPlain, rows, static_cast<int>(batch), columns, &one, weights, kHalf, columns,
                                        x, kHalf, columns, &zero, y, kFloat, rows, kComputeFloat, kDefaultAlgorithm),

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "probe/gpu_kernels.hpp"
@@ -24,6 +25,7 @@ class Cublas {
   struct Functions;
   std::unique_ptr<Functions> functions_;
   void* handle_ = nullptr;
+  std::optional<GpuStream> stream_;  // of the handle
 };
 
 }  // namespace pshard

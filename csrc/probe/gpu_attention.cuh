@@ -93,17 +93,17 @@ __global__ void __launch_bounds__(kAttentionThreads) attend_split(const Attentio
     __syncthreads();
     for (int j = thread / kWarp; j < n; j += kAttentionWarps) {
       const int lane = thread % kWarp;
-      float most = -INFINITY;
+      const float before = lane == 0 ? largest[j] : -INFINITY;  // only the first lane reads what it writes below
+      float most = before;
       for (int i = lane; i < kSplitCells; i += kWarp) most = fmaxf(most, shares[j][i]);
-      const float before = largest[j];
-      const float now = fmaxf(before, warp_max(most));
+      const float now = warp_max(most);
       float sum = 0.0F;
       for (int i = lane; i < kSplitCells; i += kWarp) {
         const float share = exp2f(shares[j][i] - now);
         shares[j][i] = share;
         sum += share;
       }
-      sum = warp_sum(sum);  // all lanes have read what the first one writes
+      sum = warp_sum(sum);
       if (lane == 0) {
         shrink[j] = exp2f(before - now);
         largest[j] = now;

@@ -45,6 +45,7 @@ class CudaGpu final : public Gpu {
     }
     use();
     require(cudaGetDeviceProperties(&properties_, index), "cudaGetDeviceProperties");
+    require_kernels();
     require(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&read_blocks_, sum_words, kReadThreads, 0),
             "cudaOccupancyMaxActiveBlocksPerMultiprocessor");
     try {

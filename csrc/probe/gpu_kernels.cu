@@ -16,7 +16,28 @@ struct CudaQueue {
   }
 };
 
+std::string compute_capability(const char* separator) {
+  int device = 0;
+  int major = 0;
+  int minor = 0;
+  require(cudaGetDevice(&device), "cudaGetDevice");
+  require(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "cudaDeviceGetAttribute");
+  require(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), "cudaDeviceGetAttribute");
+  return std::to_string(major) + separator + std::to_string(minor);
+}
+
 }  // namespace
+
+void require_kernels() {
+  cudaFuncAttributes attributes{};
+  const cudaError_t error = cudaFuncGetAttributes(&attributes, sum_parts);
+  if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction || error == cudaErrorUnsupportedPtxVersion) {
+    static_cast<void>(cudaGetLastError());
+    throw GpuError("this pshard has no code for a GPU of compute capability " + compute_capability(".") +
+                   "; build it with -C cmake.define.CMAKE_CUDA_ARCHITECTURES=" + compute_capability("") + " (75 or later)");
+  }
+  require(error, "cudaFuncGetAttributes");
+}
 
 void multiply(const GpuProduct& shape, const void* weights, const float* x, float* y, void* scratch, GpuStream stream) {
   CudaQueue queue{stream};

@@ -21,6 +21,9 @@ class GpuError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// Throws GpuError where this build has no code for the GPU that is current, with how to build it.
+void require_kernels();
+
 inline constexpr int64_t kGpuAlignment = 16;
 inline constexpr int64_t kMaxGpuBatch = 8192;
 inline constexpr int64_t kVectorBatch = 8;  // up to so many rows of activations are multiplied without tensor cores

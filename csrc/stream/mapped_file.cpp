@@ -97,7 +97,9 @@ MappedFile::MappedFile(const std::string& path) : path_(path) {
     close(file_);
     throw StreamError(path + ": is empty, or cannot be read; download it again");
   }
-  void* mapped = mmap(nullptr, static_cast<size_t>(size_), PROT_READ, MAP_PRIVATE, file_, 0);
+  // Page-locking a private mapping would make the system copy it; some file systems share none.
+  void* mapped = mmap(nullptr, static_cast<size_t>(size_), PROT_READ, MAP_SHARED, file_, 0);
+  if (mapped == MAP_FAILED) mapped = mmap(nullptr, static_cast<size_t>(size_), PROT_READ, MAP_PRIVATE, file_, 0);
   if (mapped == MAP_FAILED) {
     const int reason = errno;
     close(file_);

@@ -5,6 +5,7 @@
 // First the words, then what is written in them.
 #include <gtest/gtest.h>
 
+#include "gpu_cases.hpp"
 #include "probe/gpu_queue.cuh"
 #include "probe/gpu_reference.hpp"
 #include "probe/gpu_sum.cuh"
@@ -63,22 +64,25 @@ std::string product_fault(const GpuProduct& shape, bool is_backwards) {
 
 class GpuProducts : public ::testing::TestWithParam<WeightType> {};
 
-TEST_P(GpuProducts, OfFewRowsAreRight) {
-  for (const int64_t batch : {1, 2, 3, 8}) {
-    EXPECT_EQ(product_fault({GetParam(), 5, 1024, batch}, batch % 2 == 0), "") << batch;
+TEST_P(GpuProducts, AreRight) {
+  bool is_backwards = false;
+  for (const GpuProduct& shape : gpu_cases::products(GetParam())) {
+    is_backwards = !is_backwards;
+    EXPECT_EQ(product_fault(shape, is_backwards), "") << "batch " << shape.batch << ", columns " << shape.n_columns;
   }
 }
 
-TEST_P(GpuProducts, InTilesAreRight) {
-  EXPECT_EQ(product_fault({GetParam(), 131, 512, 33}, false), "");
-  EXPECT_EQ(product_fault({GetParam(), 40, 256, 9}, true), "");
-  EXPECT_EQ(product_fault({GetParam(), 16, 256, 130}, true), "");
-}
-
-TEST_P(GpuProducts, InPartsOfTheColumnsAreRight) {
-  const GpuProduct shape{GetParam(), 20, 1280, 10};
-  ASSERT_EQ(layout_of(shape).n_parts, 2);
-  EXPECT_EQ(product_fault(shape, false), "");
+// The shapes are what their comments say.
+TEST(GpuCases, DivideTheColumnsAndTheRows) {
+  EXPECT_EQ(layout_of(GpuProduct{WeightType::q4_k, 20, 1280, 10}).n_parts, 2);
+  const ProductLayout three = layout_of(GpuProduct{WeightType::q4_k, 20, 1792, 10});
+  EXPECT_EQ(three.n_parts, 3);
+  EXPECT_NE(three.part_columns % 256, 0);
+  EXPECT_LT(1792 - 2 * three.part_columns, three.part_columns);
+  std::vector<int64_t> tiles;
+  for (const GpuExperts& shape : gpu_cases::experts(WeightType::f16)) tiles.push_back(layout_of(shape).tile_batch);
+  EXPECT_EQ(tiles, (std::vector<int64_t>{0, 0, 32, 64, 128, 32, 32}));
+  EXPECT_GT(layout_of(gpu_cases::attention(64)[0]).n_splits, 1);
 }
 
 TEST_P(GpuProducts, OfSmallestAndLargestBlocksAreRight) {
@@ -109,15 +113,14 @@ std::string experts_fault(const GpuExperts& shape, bool is_backwards) {
 }
 
 TEST_P(GpuProducts, OfExpertsAreRight) {
-  EXPECT_EQ(experts_fault({GetParam(), 6, 512, 5, 2, 1, false}, false), "");
-  EXPECT_EQ(experts_fault({GetParam(), 6, 512, 5, 3, 2, true}, true), "");
-  EXPECT_EQ(experts_fault({GetParam(), 24, 256, 7, 3, 20, false}, true), "");
-  EXPECT_EQ(experts_fault({GetParam(), 24, 256, 3, 2, 70, true}, false), "");
+  bool is_backwards = false;
+  for (const GpuExperts& shape : gpu_cases::experts(GetParam())) {
+    is_backwards = !is_backwards;
+    EXPECT_EQ(experts_fault(shape, is_backwards), "") << "experts " << shape.n_experts << ", tokens " << shape.batch;
+  }
 }
 
-INSTANTIATE_TEST_SUITE_P(Types, GpuProducts,
-                         ::testing::Values(WeightType::f16, WeightType::q8_0, WeightType::q4_0, WeightType::q4_k, WeightType::q6_k),
-                         [](const auto& info) { return name_of(info.param); });
+INSTANTIATE_TEST_SUITE_P(Types, GpuProducts, ::testing::ValuesIn(gpu_cases::kTypes), [](const auto& info) { return name_of(info.param); });
 
 std::string attention_fault(const AttentionShape& shape, bool is_causal, bool is_backwards) {
   const int64_t n_cache = shape.depth * shape.n_kv_heads * shape.head_size;
@@ -136,20 +139,21 @@ std::string attention_fault(const AttentionShape& shape, bool is_causal, bool is
 
 class GpuAttention : public ::testing::TestWithParam<int64_t> {};
 
-TEST_P(GpuAttention, OfFewTokensIsRight) {
-  EXPECT_EQ(attention_fault({4, 1, GetParam(), 300, 1}, false, false), "");  // in splits, four heads together
-  EXPECT_EQ(attention_fault({2, 1, GetParam(), 130, 3}, true, true), "");    // two heads together
-  EXPECT_EQ(attention_fault({3, 1, GetParam(), 5, 2}, true, false), "");
+TEST_P(GpuAttention, IsRight) {
+  bool is_backwards = false;
+  for (const AttentionShape& shape : gpu_cases::attention(GetParam())) {
+    is_backwards = !is_backwards;
+    EXPECT_EQ(attention_fault(shape, false, is_backwards), "") << "batch " << shape.batch;
+    EXPECT_EQ(attention_fault(shape, true, !is_backwards), "") << "causal, batch " << shape.batch;
+  }
 }
 
-TEST_P(GpuAttention, InTilesIsRight) {
-  EXPECT_EQ(attention_fault({2, 1, GetParam(), 40, 20}, true, true), "");
-  if (GetParam() > 64) return;  // the same again, and slowly
-  EXPECT_EQ(attention_fault({1, 1, GetParam(), 80, 66}, false, true), "");
-  EXPECT_EQ(attention_fault({4, 2, GetParam(), 70, 20}, true, false), "");
+TEST(GpuAttentionTiles, InSeveralTilesIsRight) {
+  EXPECT_EQ(attention_fault({1, 1, 64, 80, 66}, false, true), "");
+  EXPECT_EQ(attention_fault({4, 2, 64, 70, 20}, true, false), "");
 }
 
-INSTANTIATE_TEST_SUITE_P(Heads, GpuAttention, ::testing::Values(64, 96, 128, 192, 256));
+INSTANTIATE_TEST_SUITE_P(Heads, GpuAttention, ::testing::ValuesIn(gpu_cases::kHeadSizes));
 
 TEST(GpuSum, IsThatOfAllWords) {
   const Exact<uint64_t> words(2 * 5003);
