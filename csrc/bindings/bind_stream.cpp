@@ -10,12 +10,14 @@
 #include "stream/cuda_backend.hpp"
 #include "stream/executor.hpp"
 #include "stream/host_backend.hpp"
+#include "stream/metered_backend.hpp"
 #include "stream/queue_costs.hpp"
 
 using namespace py::literals;
 
 namespace {
 
+using pshard::ArenaLimits;
 using pshard::Backend;
 using pshard::CopyRecord;
 using pshard::Device;
@@ -41,11 +43,15 @@ class Runner {
  public:
   Runner(std::unique_ptr<Backend> backend, std::unique_ptr<WeightSource> source, std::vector<Schedule> schedules,
          const ExecutorOptions& options)
-      : backend_(std::move(backend)), source_(std::move(source)), executor_(*backend_, *source_, std::move(schedules), options) {}
+      : backend_(std::move(backend)),
+        metered_(*backend_),
+        source_(std::move(source)),
+        executor_(metered_, *source_, std::move(schedules), options) {}
 
   SwitchRecord load(size_t schedule) { return executor_.load(schedule, look_for_signals); }
   PassRecord run(size_t schedule) { return executor_.run(schedule, look_for_signals); }
   [[nodiscard]] const Executor& executor() const { return executor_; }
+  [[nodiscard]] std::pair<double, double> queueing_seconds() const { return {metered_.queueing_seconds(), metered_.work_seconds()}; }
   // What the tensor's copies are made of.
   [[nodiscard]] py::bytes weights(size_t schedule, const std::string& name) const {
     const auto& tensors = executor_.schedules().at(schedule).tensors;
@@ -62,6 +68,7 @@ class Runner {
   }
 
   std::unique_ptr<Backend> backend_;
+  pshard::MeteredBackend metered_;
   std::unique_ptr<WeightSource> source_;
   Executor executor_;
 };
@@ -81,10 +88,24 @@ std::unique_ptr<Backend> backend_of(const std::vector<int>& host_cpus, std::opti
 }
 
 // What the schedules take where no budget limits them: at least what was planned.
-std::vector<int64_t> grown(std::vector<int64_t> arena_bytes, const std::vector<Schedule>& schedules, const Backend& backend) {
-  const std::vector<int64_t> needed = pshard::arenas_needed(schedules, backend);
-  for (size_t i = 0; i < std::min(arena_bytes.size(), needed.size()); ++i) arena_bytes[i] = std::max(arena_bytes[i], needed[i]);
-  return arena_bytes;
+ArenaLimits grown(ArenaLimits limits, const std::vector<Schedule>& schedules, const Backend& backend) {
+  const ArenaLimits wanted = pshard::arenas_wanted(schedules, backend);
+  for (size_t i = 0; i < std::min(limits.size(), wanted.size()); ++i) {
+    for (size_t gpu = 0; gpu < std::min(limits[i].size(), wanted[i].size()); ++gpu) {
+      limits[i][gpu] = std::max(limits[i][gpu], wanted[i][gpu]);
+    }
+  }
+  return limits;
+}
+
+// One arena serves all schedules.
+std::vector<int64_t> largest(const ArenaLimits& limits) {
+  std::vector<int64_t> arenas;
+  for (const std::vector<int64_t>& by_gpu : limits) {
+    arenas.resize(std::max(arenas.size(), by_gpu.size()), 0);
+    for (size_t gpu = 0; gpu < by_gpu.size(); ++gpu) arenas[gpu] = std::max(arenas[gpu], by_gpu[gpu]);
+  }
+  return arenas;
 }
 
 void bind_schedule(py::module_& m) {
@@ -177,7 +198,8 @@ ValueError
       .def_readonly("is_sliced", &SplitTime::is_sliced);
   m.def(
       "price_executed",
-      [](const pshard::Model& model, const pshard::Machine& machine, const pshard::Pass& pass, const pshard::Placement& placement) {
+      [](const pshard::Model& model, pshard::Machine machine, const pshard::Pass& pass, const pshard::Placement& placement) {
+        machine.cpu.skips_masked = machine.gpu.skips_masked = false;  // the executor attends to every cell
         check(pass);
         check(placement, model.layers().size());
         std::vector<SplitTime> splits;
@@ -192,7 +214,7 @@ model : Model
 machine : Machine
 pass_ : Pass
 placement : Placement
-    On one GPU at most.
+    On one GPU, or on several that are alike.
 
 Returns
 -------
@@ -298,8 +320,8 @@ host_cpus : list of int
     That compute the splits of the CPU.
 devices : list of HostDevice, optional
     Threads that stand in for GPUs; without them, the GPUs of the CUDA runtime run.
-vram_bytes : list of int
-    What may be used of each GPU's memory.
+vram_bytes : list of list of int
+    What each schedule may use of each GPU's memory.
 is_limited : bool
     Whether `vram_bytes` are a budget that somebody gave; if not, arenas are as much larger as the schedules need.
 page_lock_bytes : int
@@ -325,7 +347,7 @@ ProbeError
 ValueError
     An order without waits that is to be checked, a distribution that cannot be drawn from.)")
       .def(py::init([](std::vector<Schedule> schedules, const std::vector<int>& host_cpus,
-                       const std::optional<std::vector<HostDevice>>& devices, std::vector<int64_t> vram_bytes, int64_t page_lock_bytes,
+                       const std::optional<std::vector<HostDevice>>& devices, ArenaLimits vram_bytes, int64_t page_lock_bytes,
                        const std::vector<std::string>& files, const std::vector<TensorInFile>& tensors, double routing_exponent,
                        uint64_t seed, Order order, bool check, const std::string& path, bool is_limited) {
              if (order == Order::unordered && check) throw std::invalid_argument("what is not ordered cannot be checked");
@@ -333,10 +355,10 @@ ValueError
              const py::gil_scoped_release release;
              if (!is_limited) {
                // Only the backend knows what scratch its kernels need.
-               const std::vector<int64_t> small(vram_bytes.size(), 1);
+               const std::vector<int64_t> small(largest(vram_bytes).size(), 1);
                vram_bytes = grown(std::move(vram_bytes), schedules, *backend_of(host_cpus, devices, small, 0, cpu));
              }
-             std::unique_ptr<Backend> backend = backend_of(host_cpus, devices, vram_bytes, page_lock_bytes, cpu);
+             std::unique_ptr<Backend> backend = backend_of(host_cpus, devices, largest(vram_bytes), page_lock_bytes, cpu);
              auto source = source_of(schedules, files, tensors, seed, static_cast<int>(host_cpus.size()));
              ExecutorOptions options{std::move(vram_bytes), {routing_exponent, seed}, order, check};
              return std::make_unique<Runner>(std::move(backend), std::move(source), std::move(schedules), options);
@@ -366,6 +388,8 @@ Raises
 ------
 ValueError
     The schedule has no such tensor.)")
+      .def_property_readonly("queueing_seconds", &Runner::queueing_seconds,
+                             "Of the host, to queue the last pass; and of that, in calls that hand over copies and operations.")
       .def_property_readonly("locked_bytes", [](const Runner& runner) { return runner.executor().locked_bytes(); })
       .def_property_readonly("staged_bytes", [](const Runner& runner) { return runner.executor().staged_bytes(); });
   m.def(

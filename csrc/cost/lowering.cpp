@@ -75,14 +75,17 @@ PricedBlock price_block(const Model& model, const Machine& machine, const Pass& 
   for (const Operation& operation : block.operations) {
     if (counted && !counted(operation)) {
       priced.gpu.emplace_back();
+      priced.gpu_copied.emplace_back();
       priced.cpu.emplace_back();
       priced.weight_bytes.push_back(weight_bytes_read(operation, parameters.n_expert, parameters.n_expert_used));
       continue;
     }
-    const auto cost_on = [&](const Processor& processor) {
-      return operation_cost(operation, processor, parameters.n_expert, parameters.n_expert_used, static_cast<double>(pass.n_tokens));
+    const auto cost_on = [&](const Processor& processor, bool is_copied = false) {
+      return operation_cost(operation, processor, parameters.n_expert, parameters.n_expert_used, static_cast<double>(pass.n_tokens),
+                            is_copied);
     };
     priced.gpu.push_back(machine.has_gpu ? cost_on(machine.gpu) : Cost{});
+    priced.gpu_copied.push_back(machine.has_gpu ? cost_on(machine.gpu, true) : Cost{});
     priced.cpu.push_back(cost_on(machine.cpu));
     priced.weight_bytes.push_back(weight_bytes_read(operation, parameters.n_expert, parameters.n_expert_used));
   }
@@ -102,14 +105,13 @@ LoweredBlock lower(const PricedBlock& priced, const Model& model, const Machine&
     }
     Segment& segment = lowered.segments.back();
     const bool on_gpu = is_gpu(current.device);
-    segment.compute += on_gpu ? priced.gpu[current.index] : priced.cpu[current.index];
+    const bool is_copied = current.weight != WeightMove::none;
+    segment.compute += !on_gpu ? priced.cpu[current.index] : is_copied ? priced.gpu_copied[current.index] : priced.gpu[current.index];
     for (const ValueMove& value : current.values) {
       const auto n_bytes = static_cast<double>(value.n_bytes);
-      if (on_gpu) {
-        bring_up(machine, n_bytes, segment.activation_up_bytes, segment.activation_up_seconds);
-      } else {
-        send_down(machine, n_bytes, segment.activation_down_bytes, segment.activation_down_seconds);
-      }
+      // From one GPU to another through the host.
+      if (is_gpu(value.from)) send_down(machine, n_bytes, segment.activation_down_bytes, segment.activation_down_seconds);
+      if (on_gpu) bring_up(machine, n_bytes, segment.activation_up_bytes, segment.activation_up_seconds);
     }
     move_cache(machine, operation.cache_bytes, current.cache, on_gpu, segment);
     const double weight_bytes = priced.weight_bytes[current.index];
@@ -168,12 +170,13 @@ PassBound bound(const PricedBlock& priced, const Model& model, const Machine& ma
       continue;
     }
     if (!certain[i]) {
-      result.serial_seconds += machine.has_gpu ? std::min(priced.gpu[i].seconds, priced.cpu[i].seconds) : priced.cpu[i].seconds;
+      result.serial_seconds +=
+          machine.has_gpu ? std::min({priced.gpu[i].seconds, priced.gpu_copied[i].seconds, priced.cpu[i].seconds}) : priced.cpu[i].seconds;
       continue;
     }
     const Device device = scheduled[i].device;
     const bool on_gpu = device == Device::gpu;
-    result.serial_seconds += on_gpu ? priced.gpu[i].seconds : priced.cpu[i].seconds;
+    result.serial_seconds += on_gpu ? std::min(priced.gpu[i].seconds, priced.gpu_copied[i].seconds) : priced.cpu[i].seconds;
     if (before != nullptr && before->device != device) {
       result.serial_seconds += on_gpu ? machine.handoff_to_gpu_seconds : machine.handoff_to_cpu_seconds;
     }
@@ -197,7 +200,7 @@ PassBound bound(const PricedBlock& priced, const Model& model, const Machine& ma
     host_bytes += cache.prefetch_bytes;
     if (!on_gpu) {
       host_bytes += priced.weight_bytes[i];
-    } else if (weight_move(operation, scheduled[i], home) != WeightMove::none) {
+    } else if (weight_move(operation, scheduled[i], placement.home_of(operation)) != WeightMove::none) {
       Segment copy;  // of this weight alone: not all experts of a block need come alike
       move_weight(machine, operation, scheduled[i].copies_weight, priced.weight_bytes[i], model.hyperparameters().n_expert,
                   placement.of(Group::router) == home, copy);
@@ -226,7 +229,7 @@ PassBound bound_between(const PricedBlock& block, const Machine& machine, const 
 int64_t host_home_bytes(const PricedBlock& block, const BlockPlacement& placement) {
   int64_t bytes = 0;
   for (const Operation& operation : block.block.operations) {
-    if (operation.weight != nullptr && placement.of(operation.group) != Where::pinned) bytes += operation.weight->n_bytes;
+    if (operation.weight != nullptr && !is_pinned(placement.home_of(operation))) bytes += operation.weight->n_bytes;
   }
   return bytes;
 }

@@ -16,6 +16,7 @@ namespace pshard {
 struct PricedBlock {
   Block block;
   std::vector<Cost> gpu;
+  std::vector<Cost> gpu_copied;  // with weights that were just copied
   std::vector<Cost> cpu;
   std::vector<double> weight_bytes;  // of its weight that each operation reads
 };

@@ -1,6 +1,7 @@
 #include "cost/pass_cost.hpp"
 
 #include <algorithm>
+#include <deque>
 #include <stdexcept>
 
 namespace pshard {
@@ -33,8 +34,8 @@ PassCost::PassCost(const Model& model, const Machine& machine, const Pass& pass,
   }
   head_block_ = price_block(model_, machine_, pass_, head_block(model_, pass_), counted);
   embedding_block_ = price_block(model_, machine_, pass_, embedding_block(model_, pass_), counted);
-  embedding_ = place(embedding_block_,
-                     {.layer = LayerPlacement::uniform(Where::cpu), .outside = Where::cpu, .op_offload = false, .ties_norms = false});
+  embedding_ =
+      place(embedding_block_, {.layer = LayerPlacement::uniform(Where::cpu), .head = Where::cpu, .op_offload = false, .ties_norms = false});
   path_.resize(layers.size() + 2);
   output_bytes_ = static_cast<double>(head_block_.block.values[static_cast<size_t>(head_block_.block.residual_out)].n_bytes);
   if (!machine_.has_gpu) return;
@@ -74,7 +75,7 @@ PassCost::Placed& PassCost::placed_layer(size_t layer, uint8_t pattern, bool op_
   if (!slot) {
     const bool offload = op_offload && machine_.has_gpu;
     slot = std::make_unique<Placed>(
-        place(blocks_[variant], {.layer = patterns_[pattern], .outside = Where::cpu, .op_offload = offload, .ties_norms = false}));
+        place(blocks_[variant], {.layer = patterns_[pattern], .head = Where::cpu, .op_offload = offload, .ties_norms = false}));
   }
   return *slot;
 }
@@ -84,7 +85,7 @@ PassCost::Placed& PassCost::placed_head(Where where, bool op_offload) {
   if (!slot) {
     const bool offload = op_offload && machine_.has_gpu;
     slot = std::make_unique<Placed>(
-        place(head_block_, {.layer = LayerPlacement::uniform(where), .outside = where, .op_offload = offload, .ties_norms = false}));
+        place(head_block_, {.layer = LayerPlacement::uniform(where), .head = where, .op_offload = offload, .ties_norms = false}));
   }
   return *slot;
 }
@@ -99,12 +100,15 @@ double PassCost::unlocked_seconds_per_byte(double host_bytes) const {
 }
 
 PassTime PassCost::price(const InternedPlacement& placement, std::vector<SplitTime>* splits) {
-  ++n_priced_;
   const size_t n_layer = placement.layer_pattern.size();
   path_.front() = &embedding_;
   for (size_t i = 0; i < n_layer; ++i) path_[i + 1] = &placed_layer(i, placement.layer_pattern[i], placement.op_offload);
   path_.back() = &placed_head(placement.head, placement.op_offload && placement.head_op_offload);
+  return price_path(splits);
+}
 
+PassTime PassCost::price_path(std::vector<SplitTime>* splits) {
+  ++n_priced_;
   double host_bytes = 0.0;
   for (const Placed* placed : path_) host_bytes += placed->host_bytes;
   Timeline timeline(machine_, unlocked_seconds_per_byte(host_bytes));
@@ -125,18 +129,36 @@ PassTime PassCost::price(const InternedPlacement& placement, std::vector<SplitTi
     residual = segments.residual;
   }
   if (gpu_used) timeline.add_inputs(input_bytes_, input_seconds_);
-  if (residual == Device::gpu) timeline.add_outputs(output_bytes_, machine_.down.seconds(output_bytes_, output_bytes_));
+  if (is_gpu(residual)) timeline.add_outputs(output_bytes_, machine_.down.seconds(output_bytes_, output_bytes_));
   return timeline.finish();
 }
 
 PassTime PassCost::price(const Placement& placement, std::vector<SplitTime>* splits) {
-  std::vector<uint8_t> ids;
-  ids.reserve(placement.layer_pattern.size());
-  for (size_t i = 0; i < placement.layer_pattern.size(); ++i) ids.push_back(intern(placement.layer(i)));
-  return price(
-      InternedPlacement{
-          .layer_pattern = ids, .head = placement.head, .op_offload = placement.op_offload, .head_op_offload = placement.head_op_offload},
-      splits);
+  const size_t n_layer = placement.layer_pattern.size();
+  if (placement.exceptions.empty() && placement.n_gpu <= 1) {
+    std::vector<uint8_t> ids;
+    ids.reserve(n_layer);
+    for (size_t i = 0; i < n_layer; ++i) ids.push_back(intern(placement.layer(i)));
+    return price(
+        InternedPlacement{
+            .layer_pattern = ids, .head = placement.head, .op_offload = placement.op_offload, .head_op_offload = placement.head_op_offload},
+        splits);
+  }
+  // Tables are by pattern alone, on one GPU.
+  const bool offload = placement.op_offload && machine_.has_gpu;
+  const LayerPlacement no_layer = LayerPlacement::uniform(Where::cpu);
+  std::deque<Placed> placed;
+  const auto lay = [&](size_t at, const PricedBlock& block, const LayerPlacement& layer, Where head, bool offloads, size_t exceptions) {
+    placed.push_back(
+        place(block, {.layer = layer, .head = head, .op_offload = offloads, .exceptions = exceptions_of(placement, exceptions)}));
+    path_[at] = &placed.back();
+  };
+  lay(0, embedding_block_, no_layer, Where::cpu, false, kNoLayer);
+  for (size_t i = 0; i < n_layer; ++i) {
+    lay(i + 1, blocks_[static_cast<size_t>(layer_variant_[i])], placement.layer(i), Where::cpu, offload, i);
+  }
+  lay(n_layer + 1, head_block_, LayerPlacement::uniform(placement.head), placement.head, offload && placement.head_op_offload, kNoLayer);
+  return price_path(splits);
 }
 
 PassBound PassCost::layer_bound(size_t layer, uint8_t pattern, bool op_offload) { return placed_layer(layer, pattern, op_offload).least; }
@@ -150,7 +172,7 @@ PassBound PassCost::bound_behind(size_t layer, uint8_t previous_pattern, uint8_t
 
 PassBound PassCost::ends_bound(Where where, bool op_offload) const {
   const BlockPlacement placement{
-      .layer = LayerPlacement::uniform(where), .outside = where, .op_offload = op_offload && machine_.has_gpu, .ties_norms = false};
+      .layer = LayerPlacement::uniform(where), .head = where, .op_offload = op_offload && machine_.has_gpu, .ties_norms = false};
   PassBound least = bound(head_block_, model_, machine_, placement);
   least += embedding_.least;
   const bool logits_on_gpu = block_ends(head_block_.block, placement).last != Where::cpu;

@@ -39,7 +39,7 @@ class PassCost {
   uint8_t intern(const LayerPlacement& pattern);
 
   [[nodiscard]] PassTime price(const InternedPlacement& placement, std::vector<SplitTime>* splits = nullptr);
-  // `splits`, where given, gets one entry for each split.
+  // `splits`, where given, gets one entry for each split. Several GPUs are taken to be alike, each with a link of its own.
   [[nodiscard]] PassTime price(const Placement& placement, std::vector<SplitTime>* splits = nullptr);
 
   // Bound of one layer under one pattern, of what it adds behind a layer under another, and of head and embedding; the sum over a placement
@@ -66,6 +66,8 @@ class PassCost {
   [[nodiscard]] const LoweredBlock& lowered(const PricedBlock& block, Placed& placed, const Neighbours& neighbours, Device residual) const;
   [[nodiscard]] Placed& placed_layer(size_t layer, uint8_t pattern, bool op_offload);
   [[nodiscard]] Placed& placed_head(Where where, bool op_offload);
+  // Of the blocks in `path_`.
+  [[nodiscard]] PassTime price_path(std::vector<SplitTime>* splits);
   // What a copied byte costs on top of the link curve when the driver will not page-lock all host weights: the rest moves at the pageable
   // rate, and which tensors that are is not known, so each byte bears the mean.
   [[nodiscard]] double unlocked_seconds_per_byte(double host_bytes) const;

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "model/schedule.hpp"
+
 namespace pshard {
 namespace {
 
@@ -123,7 +125,7 @@ void Timeline::run(const Segment& split, const Segment& next) {
   total_.write_back_bytes += split.write_back_bytes;
 
   const bool next_on_gpu = next.backend != Where::cpu;
-  if (on_gpu != next_on_gpu) {
+  if (device_of(split.backend) != device_of(next.backend)) {
     const double seconds = next_on_gpu ? machine_.handoff_to_gpu_seconds : machine_.handoff_to_cpu_seconds;
     charge(Lane::handoff, seconds);
     total_.busy_seconds[index(Lane::handoff)] += seconds;

@@ -1,5 +1,6 @@
 // CpuProbe: copies and products that run into each other.
 #include <algorithm>
+#include <cstring>
 #include <functional>
 
 #include "probe/copy_lane.hpp"
@@ -37,8 +38,8 @@ class Repeated {
 
 }  // namespace
 
-Contention CpuProbe::contention(const ProductShape& shape, int64_t chunk_bytes, const Policy& policy) {
-  CopyLane lane(chunk_bytes, max_bytes_ / 2);
+Contention CpuProbe::contention(const ProductShape& shape, int64_t chunk_bytes, const Policy& policy, int64_t room_bytes) {
+  CopyLane lane(chunk_bytes, max_bytes_ / 2, std::memcpy, room_bytes);
   return contention(shape, lane, policy);
 }
 

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <string>
 
 #include "probe/copy_work.hpp"
@@ -14,8 +15,9 @@ class CopyLane final : public CopyWork {
  public:
   using Copy = void* (*)(void* to, const void* from, std::size_t n_bytes);
 
-  // Throws ProbeError where `max_bytes` cannot hold two arrays of one chunk.
-  CopyLane(int64_t chunk_bytes, int64_t max_bytes, Copy copy = std::memcpy);
+  // Throws ProbeError where `max_bytes` cannot hold two arrays of one chunk. Of the array that is written no more than `room_bytes` are
+  // used, in turn, as by copies that go through a slot: these may stay in a cache.
+  CopyLane(int64_t chunk_bytes, int64_t max_bytes, Copy copy = std::memcpy, int64_t room_bytes = std::numeric_limits<int64_t>::max());
 
   [[nodiscard]] int64_t chunk_bytes() const override { return chunk_bytes_; }
   [[nodiscard]] bool is_cold() const override { return 2 * n_chunks_ * chunk_bytes_ >= cold_bytes(); }
@@ -26,10 +28,12 @@ class CopyLane final : public CopyWork {
 
  private:
   [[nodiscard]] int64_t offset_of(int64_t index) const { return index % n_chunks_ * chunk_bytes_; }
+  [[nodiscard]] int64_t room_of(int64_t index) const { return index % n_rooms_ * chunk_bytes_; }
 
   int64_t chunk_bytes_;
   Copy copy_;
-  int64_t n_chunks_;  // in each array
+  int64_t n_chunks_;  // of the array that is read
+  int64_t n_rooms_;   // of the array that is written
   Buffer from_;
   Buffer to_;
   int64_t first_ = 0;  // since start()

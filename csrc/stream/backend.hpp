@@ -62,6 +62,8 @@ class Backend {
   [[nodiscard]] virtual int64_t scratch_bytes(const Product& product) const = 0;
   [[nodiscard]] virtual int64_t scratch_bytes(const AttentionShape& shape) const = 0;
   virtual void use_scratch(Device device, uint8_t* scratch) = 0;
+  // Whether work on its devices may take host memory for theirs.
+  [[nodiscard]] virtual bool reads_host_memory() const { return false; }
 
   // Whether host memory is now page-locked, so that copies from it need no staging; false where the system refuses.
   [[nodiscard]] virtual bool lock(const uint8_t* bytes, int64_t n_bytes) = 0;
@@ -75,8 +77,8 @@ class Backend {
   virtual void inspect(Queue queue, const uint8_t* bytes, int64_t n_bytes, std::function<void(const uint8_t*)> look) = 0;
   // What is wrong with the last attention of the queue is an error of the pass.
   virtual void check_attention(Queue queue, const AttentionWork& work) = 0;
-  // Row of y that holds routes.rows[i] of a routed product.
-  [[nodiscard]] virtual int64_t y_row(const Routes& routes, int64_t i) const = 0;
+  // Row of y that holds routes->rows[i] of a routed product, where it was computed.
+  [[nodiscard]] virtual int64_t y_row(const Product& product, int64_t i) const = 0;
 
   [[nodiscard]] virtual Event record(Queue queue) = 0;
   virtual void wait(Queue queue, Event event) = 0;

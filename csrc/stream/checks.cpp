@@ -35,7 +35,7 @@ void check_product(const std::string& what, const Product& product, const uint8_
     if (const Routes* routes = product.routes) {
       const int32_t row = routes->rows[static_cast<size_t>(i)];
       x_row = product.has_own_rows ? row : row / routes->n_used;
-      y_row = backend.y_row(*routes, i);
+      y_row = backend.y_row(product, i);
       matrix += routes->expert[static_cast<size_t>(row)] * product.n * stride;
     }
     dequantise_row(product.type, matrix + column * stride, product.k, weights.data());

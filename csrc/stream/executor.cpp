@@ -24,7 +24,17 @@ void fill_halves(Buffer& buffer, uint64_t seed) { fill_random(WeightType::f16, 1
 Executor::Executor(Backend& backend, const WeightSource& source, std::vector<Schedule> schedules, const ExecutorOptions& options)
     : bench_{.backend = backend, .source = source, .schedules = std::move(schedules), .options = options} {
   if (bench_.schedules.empty()) throw std::invalid_argument("there is no schedule to run");
-  bench_.layouts = lay_out(bench_.schedules, backend);
+  if (options.vram_bytes.size() != bench_.schedules.size()) {
+    throw std::invalid_argument(std::to_string(options.vram_bytes.size()) + " limits for " + std::to_string(bench_.schedules.size()) +
+                                " schedules; give each schedule its own");
+  }
+  ArenaLimits limits = options.vram_bytes;
+  for (std::vector<int64_t>& by_gpu : limits) {
+    for (size_t gpu = 0; gpu < by_gpu.size(); ++gpu) {
+      by_gpu[gpu] = std::min(by_gpu[gpu], backend.arena_bytes(gpu_device(static_cast<int>(gpu))));
+    }
+  }
+  bench_.layouts = lay_out(bench_.schedules, limits, backend);
   check_sizes();
   for (const Schedule& schedule : bench_.schedules) {
     if (schedule.splits.empty()) throw std::invalid_argument("a schedule without splits");
@@ -38,7 +48,12 @@ Executor::Executor(Backend& backend, const WeightSource& source, std::vector<Sch
     }
   }
   make_rooms();
-  lock_sources();
+  try {
+    lock_memory();
+  } catch (...) {
+    backend.unlock_all();
+    throw;
+  }
 }
 
 Executor::~Executor() {
@@ -61,7 +76,7 @@ void Executor::check_sizes() const {
   for (size_t i = 0; i < bench_.layouts.size(); ++i) {
     for (size_t device = 1; device < bench_.layouts[i].size(); ++device) {
       const int64_t needed = bench_.layouts[i][device].n_bytes;
-      const auto& limits = bench_.options.vram_bytes;
+      const auto& limits = bench_.options.vram_bytes[i];
       const int64_t allowed = device - 1 < limits.size() ? limits[device - 1] : 0;
       const int64_t reserved = bench_.backend.arena_bytes(static_cast<Device>(device));
       if (needed <= std::min(allowed, reserved)) continue;
@@ -74,22 +89,21 @@ void Executor::check_sizes() const {
 
 // Activations are the same on every device, so that products can be checked without carrying values along.
 void Executor::make_rooms() {
-  RoomSizes room;
-  int64_t fetched = 1;
+  RoomUse room;
   int64_t passing = 1;
   std::vector<int64_t> caches(bench_.schedules.front().caches.size(), 0);
   for (size_t i = 0; i < bench_.schedules.size(); ++i) {
     const Schedule& schedule = bench_.schedules[i];
     for (int gpu = -1; gpu < schedule.n_gpu; ++gpu) {
       const RoomSizes sizes = room_sizes(schedule, gpu < 0 ? Device::host : gpu_device(gpu));
-      room.x = std::max(room.x, sizes.x);
-      room.y = std::max(room.y, sizes.y);
+      room.x = std::max(room.x, sizes.most.x);
+      room.y = std::max(room.y, sizes.most.y);
+      if (gpu < 0) room.fetched = std::max(room.fetched, sizes.most.fetched);
     }
-    for (size_t split = 0; split < schedule.splits.size(); ++split) {
+    for (const Split& split : schedule.splits) {
       int64_t values = 0;
-      for (const ValueMove& value : schedule.splits[split].values) values += room_for(value);
+      for (const ValueMove& value : split.values) values += room_for(value);
       passing = std::max(passing, values);
-      if (!is_gpu(schedule.splits[split].device)) fetched = std::max(fetched, bench_.splits[i][split].fetched_bytes);
     }
     for (size_t layer = 0; layer < caches.size(); ++layer) {
       caches[layer] = std::max({caches[layer], schedule.caches[layer].n_bytes, schedule.caches[layer].home_bytes});
@@ -100,7 +114,7 @@ void Executor::make_rooms() {
   bench_.pattern = Buffer(whole(room.x));
   bench_.y = Buffer(whole(room.y));
   bench_.spoiled = Buffer(whole(bench_.options.check ? std::max(room.x, room.y) : 0));
-  bench_.fetched = Buffer(whole(fetched));
+  bench_.fetched = Buffer(whole(room.fetched));
   bench_.passing = Buffer(whole(passing));
   Random random(1);
   constexpr uint32_t kFiniteHalves = 0xffffbbff;
@@ -116,27 +130,50 @@ void Executor::make_rooms() {
   }
 }
 
-// Locks what passes copy from, in pieces, until the system refuses: the rest is staged.
-void Executor::lock_sources() {
-  std::set<std::pair<const uint8_t*, int64_t>> ranges;
+// Layers whose cache passes between host memory and a GPU.
+std::set<int32_t> Executor::moving_caches() const {
+  std::set<int32_t> layers;
+  const std::vector<LayerCache>& first = bench_.schedules.front().caches;
+  for (const Schedule& schedule : bench_.schedules) {
+    for (size_t layer = 0; layer < schedule.caches.size(); ++layer) {
+      if (schedule.caches[layer].home != first[layer].home) layers.insert(static_cast<int32_t>(layer));
+    }
+    for (const Split& split : schedule.splits) {
+      for (const auto* parts : {&split.cache_up, &split.cache_down, &split.cache_fetched}) {
+        for (const CachePart& part : *parts) layers.insert(part.layer);
+      }
+    }
+  }
+  return layers;
+}
+
+// The executor's own rooms come first: a copy down into memory that is not locked holds up whoever queues it. Then the weights, in pieces,
+// until the system refuses: the rest is staged.
+void Executor::lock_memory() {
+  const auto uses_gpu = [](const Schedule& schedule) {
+    return std::any_of(schedule.splits.begin(), schedule.splits.end(), [](const Split& split) { return is_gpu(split.device); });
+  };
+  if (std::none_of(bench_.schedules.begin(), bench_.schedules.end(), uses_gpu)) return;
+  const auto lock_room = [&](const Buffer& room) {
+    if (bench_.backend.lock(room.data(), room.size())) locked_bytes_ += room.size();
+  };
+  for (const Buffer* room : {&bench_.x, &bench_.y, &bench_.passing, &bench_.fetched, &bench_.pattern, &bench_.spoiled}) lock_room(*room);
+  for (const int32_t layer : moving_caches()) lock_room(bench_.caches[static_cast<size_t>(layer)]);
+  std::set<std::pair<const uint8_t*, int64_t>> weights;
   for (size_t i = 0; i < bench_.schedules.size(); ++i) {
     const Schedule& schedule = bench_.schedules[i];
     for (const Split& split : schedule.splits) {
       if (!is_gpu(split.device)) continue;
       for (const auto* tensors : {&split.streamed, &split.streamed_experts, &split.offloaded, &split.offloaded_experts}) {
         for (const int32_t tensor : *tensors) {
-          ranges.emplace(bench_.sources[i][static_cast<size_t>(tensor)], schedule.tensors[static_cast<size_t>(tensor)].n_bytes);
+          weights.emplace(bench_.sources[i][static_cast<size_t>(tensor)], schedule.tensors[static_cast<size_t>(tensor)].n_bytes);
         }
-      }
-      for (const CachePart& part : split.cache_up) {
-        const Buffer& cache = bench_.caches[static_cast<size_t>(part.layer)];
-        ranges.emplace(cache.data(), cache.size());
       }
     }
   }
   const int64_t piece = bench_.options.lock_piece_bytes;
   bool refused = false;
-  for (const auto& [bytes, n_bytes] : ranges) {
+  for (const auto& [bytes, n_bytes] : weights) {
     for (int64_t at = 0; at < n_bytes; at += piece) {
       const int64_t n = std::min(piece, n_bytes - at);
       refused = refused || !bench_.backend.lock(bytes + at, n);
@@ -152,7 +189,9 @@ void Executor::fill_rooms(size_t schedule) {
     if (bench_.layouts[schedule][index(device)].n_bytes == 0) continue;
     const Queue queue{device, Stream::compute};
     bench_.backend.use_scratch(device, bench_.backend.arena(device) + bench_.layouts[schedule][index(device)].scratch);
-    bench_.backend.copy(queue, bench_.x_of(schedule, device), bench_.pattern.data(), room_sizes(loaded, device).x);
+    const int64_t n_bytes = room_sizes(loaded, device).most.x;
+    bench_.backend.copy(queue, bench_.x_of(schedule, device), bench_.pattern.data(), n_bytes);
+    bench_.clean[index(device)] = n_bytes;
   }
 }
 

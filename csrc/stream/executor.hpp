@@ -3,6 +3,7 @@
 
 #include <functional>
 #include <memory>
+#include <set>
 #include <vector>
 
 #include "stream/backend.hpp"
@@ -32,7 +33,7 @@ class Executor {
   [[nodiscard]] const std::vector<Schedule>& schedules() const { return bench_.schedules; }
   [[nodiscard]] int64_t arena_bytes(size_t schedule, Device device) const;
   [[nodiscard]] int64_t locked_bytes() const { return locked_bytes_; }
-  // Host memory that is copied from and that the system would not lock, so that it is staged.
+  // Weights that are copied and that the system would not lock, so that they are staged.
   [[nodiscard]] int64_t staged_bytes() const { return staged_bytes_; }
 
  private:
@@ -40,7 +41,8 @@ class Executor {
   void drain() noexcept;
   void check_sizes() const;
   void make_rooms();
-  void lock_sources();
+  [[nodiscard]] std::set<int32_t> moving_caches() const;
+  void lock_memory();
   void move_caches(size_t schedule, bool up, SwitchRecord& moved);
   void bring_up_weights(size_t schedule, SwitchRecord& moved);
   void fill_rooms(size_t schedule);

@@ -11,8 +11,7 @@ namespace {
 
 constexpr int64_t kChunkBytes = int64_t{1} << 20;
 constexpr int64_t kRingChunks = 4;
-constexpr auto kLook = std::chrono::microseconds(200);
-constexpr int kLooksPerPoll = 50;
+constexpr auto kPoll = std::chrono::milliseconds(10);
 
 double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
@@ -158,14 +157,23 @@ void HostBackend::wait(Queue queue, Event event) {
   queue_of(queue).push({.alone = [signal] { signal->wait(); }, .always = true});
 }
 
+// Queues work in order, so nobody uses an event any more once each has come to its end.
 void HostBackend::finish(const std::function<void()>& poll) {
-  std::exception_ptr interruption;
-  std::vector<Event> last;
-  for (size_t device = 0; device < parts_.size(); ++device) {
-    for (size_t stream = 0; stream < parts_[device]->queues.size(); ++stream) {
-      last.push_back(record({static_cast<Device>(device), static_cast<Stream>(stream)}));
+  for (const auto& part : parts_) {
+    for (const auto& queue : part->queues) {
+      {
+        const std::lock_guard lock(end_mutex_);
+        ++n_running_;
+      }
+      queue->push({.alone =
+                       [this] {
+                         const std::lock_guard lock(end_mutex_);
+                         if (--n_running_ == 0) end_.notify_all();
+                       },
+                   .always = true});
     }
   }
+  std::exception_ptr interruption;
   const auto look_up = [&] {
     if (!poll || interruption) return;
     try {
@@ -175,14 +183,13 @@ void HostBackend::finish(const std::function<void()>& poll) {
       failure_.set("interrupted");
     }
   };
-  look_up();
-  int looks = 0;
-  for (const Event event : last) {
-    while (!has_come(event)) {
-      std::this_thread::sleep_for(kLook);
-      if (++looks % kLooksPerPoll == 0) look_up();
-    }
-  }
+  const auto is_done = [&] {
+    std::unique_lock lock(end_mutex_);
+    return end_.wait_for(lock, kPoll, [&] { return n_running_ == 0; });
+  };
+  do {
+    look_up();
+  } while (!is_done());
   const std::string failure = failure_.take();
   if (interruption) std::rethrow_exception(interruption);
   if (!failure.empty()) throw StreamError(failure);

@@ -2,6 +2,7 @@
 // Copies are copies, products are products, events are waited for; only the rates are those of a CPU.
 #pragma once
 
+#include <condition_variable>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -41,6 +42,7 @@ class HostBackend : public Backend {
   int64_t scratch_bytes(const Product&) const override { return 0; }
   int64_t scratch_bytes(const AttentionShape&) const override { return 0; }
   void use_scratch(Device, uint8_t*) override {}
+  bool reads_host_memory() const override { return true; }
   bool lock(const uint8_t* bytes, int64_t n_bytes) override;
   void unlock_all() override;
   // Whether copies from there need no staging.
@@ -50,7 +52,7 @@ class HostBackend : public Backend {
   void attend(Queue queue, const AttentionWork& work) override;
   void inspect(Queue queue, const uint8_t* bytes, int64_t n_bytes, std::function<void(const uint8_t*)> look) override;
   void check_attention(Queue queue, const AttentionWork& work) override;
-  int64_t y_row(const Routes&, int64_t i) const override { return i; }
+  int64_t y_row(const Product&, int64_t i) const override { return i; }
   Event record(Queue queue) override;
   void wait(Queue queue, Event event) override;
   void finish(const std::function<void()>& poll) override;
@@ -80,6 +82,9 @@ class HostBackend : public Backend {
   std::vector<std::unique_ptr<Part>> parts_;  // by Device
   std::vector<std::unique_ptr<Signal>> events_;
   std::map<const uint8_t*, int64_t> locked_;
+  std::mutex end_mutex_;
+  std::condition_variable end_;
+  int n_running_ = 0;  // queues that `finish` waits for
 };
 
 }  // namespace pshard

@@ -28,11 +28,7 @@ int64_t offset_in(const List& list, const std::vector<int64_t>& offsets, int32_t
 }  // namespace
 
 uint8_t* Workbench::x_of(size_t schedule, Device device) const {
-  return is_gpu(device) ? backend.arena(device) + layouts[schedule][pshard::index(device)].x : x.data();
-}
-
-uint8_t* Workbench::y_of(size_t schedule, Device device) const {
-  return is_gpu(device) ? backend.arena(device) + layouts[schedule][pshard::index(device)].y : y.data();
+  return is_gpu(device) ? backend.arena(device) + layouts[schedule][pshard::index(device)].room : x.data();
 }
 
 uint8_t* Workbench::cache_home(size_t schedule, int32_t layer) const {
@@ -70,41 +66,74 @@ uint8_t* PassRun::slot(const Split& split) const {
   return bench_.backend.arena(split.device) + layout.slots[split.lane == Where::stream_b ? 1 : 0];
 }
 
-uint8_t* PassRun::fetched(const Split& split) const {
-  if (!is_gpu(split.device)) return bench_.fetched.data();
-  return bench_.backend.arena(split.device) + bench_.layouts[index_][pshard::index(split.device)].fetched;
+uint8_t* PassRun::activations(Device device, int64_t n_bytes) {
+  uint8_t* const room = bench_.x_of(index_, device);
+  int64_t& clean = bench_.clean[pshard::index(device)];
+  if (is_gpu(device) && n_bytes > clean) {
+    bench_.backend.copy({device, Stream::compute}, room + clean, bench_.pattern.data() + clean, n_bytes - clean);
+    clean = n_bytes;
+  }
+  return room;
+}
+
+void PassRun::bring(Queue queue, const uint8_t* from, int64_t n_bytes) {
+  bench_.backend.copy(queue, bench_.x_of(index_, queue.device), from, n_bytes);
+  int64_t& clean = bench_.clean[pshard::index(queue.device)];
+  clean = std::max(clean, n_bytes);
+}
+
+uint8_t* PassRun::before_end(Device device, int64_t n_bytes) {
+  const int64_t at = bench_.layouts[index_][pshard::index(device)].room_bytes - n_bytes;
+  int64_t& clean = bench_.clean[pshard::index(device)];
+  clean = std::min(clean, at);
+  return bench_.x_of(index_, device) + at;
+}
+
+uint8_t* PassRun::result(Device device, const RoomUse& use) {
+  return is_gpu(device) ? before_end(device, use.y_before_end()) : bench_.y.data();
+}
+
+uint8_t* PassRun::fetched(Device device, const RoomUse& use) {
+  return is_gpu(device) ? before_end(device, use.fetched_before_end()) : bench_.fetched.data();
 }
 
 // Slices are copied when the routing is known: when the split is about to run.
 bool PassRun::slices(const Split& split) const { return split.is_sliced && split.can_slice; }
 
-const uint8_t* PassRun::weights(size_t at, int32_t tensor) const {
+// Lanes that wait for nothing soon leave the slots as they are, and products would take the same bytes over and over, out of a cache.
+bool PassRun::reads_sources() const { return bench_.options.order == Order::unordered && bench_.backend.reads_host_memory(); }
+
+const uint8_t* PassRun::weights(size_t at, const StreamOperation& work, const RoomUse& use) {
+  const int32_t tensor = work.tensor;
   const Split& split = schedule_.splits[at];
   const SplitLayout& layout = bench_.splits[index_][at];
-  if (!is_gpu(split.device)) return bench_.sources[index_][static_cast<size_t>(tensor)];
+  if (!is_gpu(split.device) || reads_sources()) return bench_.sources[index_][static_cast<size_t>(tensor)];
   const int64_t resident = bench_.layouts[index_][pshard::index(split.device)].tensors[static_cast<size_t>(tensor)];
   if (resident != kNowhere) return bench_.backend.arena(split.device) + resident;
   int64_t offset = offset_in(split.streamed, layout.streamed, tensor);
   if (offset == kNowhere) offset = offset_in(split.streamed_experts, layout.streamed_experts, tensor);
   if (offset != kNowhere) return slot(split) + offset;
-  if (position(split.offloaded, tensor) != kNowhere || position(split.offloaded_experts, tensor) != kNowhere) return fetched(split);
+  if (position(split.offloaded, tensor) != kNowhere || position(split.offloaded_experts, tensor) != kNowhere)
+    return fetched(split.device, use);
   throw StreamError("tensor '" + schedule_.tensors[static_cast<size_t>(tensor)].name + "' is not where its split runs");
 }
 
-uint8_t* PassRun::cache(size_t at, int32_t layer) const {
+uint8_t* PassRun::streamed_cache(size_t at, int32_t layer) const {
   const Split& split = schedule_.splits[at];
-  const SplitLayout& layout = bench_.splits[index_][at];
-  if (position(split.cache_fetched, layer) != kNowhere) return fetched(split);
-  const int64_t offset = offset_in(split.cache_up, layout.cache_up, layer);
-  if (offset != kNowhere) return slot(split) + offset;
-  return bench_.cache_home(index_, layer);
+  const int64_t offset = offset_in(split.cache_up, bench_.splits[index_][at].cache_up, layer);
+  return offset != kNowhere ? slot(split) + offset : bench_.cache_home(index_, layer);
+}
+
+uint8_t* PassRun::cache(size_t at, const StreamOperation& work, const RoomUse& use) {
+  const Split& split = schedule_.splits[at];
+  return use.fetched > 0 ? fetched(split.device, use) : streamed_cache(at, work.layer);
 }
 
 Event PassRun::end_of(size_t split) const { return split < times_.size() ? times_[split].end : start_; }
 
 void PassRun::bring_inputs() {
   const Split& first = *std::find_if(schedule_.splits.begin(), schedule_.splits.end(), [](const Split& s) { return is_gpu(s.device); });
-  bench_.backend.copy(compute_queue(first), bench_.x_of(index_, first.device), bench_.x.data(), schedule_.input_bytes);
+  bring(compute_queue(first), bench_.x.data(), schedule_.input_bytes);
   record_.activation_bytes += schedule_.input_bytes;
 }
 
@@ -134,8 +163,14 @@ void PassRun::copy_ahead(size_t at) {
   // One split ahead: not before the split before the last has ended.
   const size_t ahead = bench_.options.order == Order::serial ? 1 : 2;
   wait(lane, at >= ahead ? end_of(at - ahead) : start_);
+  // Lanes share an engine: what the split before waits for goes first.
+  if (at > 0) {
+    wait(lane, arrived_[at - 1]);
+    wait(lane, fetched_[at - 1]);
+  }
   for (size_t before = at; before-- > 0;) {
-    if (schedule_.splits[before].lane != split.lane || schedule_.splits[before].device != split.device) continue;
+    const Split& other = schedule_.splits[before];
+    if (other.device != split.device || !other.streams() || lane_queue(other).stream != lane.stream) continue;  // not of this slot
     wait(lane, times_[before].end);
     wait(lane, written_[before]);
     break;
@@ -175,10 +210,11 @@ void PassRun::copy_now(size_t at) {
   if (unused.empty() && !sliced) return;
   const Queue lane = lane_queue(split);
   wait(lane, at > 0 ? end_of(at - 1) : start_);
+  if (!unused.empty()) wait(lane, bench_.backend.record(compute_queue(split)));  // inputs of the pass have come into the same room
   Copy copy{static_cast<int32_t>(at), lane, bench_.backend.record(lane), kNoEvent, 0, false};
   for (const int32_t tensor : unused) {
     const int64_t n_bytes = schedule_.tensors[static_cast<size_t>(tensor)].n_bytes;
-    bench_.backend.copy(lane, fetched(split), bench_.sources[index_][static_cast<size_t>(tensor)], n_bytes);
+    bench_.backend.copy(lane, fetched(split.device, {.fetched = n_bytes}), bench_.sources[index_][static_cast<size_t>(tensor)], n_bytes);
     copy.n_bytes += n_bytes;
   }
   const SplitLayout& layout = bench_.splits[index_][at];
@@ -204,7 +240,7 @@ void PassRun::fetch(size_t at, const StreamOperation& work) {
   const Queue lane = is_up ? lane_queue(split) : is_gpu(home) ? Queue{home, Stream::down} : queue;
   wait(lane, bench_.backend.record(queue));  // the operation before has used what was there
   Copy copy{static_cast<int32_t>(at), lane, bench_.backend.record(lane), kNoEvent, 0, true};
-  uint8_t* const to = fetched(split);
+  uint8_t* const to = fetched(split.device, room_use(schedule_, split, work));
   if (part != kNowhere) {
     copy.n_bytes = split.cache_fetched[static_cast<size_t>(part)].n_bytes;
     bench_.backend.copy(lane, to, bench_.cache_home(index_, work.layer), copy.n_bytes);
@@ -238,27 +274,27 @@ void PassRun::bring_values(size_t at) {
       const Queue there{value.from, Stream::compute};
       wait(there, at > 0 ? end_of(at - 1) : start_);  // whoever read what passed before
       if (bench_.options.check) bench_.backend.copy(there, passing, bench_.spoiled.data(), value.n_bytes);
-      bench_.backend.copy(there, passing, bench_.x_of(index_, value.from), value.n_bytes);
+      bench_.backend.copy(there, passing, activations(value.from, value.n_bytes), value.n_bytes);
       wait(queue, bench_.backend.record(there));
       record_.activation_bytes += value.n_bytes;
       from = passing;
       passing += room_for(value);
     }
-    uint8_t* const here = bench_.x_of(index_, split.device);
-    if (bench_.options.check) bench_.backend.copy(queue, here, bench_.spoiled.data(), value.n_bytes);
-    bench_.backend.copy(queue, here, from, value.n_bytes);
+    if (bench_.options.check) bench_.backend.copy(queue, bench_.x_of(index_, split.device), bench_.spoiled.data(), value.n_bytes);
+    bring(queue, from, value.n_bytes);
     if (is_gpu(split.device)) record_.activation_bytes += value.n_bytes;
   }
 }
 
 void PassRun::multiply(Queue queue, size_t at, size_t operation) {
   const StreamOperation& work = schedule_.splits[at].operations[operation];
+  const RoomUse use = room_use(schedule_, schedule_.splits[at], work);
   const bool is_routed = work.kind == OpKind::mul_mat_id;
   Product product{work.type, work.n, work.k, work.m, is_routed ? schedule_.n_expert : 1, work.has_own_rows};
   product.routes = is_routed ? &routes(work.layer) : nullptr;
-  product.weights = weights(at, work.tensor);
-  product.x = reinterpret_cast<const float*>(bench_.x_of(index_, queue.device));
-  product.y = reinterpret_cast<float*>(bench_.y_of(index_, queue.device));
+  product.weights = weights(at, work, use);
+  product.y = reinterpret_cast<float*>(result(queue.device, use));
+  product.x = reinterpret_cast<const float*>(activations(queue.device, use.x));
   if (bench_.options.check) {
     bench_.backend.copy(queue, reinterpret_cast<uint8_t*>(product.y), bench_.spoiled.data(),
                         std::min(work.n * work.m * 4, bench_.spoiled.size()));
@@ -327,11 +363,13 @@ void PassRun::compute(size_t at) {
     const StreamOperation& work = split.operations[i];
     fetch(at, work);
     if (work.kind == OpKind::copy) {
-      bench_.backend.copy(queue, cache(at, work.layer) + work.cache_offset, bench_.x_of(index_, queue.device), work.cache_bytes);
+      bench_.backend.copy(queue, streamed_cache(at, work.layer) + work.cache_offset, activations(split.device, work.cache_bytes),
+                          work.cache_bytes);
     } else if (work.kind == OpKind::attention) {
-      const AttentionWork attention{work.attention, cache(at, work.layer),
-                                    reinterpret_cast<const float*>(bench_.x_of(index_, queue.device)),
-                                    reinterpret_cast<float*>(bench_.y_of(index_, queue.device))};
+      const RoomUse use = room_use(schedule_, split, work);
+      const uint8_t* const keys = cache(at, work, use);
+      auto* const y = reinterpret_cast<float*>(result(split.device, use));
+      const AttentionWork attention{work.attention, keys, reinterpret_cast<const float*>(activations(split.device, use.x)), y};
       bench_.backend.attend(queue, attention);
       if (bench_.options.check) {
         bench_.backend.check_attention(queue, attention);
@@ -352,7 +390,7 @@ void PassRun::write_back(size_t at) {
   wait(down, times_[at].end);
   Copy copy{static_cast<int32_t>(at), down, bench_.backend.record(down), kNoEvent, 0, false};
   for (const CachePart& part : split.cache_down) {
-    const uint8_t* from = cache(at, part.layer) + part.offset;
+    const uint8_t* from = streamed_cache(at, part.layer) + part.offset;
     uint8_t* home = bench_.cache_home(index_, part.layer) + part.offset;
     if (from == home) continue;  // nothing of it came up
     bench_.backend.copy(down, home, from, part.n_bytes);
@@ -370,7 +408,8 @@ void PassRun::write_back(size_t at) {
 
 void PassRun::send_outputs() {
   const Queue queue{schedule_.output_device, Stream::compute};
-  bench_.backend.copy(queue, bench_.y.data(), bench_.y_of(index_, schedule_.output_device), schedule_.output_bytes);
+  const uint8_t* const logits = result(schedule_.output_device, {.y = schedule_.output_bytes});
+  bench_.backend.copy(queue, bench_.y.data(), logits, schedule_.output_bytes);
   record_.activation_bytes += schedule_.output_bytes;
 }
 

@@ -4,11 +4,13 @@
 // the last split of that lane has left it. This is what `cost/timeline` prices.
 #pragma once
 
+#include <array>
 #include <vector>
 
 #include "probe/memory.hpp"
 #include "stream/backend.hpp"
 #include "stream/layout.hpp"
+#include "stream/pass_record.hpp"
 #include "stream/routing.hpp"
 #include "stream/schedule.hpp"
 #include "stream/weights.hpp"
@@ -16,40 +18,15 @@
 namespace pshard {
 
 // `serial`: nothing is copied ahead. `unordered`: nothing waits for anything, so that all queues run at the rate they reach side by side;
-// what comes out is meaningless.
+// what comes out is meaningless. Products then take weights from where they are copied from, as cold as each first use of a copy.
 enum class Order : uint8_t { overlapped, serial, unordered };
 
 struct ExecutorOptions {
-  std::vector<int64_t> vram_bytes;  // by GPU: what may be used of its arena
+  ArenaLimits vram_bytes;  // what each schedule may use
   RoutingRule routing;
   Order order = Order::overlapped;
   bool check = false;                             // what arrives by checksum, every product with a reference
   int64_t lock_piece_bytes = int64_t{256} << 20;  // locked at a time: what a driver refuses is then only the rest
-};
-
-// Seconds from the start of the pass.
-struct SplitRecord {
-  double begin_seconds = 0.0;    // it has all that it waited for
-  double compute_seconds = 0.0;  // of its operations, once activations have come, without copies between them
-  double end_seconds = 0.0;
-};
-
-struct CopyRecord {
-  int32_t split = 0;  // that it is for
-  Queue queue;
-  double begin_seconds = 0.0;
-  double end_seconds = 0.0;
-  int64_t n_bytes = 0;
-};
-
-struct PassRecord {
-  double seconds = 0.0;
-  std::vector<SplitRecord> splits;
-  std::vector<CopyRecord> copies;  // of weights and cache
-  int64_t up_bytes = 0;            // weights and cache
-  int64_t down_bytes = 0;          // cache
-  int64_t activation_bytes = 0;    // both ways, graph inputs and logits included
-  int64_t n_checked = 0;           // shards and results that were compared
 };
 
 // Of a value on its way, with what keeps the next one apart.
@@ -70,9 +47,10 @@ struct Workbench {
   Buffer passing{};                                    // activations on their way from one device to another
   Buffer pattern{};  // the activations that every device has: floats of which each half is a finite F16 too, for caches
   Buffer spoiled{};  // what nothing computes: shows that something did not come
+  std::array<int64_t, kMaxDevices> clean{};  // from the start of each GPU's room, bytes that nothing was written over
 
+  // Start of its room.
   [[nodiscard]] uint8_t* x_of(size_t schedule, Device device) const;
-  [[nodiscard]] uint8_t* y_of(size_t schedule, Device device) const;
   // Where the layer's cache has its home.
   [[nodiscard]] uint8_t* cache_home(size_t schedule, int32_t layer) const;
 };
@@ -97,6 +75,15 @@ class PassRun {
     bool is_within;  // the split's own work, between two operations
   };
 
+  // The first `n_bytes` of a room, brought again as far as something was written over them.
+  [[nodiscard]] uint8_t* activations(Device device, int64_t n_bytes);
+  // Places at its end, which are written over.
+  [[nodiscard]] uint8_t* result(Device device, const RoomUse& use);
+  [[nodiscard]] uint8_t* fetched(Device device, const RoomUse& use);
+  [[nodiscard]] uint8_t* before_end(Device device, int64_t n_bytes);
+  // Writes activations from `from` into a room.
+  void bring(Queue queue, const uint8_t* from, int64_t n_bytes);
+
   void bring_inputs();
   void copy_ahead(size_t split);
   void copy_now(size_t split);
@@ -116,9 +103,11 @@ class PassRun {
   [[nodiscard]] Queue compute_queue(const Split& split) const { return {split.device, Stream::compute}; }
   [[nodiscard]] Queue lane_queue(const Split& split) const;
   [[nodiscard]] uint8_t* slot(const Split& split) const;
-  [[nodiscard]] uint8_t* fetched(const Split& split) const;
-  [[nodiscard]] const uint8_t* weights(size_t split, int32_t tensor) const;
-  [[nodiscard]] uint8_t* cache(size_t split, int32_t layer) const;
+  [[nodiscard]] bool reads_sources() const;
+  // Where they are when the operation runs.
+  [[nodiscard]] const uint8_t* weights(size_t split, const StreamOperation& work, const RoomUse& use);
+  [[nodiscard]] uint8_t* cache(size_t split, const StreamOperation& work, const RoomUse& use);
+  [[nodiscard]] uint8_t* streamed_cache(size_t split, int32_t layer) const;
   [[nodiscard]] const Routes& routes(int32_t layer) const { return routes_[static_cast<size_t>(layer)]; }
   [[nodiscard]] Event end_of(size_t split_before) const;
 

@@ -37,19 +37,24 @@ class Builder {
   Schedule build() {
     const bool offloads = placement_.op_offload && placement_.n_gpu > 0;
     std::vector<std::pair<Block, BlockPlacement>> path;
-    path.emplace_back(embedding_block(model_, pass_), BlockPlacement{.layer = LayerPlacement::uniform(Where::cpu)});
+    path.emplace_back(embedding_block(model_, pass_),
+                      BlockPlacement{.layer = LayerPlacement::uniform(Where::cpu), .exceptions = exceptions_of(placement_, kNoLayer)});
     const size_t n_layer = model_.layers().size();
     for (size_t i = 0; i < n_layer; ++i) {
       path.emplace_back(layer_block(model_, model_.layers()[i], pass_, i + 1 == n_layer),
-                        BlockPlacement{.layer = placement_.layer(i), .op_offload = offloads, .exceptions = placement_.exceptions});
+                        BlockPlacement{.layer = placement_.layer(i), .op_offload = offloads, .exceptions = exceptions_of(placement_, i)});
       const Where home = placement_.layer(i)[Group::cache];
       schedule_.caches[i].home = is_pinned(home) ? gpu_device(gpu_of(home)) : Device::host;
     }
     path.emplace_back(head_block(model_, pass_), BlockPlacement{.layer = LayerPlacement::uniform(placement_.head),
-                                                                .outside = placement_.head,
-                                                                .op_offload = offloads && placement_.head_op_offload});
+                                                                .head = placement_.head,
+                                                                .op_offload = offloads && placement_.head_op_offload,
+                                                                .exceptions = exceptions_of(placement_, kNoLayer)});
     std::vector<BlockEnds> ends;
-    for (const auto& [block, where] : path) ends.push_back(block_ends(block, where));
+    for (const auto& [block, where] : path) {
+      check_hidden_state_suffices(block);
+      ends.push_back(block_ends(block, where));
+    }
     Device residual = Device::host;
     for (size_t i = 0; i < path.size(); ++i) {
       const Neighbours neighbours{i == 0 ? Where::cpu : ends[i - 1].last, i + 1 < path.size() ? ends[i + 1].first : Where::cpu};
@@ -63,6 +68,12 @@ class Builder {
   }
 
  private:
+  void check_hidden_state_suffices(const Block& block) const {
+    if (block.handed[static_cast<size_t>(Beside::shared)].in == kNoValue) return;
+    throw std::invalid_argument("architecture '" + model_.hyperparameters().architecture +
+                                "' hands more than the hidden state from layer to layer, which is not executed");
+  }
+
   void add_block(const Block& block, const BlockPlacement& where, const PlacedBlock& placed, int32_t layer) {
     std::vector<Split> runs;
     int64_t n_written = 0;

@@ -7,7 +7,9 @@ namespace pshard {
 namespace {
 
 constexpr int kTurnsPerLook = 64;
-constexpr auto kPolling = std::chrono::milliseconds(2);
+// Longer than waits between splits take. Not more: queues that share a CPU would keep it from each other, since a thread that yields may be
+// the next that the scheduler lets run.
+constexpr auto kPolling = std::chrono::microseconds(50);
 
 // Until `atomic` differs from `old`. Polls first: waking a thread that sleeps takes longer than most waits inside a pass.
 template <typename T>
@@ -110,6 +112,8 @@ void WorkQueue::guarded(const Work& work) {
     work();
   } catch (const std::exception& error) {
     failure_.set(error.what());
+  } catch (...) {
+    failure_.set("a task failed with something that is no exception");
   }
 }
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pshard.planner import Plan, Settings
 
 PhaseName = Literal["prefill", "decode"]
+Shape = tuple[int, int]
 
 DEFAULT_PASSES = 5
 CHECKING_NOTE = "Everything was checked meanwhile, which takes most of the time: the seconds are not those of the plan."
@@ -57,7 +58,7 @@ class Phase:
     placement : _core.Placement
     pass_ : _core.Pass
     vram_bytes : tuple of int
-        What the plan gives it of each GPU.
+        What the plan gives it of each GPU; it may not take more.
     """
 
     name: PhaseName
@@ -103,7 +104,7 @@ class PhaseResult:
     times_unix_s : tuple of float
         When each ended.
     predicted : _core.PassTime or None
-        Of the operations that are executed; None where several GPUs take turns.
+        Of the operations that are executed; None where no machine was given to price it with.
     predicted_splits : tuple of _core.SplitTime
     switch : _core.SwitchRecord
         What became resident for it.
@@ -351,7 +352,7 @@ def price(
     """Price what a phase executes, and let its schedule copy experts in slices where the price says so."""
     from pshard import _core
 
-    if machine is None or phase.placement.n_gpu > 1:
+    if machine is None:
         return None, ()
     time_, splits = _core.price_executed(model.core, machine, phase.pass_, phase.placement)
     schedule.slice([split.is_sliced for split in splits])
@@ -439,7 +440,7 @@ def execute(
             schedules,
             host_cpus=list(cpus.host if cpus is not None else host_cpus),
             devices=cpus.devices(workload.arena_bytes) if cpus is not None else None,
-            vram_bytes=list(workload.arena_bytes),
+            vram_bytes=[list(phase.vram_bytes) for phase in workload.phases],
             page_lock_bytes=page_lock_bytes,
             files=files,
             tensors=tensors,
@@ -494,8 +495,10 @@ def _notes(model: Model, schedules: Sequence[_core.Schedule], *, from_file: bool
     return notes
 
 
-def wanted_of(model: Model) -> tuple[dict[str, tuple[int, int]], dict[str, tuple[int, int]]]:
-    """Return the matrices that predictions need rates for: of each type, the one with most bytes, dense and routed.
+def wanted_of(model: Model) -> tuple[dict[str, tuple[Shape, ...]], dict[str, tuple[Shape, ...]]]:
+    """Return the shapes that predictions need rates for, of each type, dense and routed: rows and columns.
+
+    The one with most bytes comes first.
 
     Raises
     ------
@@ -505,7 +508,7 @@ def wanted_of(model: Model) -> tuple[dict[str, tuple[int, int]], dict[str, tuple
     from pshard.model import type_name
 
     kernels = ("F16", "Q8_0", "Q4_0", "Q4_K", "Q6_K")
-    largest: dict[tuple[bool, str], tuple[int, tuple[int, int]]] = {}
+    found: dict[tuple[bool, str], dict[Shape, int]] = defaultdict(dict)
     head = {tensor.name for tensor in model.core.head}
     for tensor in model.tensors:
         name = type_name(tensor.type)
@@ -513,15 +516,20 @@ def wanted_of(model: Model) -> tuple[dict[str, tuple[int, int]], dict[str, tuple
         is_look_up = tensor.name.startswith("token_embd") and tensor.name not in head
         if name not in kernels or len(tensor.shape) < 2 or is_look_up:
             continue
-        found = (tensor.n_bytes, (tensor.shape[1], tensor.shape[0]))
-        key = (is_routed, name)
         # The head is one matrix among many: it stands for its type only where nothing else does.
-        known = largest.get(key)
-        if known is None or (tensor.name not in head and found > known) or known[1][0] == model.hyperparameters.n_vocab:
-            largest[key] = found
-    if not largest:
+        n_bytes = 0 if tensor.name in head else tensor.n_bytes
+        shapes = found[is_routed, name]
+        shape = (tensor.shape[1], tensor.shape[0])
+        shapes[shape] = max(shapes.get(shape, 0), n_bytes)
+    if not found:
         message = f"{model.name}: none of its weights has a type that is executed; give F16, Q8_0, Q4_0, Q4_K or Q6_K."
         raise ModelError(message)
-    products = {name: shape for (is_routed, name), (_, shape) in largest.items() if not is_routed}
-    experts = {name: shape for (is_routed, name), (_, shape) in largest.items() if is_routed}
-    return products, experts
+
+    def largest_first(routed: bool) -> dict[str, tuple[Shape, ...]]:
+        return {
+            name: tuple(sorted(shapes, key=lambda shape: (-shapes[shape], shape)))
+            for (is_routed, name), shapes in found.items()
+            if is_routed == routed
+        }
+
+    return largest_first(False), largest_first(True)

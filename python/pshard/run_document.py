@@ -89,7 +89,7 @@ def _phase(result: PhaseResult) -> dict[str, object]:
 
 
 def metrics_lines(run: Execution) -> Iterator[str]:
-    """Yield one line of JSON for each pass and device that computes layers, as ``pshard rebalance`` reads them."""
+    """Yield a line of JSON for each pass and device that computes something of a layer, for ``pshard rebalance``."""
     for result in run.phases:
         layers = _layers_by_device(result.schedule)
         for record, time_unix_s in zip(result.records, result.times_unix_s, strict=True):
@@ -112,14 +112,14 @@ def metrics_lines(run: Execution) -> Iterator[str]:
 
 
 def _layers_by_device(schedule: _core.Schedule) -> dict[int, int]:
-    """Count each layer where it begins: a layer whose parts lie on two devices belongs to the first."""
+    """Count each layer where it begins: one whose parts lie on two devices belongs to the first, and 0 may be left."""
     begun: dict[int, int] = {}
     for split in schedule.splits:
         for layer in range(split.first_layer, split.first_layer + split.n_layers):
             begun.setdefault(layer, split.device)
-    counts: dict[int, int] = {}
+    counts = {split.device: 0 for split in schedule.splits if split.n_layers}
     for device in begun.values():
-        counts[device] = counts.get(device, 0) + 1
+        counts[device] += 1
     return counts
 
 
@@ -165,7 +165,7 @@ def trace_of(run: Execution) -> dict[str, object]:
             begin = start + priced.compute_begin_seconds
             add(PREDICTED, lane, _name(split, i), begin, priced.compute_seconds, phase=label)
             if priced.copy_seconds > 0.0:
-                lane = f"{run.shards[split.device]} copies"
+                lane = f"{run.shards[split.device]} {_lane(split)}"
                 add(PREDICTED, lane, _name(split, i), start + priced.copy_begin_seconds, priced.copy_seconds)
         predicted = result.predicted.seconds if result.predicted else 0.0
         start += max(record.seconds, predicted) * 1.05
@@ -178,6 +178,12 @@ def trace_of(run: Execution) -> dict[str, object]:
         for (process, name), number in tracks.items()
     ]
     return {"displayTimeUnit": "ms", "traceEvents": [*names, *events]}
+
+
+def _lane(split: _core.Split) -> str:
+    from pshard import _core
+
+    return "lane b" if split.lane == _core.Where.stream_b else "lane a"
 
 
 def _name(split: _core.Split, index: int) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pshard.errors import SettingError
 from pshard.execution import LARGEST_DECODE, Phase, PhaseName, Workload
+from pshard.launch_line import CACHE_TYPES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -103,6 +104,8 @@ def workload_of_layers(
     n_ubatch: int = DEFAULT_N_UBATCH,
     on_cpu: Sequence[bool] = (),
     head: int | None = None,
+    type_k: str = "f16",
+    type_v: str = "f16",
 ) -> Workload:
     """Put whole layers on devices that follow each other.
 
@@ -122,6 +125,8 @@ def workload_of_layers(
         Devices that are the CPU; none by default.
     head : int, optional
         Device of the output head; the last by default.
+    type_k, type_v : str
+        Of the cache.
 
     Returns
     -------
@@ -161,7 +166,7 @@ def workload_of_layers(
     context.n_batch = context.n_ubatch = max(min(n_ubatch, max(prompt_tokens, 1)), tier or 1)
     context.n_seq_max = 1
     context.flash_attn = True
-    context.type_k = context.type_v = data_type("f16")
+    context.type_k, context.type_v = data_type(type_k), data_type(type_v)
     work = _core.Workload(prompt_tokens, generate_tokens)
 
     def phase(name: PhaseName, n_tokens: int, count: int) -> Phase:
@@ -204,22 +209,32 @@ def workload_of_map(
     """
     try:
         found = document["map"]
-        devices = [device for device in found["devices"] if device["n_layer"] > 0]
+        # A GPU without layers stays: which one another is does not depend on it.
+        devices = [device for device in found["devices"] if device["n_layer"] > 0 or device["kind"] != "cpu"]
         layers = [int(device["n_layer"]) for device in devices]
         names = [str(device["name"]) for device in devices]
         on_cpu = [device["kind"] == "cpu" for device in devices]
-        head = 0 if found["head"] == "first" else len(devices) - 1
+        used = [index for index, n_layer in enumerate(layers) if n_layer]
+        head = used[0 if found["head"] == "first" else -1]
         n_ctx = int(document["parameters"]["max_seq_len"])
         n_ubatch = int(document["parameters"]["n_ubatch"])
-    except (KeyError, TypeError, ValueError) as error:
+        type_k, type_v = (document["parameters"][key] for key in ("type_k", "type_v"))
+    except (KeyError, TypeError, ValueError, IndexError) as error:
         message = f"the map has no {error}; give the document that `pshard map --json` prints."
         raise SettingError(message) from error
     workload = workload_of_layers(
         model, layers, prompt_tokens=prompt_tokens, generate_tokens=generate_tokens, n_ctx=n_ctx, tier=tier,
-        n_ubatch=n_ubatch, on_cpu=on_cpu, head=head,
+        n_ubatch=n_ubatch, on_cpu=on_cpu, head=head, type_k=_cache_type(type_k), type_v=_cache_type(type_v),
     )  # fmt: skip
     host = next((name for name, cpu in zip(names, on_cpu, strict=True) if cpu), "host")
     return workload, (host, *(name for name, cpu in zip(names, on_cpu, strict=True) if not cpu))
+
+
+def _cache_type(name: object) -> str:
+    if name not in CACHE_TYPES:
+        message = f"the map has a cache of type {name!r}, which is none of {', '.join(CACHE_TYPES)}; make it again."
+        raise SettingError(message)
+    return str(name)
 
 
 def _prompt_and_decode(prompt_tokens: int, generate_tokens: int, n_ubatch: int, phase: Any) -> list[Phase]:

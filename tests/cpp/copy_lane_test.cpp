@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <set>
+
 #include "probe/measure.hpp"
 
 namespace pshard {
@@ -19,6 +21,24 @@ TEST(CopyLane, CopiesRoundAndRound) {
     lane.copy_next();
     EXPECT_EQ(lane.fault(), "");
   }
+}
+
+TEST(CopyLane, CopiesIntoARoomInTurn) {
+  static std::set<void*> written;
+  written.clear();
+  CopyLane lane(
+      kChunk, kBytes,
+      [](void* to, const void* from, std::size_t n) {
+        written.insert(to);
+        return std::memcpy(to, from, n);
+      },
+      2 * kChunk);
+  for (int round = 0; round < 3; ++round) {
+    lane.start(5);
+    for (int i = 0; i < 5; ++i) lane.copy_next();
+    EXPECT_EQ(lane.fault(), "");
+  }
+  EXPECT_EQ(written.size(), 2U);
 }
 
 TEST(CopyLane, ACopyThatMovesNothingIsFound) {

@@ -44,6 +44,15 @@ TEST_P(EveryKind, OfSplitRunsAndIsChecked) {
 
 INSTANTIATE_TEST_SUITE_P(Executor, EveryKind, testing::Combine(testing::Bool(), testing::Values<int64_t>(1, 5, 40), testing::Bool()));
 
+TEST(Executor, RunsTensorsThatAreApartFromTheirGroup) {
+  const Model m = model(7);
+  Placement where = placement(m, all_kinds(), Where::pinned);
+  where.exceptions = {
+      {"blk.0.ffn_up.weight", Where::cpu}, {"blk.1.attn_q.weight", Where::pinned}, {"blk.5.ffn_down.weight", Where::pinned}};
+  Running run(m, where, 5, checking());
+  EXPECT_GT(run.executor.run(0).n_checked, 50);
+}
+
 TEST(Executor, SplitsFollowEachOtherAndCopiesComeOneSplitAhead) {
   const Model m = model(8);
   const std::vector<LayerPlacement> lanes{LayerPlacement::uniform(Where::stream_a), LayerPlacement::uniform(Where::stream_b)};
@@ -104,7 +113,7 @@ TEST(Executor, ChangesBetweenSchedulesMoveOnlyWhatTheyDoNotShare) {
                40)};
   const GeneratedWeights source(schedules, 1, 1);
   HostBackend backend(backend_options());
-  Executor executor(backend, source, schedules, checking());
+  Executor executor(backend, source, schedules, checking(1, 2));
   const auto resident = [&](size_t i) {
     int64_t bytes = 0;
     for (const StreamTensor& tensor : schedules[i].tensors) bytes += is_gpu(tensor.home) ? tensor.n_bytes : 0;
@@ -156,13 +165,15 @@ TEST(Executor, AByteMoreThanThePlanAllowsIsAnError) {
   const GeneratedWeights source(schedules, 1, 1);
   HostBackend backend(backend_options());
   ExecutorOptions options = checking();
-  const int64_t needed = Executor(backend, source, schedules, options).arena_bytes(0, gpu_device(0));
-  options.vram_bytes = {needed};
-  Executor(backend, source, schedules, options).run(0);
-  options.vram_bytes = {needed - 1};
+  const int64_t needed = lay_out(schedules, {{0}}, backend)[0][index(gpu_device(0))].n_bytes;
+  options.vram_bytes = {{needed}};
+  Executor tight(backend, source, schedules, options);
+  EXPECT_EQ(tight.arena_bytes(0, gpu_device(0)), needed);
+  for (int i = 0; i < 3; ++i) tight.run(0);
+  options.vram_bytes = {{needed - 1}};
   EXPECT_THROW(Executor(backend, source, schedules, options), StreamError);
   HostBackend small(backend_options(1, needed - 1));
-  options.vram_bytes = {needed};
+  options.vram_bytes = {{needed}};
   EXPECT_THROW(Executor(small, source, schedules, options), StreamError);
 }
 

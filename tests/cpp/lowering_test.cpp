@@ -50,7 +50,7 @@ struct Case {
 LoweredBlock lowered(const LayerPlacement& placement, int64_t n_tokens, const Case& c = {}) {
   const Model model = cases::model(2, c.with_experts);
   const PricedBlock priced = price_block(model, c.machine, pass(n_tokens), layer_block(model, model.layers()[0], pass(n_tokens), false));
-  return lower(priced, model, c.machine, {.layer = placement, .outside = Where::cpu, .op_offload = c.op_offload}, c.neighbours,
+  return lower(priced, model, c.machine, {.layer = placement, .head = Where::cpu, .op_offload = c.op_offload}, c.neighbours,
                c.neighbours.before == Where::cpu ? Device::host : Device::gpu);
 }
 
@@ -219,7 +219,7 @@ TEST(HostHomeBytes, CountsWhatIsNotResident) {
   const Machine machine = cases::machine();
   const PricedBlock priced = price_block(model, machine, pass(1), layer_block(model, model.layers()[0], pass(1), false));
   const auto home = [&](const LayerPlacement& placement) {
-    return static_cast<double>(host_home_bytes(priced, {.layer = placement, .outside = Where::cpu, .op_offload = false}));
+    return static_cast<double>(host_home_bytes(priced, {.layer = placement, .head = Where::cpu, .op_offload = false}));
   };
   EXPECT_DOUBLE_EQ(home(kPinned), 0.0);
   EXPECT_DOUBLE_EQ(home(kFfnOnCpu), kFfnBytes);

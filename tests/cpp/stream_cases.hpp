@@ -115,9 +115,9 @@ inline HostBackendOptions backend_options(int n_devices = 1, int64_t arena_bytes
   return options;
 }
 
-inline ExecutorOptions checking(int n_devices = 1) {
+inline ExecutorOptions checking(int n_devices = 1, size_t n_schedules = 1) {
   ExecutorOptions options;
-  options.vram_bytes.assign(static_cast<size_t>(n_devices), int64_t{64} << 20);
+  options.vram_bytes.assign(n_schedules, std::vector<int64_t>(static_cast<size_t>(n_devices), int64_t{64} << 20));
   options.check = true;
   return options;
 }

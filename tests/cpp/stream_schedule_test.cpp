@@ -58,7 +58,9 @@ void expect_priced(const Model& m, const Placement& where, int64_t n_tokens) {
     const Split& split = schedule.splits[i];
     EXPECT_EQ(split.lane, splits[i].backend);
     slices = slices || splits[i].is_sliced || !split.offloaded_experts.empty();
-    for (const ValueMove& value : split.values) values += value.n_bytes;
+    for (const ValueMove& value : split.values) {
+      values += (is_gpu(value.from) && is_gpu(value.to) ? 2 : 1) * value.n_bytes;  // through the host
+    }
     for (const CachePart& part : split.cache_down) down += part.n_bytes;
     if (!is_gpu(split.device)) {
       for (const CachePart& part : split.cache_fetched) values += part.n_bytes;
@@ -87,6 +89,67 @@ TEST(StreamSchedule, HasTheSplitsAndBytesThatArePriced) {
       }
     }
   }
+}
+
+// Single tensors that are not where the rest of their group is, as llama.cpp's overrides put them.
+Placement with_exceptions(const Model& m) {
+  Placement where = placement(m, all_kinds(), Where::pinned);
+  where.exceptions = {{"blk.0.ffn_up.weight", Where::cpu},
+                      {"blk.1.attn_q.weight", Where::pinned},
+                      {"blk.2.ffn_down.weight", Where::cpu},
+                      {"blk.0.ffn_up_exps.weight", Where::cpu},
+                      {"blk.5.attn_output.weight", Where::pinned},
+                      {"blk.2.ffn_down_exps.weight", Where::cpu},
+                      {"output.weight", Where::cpu}};
+  return where;
+}
+
+TEST(StreamSchedule, TensorsThatAreApartFromTheirGroupAreWhereTheyAreSaidToBe) {
+  for (const bool with_experts : {false, true}) {
+    const Model m = model(7, with_experts);
+    const Placement where = with_exceptions(m);
+    for (const int64_t n_tokens : {1, 40}) {
+      for (const bool op_offload : {false, true}) {
+        Placement placement = where;
+        placement.op_offload = op_offload;
+        expect_priced(m, placement, n_tokens);
+      }
+    }
+    const Schedule schedule = make_schedule(m, where, pass(1), cache_bytes(m));
+    const auto home = [&](const std::string& name) {
+      const auto found =
+          std::find_if(schedule.tensors.begin(), schedule.tensors.end(), [&](const StreamTensor& t) { return t.name == name; });
+      return found->home;
+    };
+    EXPECT_EQ(home(with_experts ? "blk.0.ffn_up_exps.weight" : "blk.0.ffn_up.weight"), Device::host);
+    EXPECT_EQ(home(with_experts ? "blk.6.ffn_up_exps.weight" : "blk.6.ffn_up.weight"), Device::gpu);  // of the same pattern
+    EXPECT_EQ(home("blk.1.attn_q.weight"), Device::gpu);
+    EXPECT_EQ(home("blk.1.attn_k.weight"), Device::host);  // streamed
+    EXPECT_EQ(home("blk.5.attn_output.weight"), Device::gpu);
+    EXPECT_EQ(home("output.weight"), Device::host);
+    for (const Split& split : schedule.splits) {
+      for (const StreamOperation& work : split.operations) {
+        if (work.tensor < 0) continue;
+        const std::string& name = schedule.tensors[static_cast<size_t>(work.tensor)].name;
+        const auto exception =
+            std::find_if(where.exceptions.begin(), where.exceptions.end(), [&](const auto& e) { return e.name == name; });
+        if (exception == where.exceptions.end()) continue;
+        EXPECT_EQ(split.device, device_of(exception->where)) << name;
+      }
+    }
+  }
+}
+
+TEST(StreamSchedule, SeveralDevicesArePriced) {
+  const Model m = model(6);
+  Placement where = placement(m, {LayerPlacement::uniform(Where::pinned), LayerPlacement::uniform(Where::gpu1)}, Where::gpu1);
+  where.layer_pattern = {0, 0, 1, 1, 1, 1};
+  where.n_gpu = 2;
+  for (const int64_t n_tokens : {1, 40}) expect_priced(m, where, n_tokens);
+  const PassTime two = PassCost(m, any_machine(), pass(1)).price(where);
+  const PassTime one = PassCost(m, any_machine(), pass(1)).price(placement(m, {LayerPlacement::uniform(Where::pinned)}, Where::pinned));
+  EXPECT_GT(two.seconds, one.seconds);  // by what crosses, and a hand-off
+  EXPECT_DOUBLE_EQ(two.busy_seconds[static_cast<size_t>(Lane::gpu)], one.busy_seconds[static_cast<size_t>(Lane::gpu)]);
 }
 
 TEST(StreamSchedule, SecondsOfSplitsAddUpToThePass) {

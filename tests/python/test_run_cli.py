@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -25,12 +33,13 @@ from pshard.execution import (
     split_kind,
     wanted_of,
 )
-from pshard.host_backend import HostCpus, HostMeasured, Wanted, measure_host_backend, share_cpus
+from pshard.host_backend import HostCpus, HostMeasured, Wanted, measure_host_backend, rows_per_expert, share_cpus
+from pshard.machine import load_machine
 from pshard.model import Model, model_from_header, read_model
-from pshard.run_document import describe, metrics_lines, trace_of
+from pshard.run_document import MEASURED, PREDICTED, describe, metrics_lines, trace_of
 from pshard.run_sources import workload_of_layers, workload_of_map
 
-Q4_K, Q8_0, F32 = 12, 8, 0
+Q4_K, Q8_0, F16, F32 = 12, 8, 1, 0
 
 
 def header(n_layer: int = 4, kind: int = Q8_0) -> tuple[dict[str, object], list[tuple[str, tuple[int, ...], int]]]:
@@ -63,6 +72,11 @@ def model(n_layer: int = 4, kind: int = Q8_0) -> Model:
     return model_from_header(gguf_cases.header_of(metadata, tensors), "tiny")
 
 
+@pytest.fixture(autouse=True)
+def _measured_in_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(measure_host_backend.__kwdefaults__, "budget_seconds", 0.01)
+
+
 def run(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> dict[str, object]:
     assert main(["run", *arguments, "--backend", "host", "--json"]) == code
     out = capsys.readouterr().out
@@ -88,7 +102,7 @@ def test_a_file_is_run_layer_by_layer_on_two_devices(tmp_path: Path, capsys: pyt
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
     assert {(line["shard"], line["layers"], line["phase"], line["n_tokens"]) for line in lines} == {
         (shard, layers, phase, n)
-        for shard, layers in (("gpu0", 1), ("gpu1", 3))
+        for shard, layers in (("host", 0), ("gpu0", 1), ("gpu1", 3))  # which attends: no GPU does with heads of 32
         for phase, n in (("prefill", 24), ("decode", 1))
     }
     assert set(lines[0]) == {"shard", "layers", "phase", "n_tokens", "latency_us", "time_unix_s"}
@@ -145,8 +159,9 @@ def test_the_weights_of_a_file_are_used(
 def test_a_plan_made_now_and_a_registry_are_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def measure(m: Model, cpus: HostCpus, largest: int, **_: object) -> HostMeasured:
-        wanted = Wanted(*wanted_of(m), (1, largest), (8, 2, 32), 512)
+    def measure(m: Model, cpus: HostCpus, batches: tuple[int, ...], **_: object) -> HostMeasured:
+        batches = (1, max(batches))
+        wanted = Wanted(*wanted_of(m), batches, rows_per_expert(m, batches), (8, 2, 32), 512)
         return measure_host_backend(cpus, wanted, max_bytes=1 << 26, ram_bytes=1 << 34, budget_seconds=0.01)
 
     monkeypatch.setattr(host_backend, "measure_here", measure)
@@ -175,18 +190,27 @@ def test_a_map_names_the_shards() -> None:
         {"name": "a/cpu", "kind": "cpu", "n_layer": 2},
         {"name": "b/0", "kind": "cuda", "n_layer": 1},
     ]
-    document = {
-        "parameters": {"max_seq_len": 1024, "n_ubatch": 16},
+    document: dict[str, Any] = {
+        "parameters": {"max_seq_len": 1024, "n_ubatch": 16, "type_k": "f16", "type_v": "f16"},
         "map": {"head": "last", "devices": devices},
     }
     prompt, _ = workload_of_map(m, document, prompt_tokens=40, generate_tokens=0)
     assert [(phase.n_tokens, phase.count) for phase in prompt.phases] == [(16, 2), (8, 1)]
     assert prompt.cache_bytes[0] == 1024 * 2 * 64 * 2  # tokens, K and V, width, F16
+    document["parameters"] |= {"type_k": "q8_0"}
+    quantised, _ = workload_of_map(m, document, prompt_tokens=40, generate_tokens=0)
+    assert [(p.pass_.type_k.id, p.pass_.type_v.id) for p in quantised.phases] == [(Q8_0, F16)] * 2
+    assert quantised.cache_bytes[0] < 0.8 * prompt.cache_bytes[0]
+    document["parameters"] |= {"type_k": "q3"}
+    with pytest.raises(SettingError, match="'q3', which is none of f32, f16"):
+        workload_of_map(m, document, prompt_tokens=40, generate_tokens=0)
+    document["parameters"] |= {"type_k": "f16"}
     with pytest.raises(SettingError, match="1025 tokens do not fit in a context of 1024"):
         workload_of_map(m, document, prompt_tokens=1000, generate_tokens=25)
     workload, shards = workload_of_map(m, document, prompt_tokens=0, generate_tokens=1)
-    assert shards == ("a/cpu", "a/0", "b/0")
-    result = execute(m, workload, cpus=share_cpus(physical_cpus(), 2), passes=1, shards=shards, check=True)
+    assert shards == ("a/cpu", "a/0", "a/1", "b/0")  # b/0 is the third GPU, whatever the second has
+    assert (workload.arena_bytes[0] > 0, workload.arena_bytes[2] > 0) == (True, True)
+    result = execute(m, workload, cpus=share_cpus(physical_cpus(), 3), passes=1, shards=shards, check=True)
     lines = [json.loads(line) for line in metrics_lines(result)]
     assert {(line["shard"], line["layers"]) for line in lines} == {("a/0", 1), ("a/cpu", 2), ("b/0", 1)}
 
@@ -195,7 +219,7 @@ def test_predictions_stand_beside_what_ran() -> None:
     m = model()
     cpus = share_cpus(physical_cpus(), 1)
     measured = measure_host_backend(
-        cpus, Wanted({"Q8_0": (512, 256)}, {}, (1, 16), (8, 2, 32), 256), max_bytes=1 << 26, ram_bytes=1 << 34,
+        cpus, Wanted({"Q8_0": ((512, 256),)}, {}, (1, 16), {}, (8, 2, 32), 256), max_bytes=1 << 26, ram_bytes=1 << 34,
         budget_seconds=0.01,
     )  # fmt: skip
     workload = workload_of_layers(m, [4], prompt_tokens=16, generate_tokens=2)
@@ -213,6 +237,72 @@ def test_predictions_stand_beside_what_ran() -> None:
     assert names == {"measured", "predicted"}
 
 
+def test_the_trace_has_a_track_for_each_lane() -> None:
+    m = model(6)
+    placement = _core.Placement()
+    placement.patterns = [_core.LayerPlacement(_core.Where.stream_a), _core.LayerPlacement(_core.Where.stream_b)]
+    placement.layer_pattern = [i % 2 for i in range(6)]
+    placement.head = _core.Where.cpu
+    whole = workload_of_layers(m, [6], prompt_tokens=0, generate_tokens=2)
+    workload = replace(whole, phases=tuple(replace(phase, placement=placement) for phase in whole.phases))
+    cpus = share_cpus(physical_cpus(), 1)
+    result = execute(m, workload, machines={1: load_machine("rtx-5090").core()}, cpus=cpus, passes=1)
+    events = trace_of(result)["traceEvents"]
+    tracks = {(event["pid"], event["args"]["name"]) for event in events if event["name"] == "thread_name"}
+    for process in (MEASURED, PREDICTED):
+        assert {(process, f"gpu0 {lane}") for lane in ("compute", "lane a", "lane b")} <= tracks
+    assert {name for process, name in tracks if process == PREDICTED} <= {name for _, name in tracks}
+
+
+def test_devices_that_are_alike_are_priced() -> None:
+    m = model()
+    core = load_machine("rtx-5090").core()
+    one, two = (
+        execute(
+            m, workload_of_layers(m, layers, prompt_tokens=0, generate_tokens=2), machines={1: core},
+            cpus=share_cpus(physical_cpus(), len(layers)), passes=1,
+        ).phases[0]
+        for layers in ([4], [1, 3])
+    )  # fmt: skip
+    assert one.predicted is not None
+    assert two.predicted is not None
+    assert two.predicted.seconds > one.predicted.seconds  # by what crosses, and the hand-off
+    assert len(two.predicted_splits) == len(two.schedule.splits) == len(one.schedule.splits) + 1
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="no terminal to draw the progress bar on")
+def test_an_interrupt_ends_a_run_with_130(tmp_path: Path) -> None:
+    path = gguf_cases.write_sparse(tmp_path / "tiny.gguf", "llama", *header())
+    metrics = tmp_path / "metrics.jsonl"
+    terminal, stderr = os.openpty()
+    arguments = ["run", str(path), "--layers", "4", "--prompt", "0", "--generate", "1", "--passes", "1000000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pshard", *arguments, "--backend", "host", "--metrics", str(metrics)],
+        stdout=subprocess.PIPE, stderr=stderr, env={**os.environ, "TERM": "xterm", "COLUMNS": "80"},
+    )  # fmt: skip
+    os.close(stderr)
+    drawn = b""
+    try:
+        while b"decode, 1 tokens" not in drawn:  # its passes have begun
+            drawn += os.read(terminal, 4096)
+        process.send_signal(signal.SIGINT)
+        drain = threading.Thread(target=_read_all, args=(terminal,), daemon=True)
+        drain.start()
+        out, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        os.close(terminal)
+    assert process.returncode == 130
+    assert out == b""
+    assert not metrics.exists()
+
+
+def _read_all(terminal: int) -> None:
+    with contextlib.suppress(OSError):
+        while os.read(terminal, 4096):
+            pass
+
+
 def test_what_cannot_be_run_is_said(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     q2_k = 10
     with pytest.raises(ExecutionError, match="without a native kernel"):
@@ -226,10 +316,17 @@ def test_what_cannot_be_run_is_said(capsys: pytest.CaptureFixture[str], tmp_path
     for exponent in ("x", "nan", "inf", "-1", "10.5"):
         run(capsys, path, "--layers", "4", "--routing", f"zipf:{exponent}", code=2)
     run(capsys, path, "--layers", "4", "--check", "--metrics", str(tmp_path / "m.jsonl"), code=2)
-    ignored = (("--vram", "1G"), ("-ctk", "f16"), ("-ctv", "f16"), ("--strategy", "x"), ("--pshard-tier-max", "64"))
+    ignored = (
+        ("--vram", "1G"),
+        ("--machine", "rtx-5090"),
+        ("-ctk", "f16"),
+        ("-ctv", "f16"),
+        ("--strategy", "x"),
+        ("--pshard-tier-max", "64"),
+    )
     for option in ignored:
         run(capsys, path, "--layers", "4", *option, code=2)
-    for option in (*ignored[1:], ("-c", "512")):
+    for option in (*ignored[1:], ("-c", "512")):  # a registry is for a budget
         run(capsys, path, "--registry", path, *option, code=2)
     for option in (*ignored, ("-c", "512")):
         run(capsys, path, "--map", path, *option, code=2)
@@ -256,17 +353,24 @@ def test_layers_by_hand_have_the_arena_that_they_need(name: str, tmp_path: Path)
     def executor(workload: Workload, arenas: tuple[int, ...], *, is_limited: bool) -> _core.Executor:
         return _core.Executor(
             schedules_of(m, workload), host_cpus=list(cpus.host), devices=cpus.devices(arenas),
-            vram_bytes=list(arenas), page_lock_bytes=0, is_limited=is_limited, files=[str(holes)],
+            vram_bytes=[list(arenas)], page_lock_bytes=0, is_limited=is_limited, files=[str(holes)],
             tensors=[_core.TensorInFile(t.name, 0, t.offset, t.n_bytes) for t in m.tensors],
         )  # fmt: skip
 
     for batch in (1, 64, 512):
         workload = workload_of_layers(m, [half, m.n_layer - half], prompt_tokens=0, generate_tokens=1, tier=batch)
         made = executor(workload, workload.arena_bytes, is_limited=workload.is_limited)
-        needed = tuple(made.arena_bytes(0, gpu) for gpu in range(2))
-        executor(workload, needed, is_limited=True)
+        wanted = tuple(made.arena_bytes(0, gpu) for gpu in range(2))
+        executor(workload, wanted, is_limited=True)
+        with pytest.raises(_core.StreamError, match="the plan allows") as refused:
+            executor(workload, (wanted[0], 1), is_limited=True)
+        found = re.search(r"needs (\d+) bytes", str(refused.value))
+        assert found is not None
+        least = int(found[1])
+        assert least <= wanted[1]
+        executor(workload, (wanted[0], least), is_limited=True)
         with pytest.raises(_core.StreamError, match="the plan allows"):
-            executor(workload, (needed[0], needed[1] - 1), is_limited=True)
+            executor(workload, (wanted[0], least - 1), is_limited=True)
 
 
 def test_lanes_that_wait_for_one_engine_do_not_count_twice() -> None:

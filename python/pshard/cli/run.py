@@ -18,14 +18,14 @@ from pshard.cli._output import Output, with_output
 from pshard.launch_line import CACHE_TYPES
 
 if TYPE_CHECKING:
-    from pshard.execution import Execution, Workload
+    from pshard.execution import Execution, Phase, Workload
     from pshard.host_backend import HostCpus, HostMeasured
     from pshard.model import Model
 
 DEFAULT_PROMPT, DEFAULT_GENERATE = 2048, 256
 STEEPEST_ROUTING = 10.0
 # Options of a plan, and which of them something that is run instead of a plan takes too.
-PLAN_ONLY = ("vram_bytes", "n_ctx", "type_k", "type_v", "strategy", "tier_max")
+PLAN_ONLY = ("vram_bytes", "n_ctx", "type_k", "type_v", "strategy", "tier_max", "machine")
 APPLY_TO = {"--registry": ("vram_bytes",), "--layers": ("n_ctx",)}
 Progress = Callable[[str, int, int], None]
 
@@ -65,7 +65,13 @@ Progress = Callable[[str, int, int], None]
     "--backend", type=click.Choice(["host", "cuda"]),
     help="A real GPU, or threads of this machine in its place.  [default: cuda where there is a GPU]",
 )  # fmt: skip
-@click.option("--page-lock", "page_lock_bytes", callback=size_option, metavar="SIZE", help="Most that is page-locked.")
+@click.option(
+    "--page-lock",
+    "page_lock_bytes",
+    callback=size_option,
+    metavar="SIZE",
+    help="Most that is page-locked.  [default: half of the free memory]",
+)
 @click.option("-c", "--ctx-size", "n_ctx", type=click.IntRange(1), metavar="N", help="Context.")
 @click.option(
     "-ctk", "--cache-type-k", "type_k", type=click.Choice(CACHE_TYPES, case_sensitive=False), default="f16",
@@ -109,7 +115,8 @@ def command(
     reach. Products, attention and copies are executed; norms and other small work are not, and are not priced.
     """
     from pshard import _core
-    from pshard.execution import execute
+    from pshard.execution import ExecutionError, execute
+    from pshard.host_backend import share_cpus
     from pshard.model import read_model
     from pshard.run_document import describe, metrics_lines, trace_of
 
@@ -130,12 +137,17 @@ def command(
         "tier": tier,
     }
     shards: tuple[str, ...] = ()
+    notes = []
     with _progress() as on_pass:
         if map_file is not None or counts is not None:
             workload, shards = _on_devices(loaded, map_file, counts, plan_options["n_ctx"], work)
-            cpus, measured = _host(chosen, loaded, work, max(1, len(workload.arena_bytes)), on_pass, measures=False)
+            try:
+                cpus, measured = _host(chosen, loaded, work, max(1, len(workload.arena_bytes)), on_pass)
+            except ExecutionError as error:  # without predictions it runs all the same
+                cpus, measured = share_cpus(_all_cpus(), max(1, len(workload.arena_bytes))), None
+                notes.append(f"No predictions: {error}")
         else:
-            cpus, measured = _host(chosen, loaded, work, 1, on_pass, measures=True)
+            cpus, measured = _host(chosen, loaded, work, 1, on_pass)
             workload = _planned(
                 loaded, registry, vram_bytes, prompt_tokens, generate_tokens, tier, measured, plan_options
             )
@@ -145,7 +157,7 @@ def command(
             machines=_machines(workload, measured, plan_options["machine"]),
             cpus=cpus,
             host_cpus=_all_cpus(),
-            page_lock_bytes=1 << 62 if page_lock_bytes is None else page_lock_bytes,
+            page_lock_bytes=_lockable_bytes() if page_lock_bytes is None else page_lock_bytes,
             passes=passes,
             routing_exponent=exponent,
             seed=seed,
@@ -159,7 +171,7 @@ def command(
         write_atomically(trace, json.dumps(trace_of(run)).encode())
     if metrics is not None:
         _append(metrics, metrics_lines(run))
-    for note in run.notes:
+    for note in (*notes, *run.notes):
         out.note(note)
     out.json(describe(run))
     _print(out, run)
@@ -213,6 +225,13 @@ def _all_cpus() -> list[int]:
     return physical_cpus()
 
 
+def _lockable_bytes() -> int:
+    """Half of the memory that is free: pages of a file that are locked never leave it again."""
+    import psutil
+
+    return int(psutil.virtual_memory().available) // 2
+
+
 def _on_devices(
     model: Model, map_file: Path | None, counts: list[int] | None, n_ctx: int | None, work: dict[str, Any]
 ) -> tuple[Workload, tuple[str, ...]]:
@@ -231,7 +250,7 @@ def _on_devices(
 
 
 def _host(
-    backend: str, model: Model, work: dict[str, Any], n_devices: int, on_pass: Progress, *, measures: bool
+    backend: str, model: Model, work: dict[str, Any], n_devices: int, on_pass: Progress
 ) -> tuple[HostCpus | None, HostMeasured | None]:
     """CPUs that stand in for GPUs, and what they reach; neither for a real GPU."""
     from pshard.host_backend import measure_here, share_cpus
@@ -239,10 +258,13 @@ def _host(
     if backend == "cuda":
         return None, None
     cpus = share_cpus(_all_cpus(), n_devices)
-    if not measures:
-        return cpus, None
+    if len({len(share) for share in cpus.compute}) > 1:
+        return cpus, None  # what one device reaches says nothing of the others
     largest = work["tier"] or work["prompt_tokens"] or 1
-    return cpus, measure_here(model, cpus, largest, on_step=lambda what: on_pass(f"measuring {what}", 0, 1))
+    cells = max(largest, (work["prompt_tokens"] or 0) + (work["generate_tokens"] or 0))
+    return cpus, measure_here(
+        model, cpus, (1, 16, largest), depth=cells, on_step=lambda what: on_pass(f"measuring {what}", 0, 1)
+    )
 
 
 def _planned(
@@ -288,12 +310,29 @@ def _machines(workload: Workload, measured: HostMeasured | None, name: str | Non
     """Return what each phase is priced with: what was measured here, or the machine that stands for this GPU."""
     from pshard.machine import load_machine
 
+    several = len(workload.arena_bytes) > 1
     if measured is not None:
-        return {phase.n_tokens: measured.machine(phase.n_tokens) for phase in workload.phases}
-    if len(workload.arena_bytes) != 1:
+        # Beside several devices the CPU's own splits run on all cores, which were not measured.
+        alike = [phase for phase in workload.phases if not (several and _uses_cpu(phase))]
+        return {phase.n_tokens: measured.machine(phase.n_tokens) for phase in alike}
+    if several and not _gpus_are_alike(len(workload.arena_bytes)):
         return {}
     machine = load_machine(name)
     return {phase.n_tokens: machine.core() for phase in workload.phases} if machine.has_gpu else {}
+
+
+def _gpus_are_alike(n_gpu: int) -> bool:
+    from pshard import _core
+
+    return len({gpu.name for gpu in _core.query_gpus().devices[:n_gpu]}) == 1
+
+
+def _uses_cpu(phase: Phase) -> bool:
+    from pshard import _core
+
+    placement = phase.placement
+    layers = {placement.patterns[pattern].device for pattern in set(placement.layer_pattern)}
+    return _core.Where.cpu in (*layers, placement.head)
 
 
 def _append(path: Path, lines: Iterator[str]) -> None:
