@@ -28,7 +28,9 @@ void bind_fleet(py::module_& m) {
       .def_readwrite("layer_bytes", &Chain::layer_bytes)
       .def_readwrite("fixed_bytes", &Chain::fixed_bytes)
       .def_readwrite("entry_bytes", &Chain::entry_bytes)
-      .def_readwrite("exit_bytes", &Chain::exit_bytes);
+      .def_readwrite("exit_bytes", &Chain::exit_bytes)
+      .def_readwrite("run_table", &Chain::run_table)
+      .def_readwrite("run_bytes", &Chain::run_bytes);
   py::class_<Stage>(m, "Stage")
       .def_readonly("device", &Stage::device)
       .def_readonly("begin", &Stage::begin)

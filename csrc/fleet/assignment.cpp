@@ -1,53 +1,72 @@
 #include "fleet/assignment.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <numeric>
+#include <optional>
 #include <stdexcept>
 #include <string>
 
 #include "fleet/chain_stages.hpp"
+#include "fleet/device_classes.hpp"
 #include "fleet/device_order.hpp"
+#include "fleet/order_bound.hpp"
 #include "fleet/stage_program.hpp"
 
 namespace pshard {
 namespace {
 
+// Rounding of sums: a bound that is met to this is met.
+constexpr double kRounding = 1e-12;
+
 // How the devices may follow each other; `solve` is for one measure what `assign` is for all.
 class Orders {
  public:
-  Orders(const ChainStages& stages, const AssignmentOptions& options)
-      : stages_(stages), allow_empty_(options.allow_empty), fixed_(static_cast<size_t>(stages.n_device())) {
+  Orders(const Chain& chain, const ChainStages& stages, const AssignmentOptions& options)
+      : stages_(stages), allow_empty_(options.allow_empty), classes_(chain), fixed_(static_cast<size_t>(stages.n_device())) {
     std::iota(fixed_.begin(), fixed_.end(), 0);
-    all_ = options.search_order && stages.n_device() <= options.max_exact_order;
+    // As many states as that many devices have, all of them different.
+    const int64_t max_states = (int64_t{1} << options.max_exact_order) * options.max_exact_order;
+    all_ = options.search_order && classes_.n_states(max_states) <= max_states;
     searched_ = options.search_order && !all_;
-    was_searched_ = searched_;
+    if (searched_) bound_.emplace(chain);
   }
 
-  [[nodiscard]] bool exact() const { return !was_searched_; }
+  [[nodiscard]] bool exact() const { return exact_; }
   [[nodiscard]] int64_t n_orders() const { return n_orders_; }
 
   // A search settles the order: later calls keep to it.
   Solution solve(Measure measure, double limit_seconds = std::numeric_limits<double>::infinity()) {
-    if (searched_) {
-      OrderedSolution found = search_order(stages_, measure, allow_empty_);
-      n_orders_ += found.n_orders;
-      fixed_ = found.order;
-      searched_ = found.solution.runs.empty();
-      return found.solution;
-    }
+    const double bound = bound_ ? bound_->value(measure, allow_empty_, limit_seconds) : -std::numeric_limits<double>::infinity();
+    const Solution found = searched_ ? search(measure, bound) : in_known_order(measure, limit_seconds);
+    if (bound_ && found.value > bound + kRounding * std::abs(bound)) exact_ = false;
+    return found;
+  }
+
+ private:
+  Solution in_known_order(Measure measure, double limit_seconds) {
     StageProgram program(stages_, measure, allow_empty_, limit_seconds);
-    if (all_) return program.over_all_orders();
+    if (all_) return program.over_all_orders(classes_);
     ++n_orders_;
     return program.in_order(fixed_);
   }
 
- private:
+  Solution search(Measure measure, double bound) {
+    OrderedSolution found = search_order(stages_, classes_, measure, allow_empty_, bound * (1.0 + kRounding));
+    n_orders_ += found.n_orders;
+    fixed_ = found.order;
+    searched_ = found.solution.runs.empty();
+    return found.solution;
+  }
+
   const ChainStages& stages_;
   bool allow_empty_;
+  DeviceClasses classes_;
+  std::optional<OrderBound> bound_;  // where the order is searched
   bool all_ = false;
   bool searched_ = false;
-  bool was_searched_ = false;
+  bool exact_ = true;
   std::vector<int32_t> fixed_;
   int64_t n_orders_ = 0;
 };
@@ -82,7 +101,7 @@ Assignment assign(const Chain& chain, const AssignmentOptions& options) {
     throw std::invalid_argument("max_exact_order is " + std::to_string(options.max_exact_order) + "; it is between 0 and " +
                                 std::to_string(kMostExactOrder));
   }
-  Orders orders(stages, options);
+  Orders orders(chain, stages, options);
   Solution solution = best(orders, options.objective);
   Assignment assignment;
   assignment.feasible = !solution.runs.empty();

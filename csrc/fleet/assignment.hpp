@@ -5,8 +5,9 @@
 // devices open also the set of devices used. Stage times are sums over the run, plus what the activations take to get there from the stage
 // before; where the slowest stage counts, the way of least total time among those with the least slowest stage.
 //
-// Cost: devices^2 layers + devices layers^2 in a given order, 2^devices times half of that over all orders. Beyond kMaxExactOrder devices
-// the order is searched by improving some good ones, each solved exactly; `exact` in the result then says false.
+// Cost: devices^2 layers + devices layers^2 in a given order, 2^devices times half of that over all orders, less where devices may change
+// places. Beyond kMaxExactOrder different devices the order is searched by improving some good ones, each solved exactly; `exact` in the
+// result then says whether a bound of all orders was reached.
 #pragma once
 
 #include <cstdint>
@@ -37,6 +38,11 @@ struct Chain {
   std::vector<int64_t> fixed_bytes;     // [memory] of a device that has layers; optional
   std::vector<int64_t> entry_bytes;     // [memory] of the device that has the first layer; optional
   std::vector<int64_t> exit_bytes;      // [memory] of the one that has the last; optional
+
+  // What a memory needs besides for layers [begin, end), which need not add up by layers: compute buffers. Never less for more layers, the
+  // chain's own end apart. [table][begin][end], with the chain's layers + 1 rows and columns; memory m has table run_table[m]; optional.
+  std::vector<int32_t> run_table;
+  std::vector<int64_t> run_bytes;
 };
 
 struct AssignmentOptions {

@@ -52,6 +52,13 @@ void check(const Chain& chain) {
   check_bytes(chain.fixed_bytes, n_memory, true, "fixed_bytes");
   check_bytes(chain.entry_bytes, n_memory, true, "entry_bytes");
   check_bytes(chain.exit_bytes, n_memory, true, "exit_bytes");
+  const int64_t table_size = (chain.n_layer + 1) * (chain.n_layer + 1);
+  check_size(chain.run_table.size(), n_memory, true, "run_table");
+  check_bytes(chain.run_bytes, static_cast<int64_t>(chain.run_bytes.size()) / table_size * table_size, true, "run_bytes");
+  for (const int32_t table : chain.run_table) {
+    if (table >= 0 && (table + 1) * table_size <= static_cast<int64_t>(chain.run_bytes.size())) continue;
+    throw std::invalid_argument("run_table names table " + std::to_string(table) + ", and run_bytes does not have so many");
+  }
   for (const int32_t device : chain.memory_device) {
     if (device >= 0 && device < n_device) continue;
     throw std::invalid_argument("memory_device names device " + std::to_string(device) + " of " + std::to_string(n_device) +
@@ -110,9 +117,16 @@ double ChainStages::seconds(int32_t device, int64_t begin, int64_t end) const {
   return std::max(seconds, 0.0);
 }
 
+int64_t ChainStages::run_bytes(size_t memory, int64_t begin, int64_t end) const {
+  if (chain_.run_table.empty()) return 0;
+  const int64_t n_row = chain_.n_layer + 1;
+  return chain_.run_bytes[static_cast<size_t>((chain_.run_table[memory] * n_row + begin) * n_row + end)];
+}
+
 int64_t ChainStages::memory_missing_bytes(size_t memory, int64_t begin, int64_t end) const {
   const auto row = static_cast<int64_t>(memory);
-  int64_t n_bytes = bytes_before_[at(row, end)] - bytes_before_[at(row, begin)] + entry(chain_.fixed_bytes, memory);
+  int64_t n_bytes =
+      bytes_before_[at(row, end)] - bytes_before_[at(row, begin)] + entry(chain_.fixed_bytes, memory) + run_bytes(memory, begin, end);
   if (begin == 0) n_bytes += entry(chain_.entry_bytes, memory);
   if (end == chain_.n_layer) n_bytes += entry(chain_.exit_bytes, memory);
   return std::max<int64_t>(n_bytes - chain_.capacity_bytes[memory], 0);

@@ -29,6 +29,7 @@ class ChainStages {
   [[nodiscard]] size_t at(int64_t row, int64_t layer) const {
     return static_cast<size_t>(row) * static_cast<size_t>(chain_.n_layer + 1) + static_cast<size_t>(layer);
   }
+  [[nodiscard]] int64_t run_bytes(size_t memory, int64_t begin, int64_t end) const;
   [[nodiscard]] int64_t memory_missing_bytes(size_t memory, int64_t begin, int64_t end) const;
 
   const Chain& chain_;

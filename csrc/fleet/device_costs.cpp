@@ -12,7 +12,7 @@ namespace {
 
 Cost block_cost(const Model& model, const Machine& machine, const PricedBlock& block, Where where) {
   const Device device = where == Where::cpu ? Device::host : Device::gpu;
-  const BlockPlacement placement{.layer = LayerPlacement::uniform(where), .outside = where, .op_offload = false, .ties_norms = false};
+  const BlockPlacement placement{.layer = LayerPlacement::uniform(where), .head = where, .op_offload = false, .ties_norms = false};
   Timeline timeline(machine);
   for (const Segment& segment : lower(block, model, machine, placement, Neighbours{where, where}, device).segments) timeline.add(segment);
   const PassTime time = timeline.finish();

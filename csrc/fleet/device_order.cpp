@@ -46,8 +46,8 @@ Order along_links(const ChainStages& stages, int32_t first) {
 
 class OrderSearch {
  public:
-  OrderSearch(const ChainStages& stages, Measure measure, bool allow_empty)
-      : stages_(stages), measure_(measure), program_(stages, measure, allow_empty) {
+  OrderSearch(const ChainStages& stages, const DeviceClasses& classes, Measure measure, bool allow_empty, double bound)
+      : stages_(stages), classes_(classes), bound_(bound), program_(stages, measure, allow_empty) {
     const int64_t n_device = stages.n_device();
     const int64_t n_layer = stages.n_layer();
     const int64_t steps = n_device * n_device * n_layer + n_device * n_layer * n_layer;
@@ -80,7 +80,7 @@ class OrderSearch {
   static bool better(const OrderedSolution& a, const OrderedSolution& b) {
     return std::pair(a.solution.value, a.seconds) < std::pair(b.solution.value, b.seconds);
   }
-  [[nodiscard]] bool spent() const { return n_orders_ >= max_orders_; }
+  [[nodiscard]] bool spent() const { return reached_ || n_orders_ >= max_orders_; }
 
   OrderedSolution solve(const Order& order) {
     ++n_orders_;
@@ -90,6 +90,7 @@ class OrderSearch {
       found.seconds += stages_.seconds(run.device, run.begin, run.end);
       if (i > 0) found.seconds += stages_.transfer_seconds(found.solution.runs[i - 1].device, run.device);
     }
+    reached_ = reached_ || found.solution.value <= bound_;
     return found;
   }
 
@@ -102,7 +103,8 @@ class OrderSearch {
         for (size_t to = 0; to < n; ++to) {
           if (from == to) continue;
           improved |= try_order(current, moved(current.order, from, to));
-          if (from < to) improved |= try_order(current, swapped(current.order, from, to));
+          if (from < to && !classes_.alike(current.order[from], current.order[to]))
+            improved |= try_order(current, swapped(current.order, from, to));
           if (spent()) return;
         }
       }
@@ -144,16 +146,18 @@ class OrderSearch {
   }
 
   const ChainStages& stages_;
-  Measure measure_;
+  const DeviceClasses& classes_;
+  double bound_;
   StageProgram program_;
+  bool reached_ = false;
   int64_t max_orders_ = 0;
   int64_t n_orders_ = 0;
 };
 
 }  // namespace
 
-OrderedSolution search_order(const ChainStages& stages, Measure measure, bool allow_empty) {
-  return OrderSearch(stages, measure, allow_empty).run();
+OrderedSolution search_order(const ChainStages& stages, const DeviceClasses& classes, Measure measure, bool allow_empty, double bound) {
+  return OrderSearch(stages, classes, measure, allow_empty, bound).run();
 }
 
 }  // namespace pshard

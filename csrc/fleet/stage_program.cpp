@@ -1,7 +1,6 @@
 #include "fleet/stage_program.hpp"
 
 #include <algorithm>
-#include <bit>
 
 namespace pshard {
 
@@ -78,15 +77,14 @@ void StageProgram::fill(int32_t index, int32_t device, std::span<const Source> s
   }
 }
 
-Solution StageProgram::trace(int32_t last_row, std::span<const int32_t> device_of_row, int32_t n_device) {
+Solution StageProgram::trace(int32_t last_row, std::span<const int32_t> device_of_row) {
   Solution solution;
   if (last_row < 0) return solution;
   int64_t end = stages_.n_layer();
   solution.value = row(last_row)[static_cast<size_t>(end)].value;
   for (int32_t index = last_row; index >= 0;) {
     const Cell& cell = row(index)[static_cast<size_t>(end)];
-    const int32_t device = device_of_row.empty() ? index % n_device : device_of_row[static_cast<size_t>(index)];
-    solution.runs.push_back({device, cell.begin, end});
+    solution.runs.push_back({device_of_row[static_cast<size_t>(index)], cell.begin, end});
     end = cell.begin;
     index = cell.from;
   }
@@ -108,31 +106,47 @@ Solution StageProgram::in_order(std::span<const int32_t> devices) {
     const bool counts = allow_empty_ || i + 1 == n;
     if (counts && last.begin >= 0 && (best < 0 || last.value < row(best).back().value)) best = i;
   }
-  return trace(best, devices, n);
+  return trace(best, devices);
 }
 
-Solution StageProgram::over_all_orders() {
-  const int32_t n = stages_.n_device();
-  const int32_t n_set = 1 << n;
-  cells_.assign(static_cast<size_t>(n_set * n) * row_length(), Cell{});
+// A set of devices is the number of each class in it, the digits of its index; the last device is the last of its class in the set.
+Solution StageProgram::over_all_orders(const DeviceClasses& classes) {
+  const auto& members = classes.members();
+  const int32_t n_class = classes.n_class();
+  std::vector<int32_t> stride(members.size());
+  int32_t n_set = 1;
+  for (size_t c = 0; c < members.size(); ++c) {
+    stride[c] = n_set;
+    n_set *= static_cast<int32_t>(members[c].size()) + 1;
+  }
+  const auto count = [&](int32_t set, int32_t c) {
+    const auto index = static_cast<size_t>(c);
+    return set / stride[index] % (static_cast<int32_t>(members[index].size()) + 1);
+  };
+  cells_.assign(static_cast<size_t>(n_set) * members.size() * row_length(), Cell{});
+  std::vector<int32_t> device_of_row(static_cast<size_t>(n_set) * members.size(), -1);
   int32_t best = -1;
   for (int32_t set = 1; set < n_set; ++set) {
     // Backwards, so that of equal orders the one by index is found first.
-    for (int32_t device = n - 1; device >= 0; --device) {
-      const int32_t before = set & ~(1 << device);
-      if (before == set) continue;
+    for (int32_t last = n_class - 1; last >= 0; --last) {
+      if (count(set, last) == 0) continue;
+      const int32_t before = set - stride[static_cast<size_t>(last)];
       sources_.clear();
-      for (int32_t other = n - 1; other >= 0; --other) {
-        if ((before >> other & 1) != 0) sources_.push_back({before * n + other, other});
+      for (int32_t other = n_class - 1; other >= 0; --other) {
+        if (count(before, other) == 0) continue;
+        const int32_t row = before * n_class + other;
+        sources_.push_back({row, device_of_row[static_cast<size_t>(row)]});
       }
-      const int32_t index = set * n + device;
+      const int32_t index = set * n_class + last;
+      const int32_t device = members[static_cast<size_t>(last)][static_cast<size_t>(count(set, last) - 1)];
+      device_of_row[static_cast<size_t>(index)] = device;
       fill(index, device, sources_, before == 0);
-      const Cell& last = row(index).back();
+      const Cell& end = row(index).back();
       const bool counts = allow_empty_ || set + 1 == n_set;
-      if (counts && last.begin >= 0 && (best < 0 || last.value < row(best).back().value)) best = index;
+      if (counts && end.begin >= 0 && (best < 0 || end.value < row(best).back().value)) best = index;
     }
   }
-  return trace(best, {}, n);
+  return trace(best, device_of_row);
 }
 
 }  // namespace pshard

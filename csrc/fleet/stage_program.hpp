@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "fleet/chain_stages.hpp"
+#include "fleet/device_classes.hpp"
 
 namespace pshard {
 
@@ -36,8 +37,8 @@ class StageProgram {
       : stages_(stages), measure_(measure), allow_empty_(allow_empty), limit_seconds_(limit_seconds) {}
 
   [[nodiscard]] Solution in_order(std::span<const int32_t> devices);
-  // Memory for 2^devices states of each layer and device.
-  [[nodiscard]] Solution over_all_orders();
+  // Memory for each state and layer; `classes` are those of the chain.
+  [[nodiscard]] Solution over_all_orders(const DeviceClasses& classes);
 
  private:
   // Best value with `end` layers done, the last of them from `begin` on the row's device, those before it in row `from`.
@@ -66,7 +67,7 @@ class StageProgram {
   void extend(std::span<Cell> cells, int32_t device, int64_t begin);
   void find_arrivals(int32_t device, int64_t begin, std::span<const Source> sources);
   void add_arrival(const Arrival& arrival);
-  [[nodiscard]] Solution trace(int32_t last_row, std::span<const int32_t> device_of_row, int32_t n_device);
+  [[nodiscard]] Solution trace(int32_t last_row, std::span<const int32_t> device_of_row);
 
   const ChainStages& stages_;
   Measure measure_;

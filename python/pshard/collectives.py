@@ -6,18 +6,17 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pshard.stage_tables import way_seconds
-
 if TYPE_CHECKING:
-    from pshard.cluster import Cluster, Device
+    from pshard.cluster import Device
+    from pshard.routes import Routes
 
 
-def all_reduce_seconds(cluster: Cluster, devices: Sequence[Device], n_bytes: int) -> float:
+def all_reduce_seconds(routes: Routes, devices: Sequence[Device], n_bytes: int) -> float:
     """Sum a tensor over all ranks, so that each has it: by a ring or a tree, whichever is faster.
 
     Parameters
     ----------
-    cluster : Cluster
+    routes : Routes
     devices : sequence of Device
     n_bytes : int
         Of the whole tensor.
@@ -33,17 +32,13 @@ def all_reduce_seconds(cluster: Cluster, devices: Sequence[Device], n_bytes: int
     if n == 1:
         return 0.0
     names = [device.name for device in devices]
-    part = -(-n_bytes // n)
-    ring = (
-        2 * (n - 1) * max(way_seconds(cluster, a, b, part) for a, b in zip(names, names[1:] + names[:1], strict=True))
-    )
-    pairs = (way_seconds(cluster, a, b, n_bytes) for i, a in enumerate(names) for b in names[i + 1 :])
-    tree = 2 * math.ceil(math.log2(n)) * max(pairs)
+    part = routes.seconds(names, names, -(-n_bytes // n))
+    ring = 2 * (n - 1) * float(max(part[i, (i + 1) % n] for i in range(n)))
+    tree = 2 * math.ceil(math.log2(n)) * float(routes.seconds(names, names, n_bytes).max())
     return min(ring, tree)
 
 
-def gather_seconds(cluster: Cluster, devices: Sequence[Device], n_bytes: int) -> float:
+def gather_seconds(routes: Routes, devices: Sequence[Device], n_bytes: int) -> float:
     """Bring the ranks' parts of a tensor of `n_bytes` to the first rank, one after the other over its link."""
-    n = len(devices)
-    part = -(-n_bytes // n)
-    return sum(way_seconds(cluster, device.name, devices[0].name, part) for device in devices[1:])
+    names = [device.name for device in devices]
+    return float(routes.seconds(names[1:], names[:1], -(-n_bytes // len(devices))).sum())

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from pshard.cluster import Cluster
+
     Array = npt.NDArray[np.float64]
     Bytes = npt.NDArray[np.int64]
 
@@ -95,12 +97,27 @@ def _at_ends(counts: Sequence[int], first: Array | None, last: Array | None) -> 
 
 
 @dataclass(frozen=True, slots=True)
+class Way:
+    """How layers reach a device: what it goes over, and how fast; infinite where they are there already."""
+
+    link: str
+    bytes_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
 class Move:
-    """What changes its device: layers, bytes by destination, and how long that takes; None where that is not known."""
+    """What changes its device: layers, bytes by destination, and how long that takes; None where that is not known.
+
+    Attributes
+    ----------
+    ways : mapping from str to Way
+        Of the destinations, where they are known.
+    """
 
     layers: int
     bytes_to: Mapping[str, int] | None
     seconds: float | None
+    ways: Mapping[str, Way] = field(default_factory=dict)
 
     @property
     def n_bytes(self) -> int | None:
@@ -130,8 +147,8 @@ class Deployment:
         For layers and what goes with the first and last; None: no caps are known.
     first_bytes, last_bytes : array of shape (D,), optional
         What goes with the first and with the last layer.
-    link_bytes_per_second : array of shape (D,), optional
-        At which a device's new layers reach it; infinite where they are there already.
+    ways : tuple of Way, optional
+        On which a device's new layers reach it.
     """
 
     shards: tuple[str, ...]
@@ -143,7 +160,7 @@ class Deployment:
     capacity_bytes: Bytes | None = None
     first_bytes: Bytes | None = None
     last_bytes: Bytes | None = None
-    link_bytes_per_second: Array | None = None
+    ways: tuple[Way, ...] | None = None
 
     def __post_init__(self) -> None:
         twice = sorted({name for name in self.shards if self.shards.count(name) > 1})
@@ -163,6 +180,11 @@ class Deployment:
     def used(self) -> npt.NDArray[np.bool_]:
         """Which shards have layers. Shape (D,)."""
         return np.array(self.counts) > 0
+
+    @property
+    def used_names(self) -> set[str]:
+        """The shards that have layers."""
+        return {name for name, count in zip(self.shards, self.counts, strict=True) if count}
 
     def expected_seconds(self, index: int, phase: Phase) -> tuple[Array, Array]:
         """Token counts, and the seconds that shard `index` is predicted to take for a pass of so many.
@@ -224,28 +246,75 @@ class Deployment:
             if extra is not None and before[end] != after[end]:
                 bytes_to[after[end]] += extra[after[end]]
         named = {self.shards[i]: int(bytes_to[i]) for i in np.flatnonzero(bytes_to)}
-        links = self.link_bytes_per_second
-        seconds = None if links is None else float(np.max(bytes_to / links, initial=0.0))
-        return Move(len(moved), named, seconds)
+        if self.ways is None:
+            return Move(len(moved), named, None)
+        ways = dict(zip(self.shards, self.ways, strict=True))
+        seconds = max((n_bytes / ways[name].bytes_per_second for name, n_bytes in named.items()), default=0.0)
+        return Move(len(moved), named, seconds, {name: ways[name] for name in named})
 
     def with_counts(self, counts: Sequence[int]) -> Deployment:
         """Return the deployment after a move."""
         return replace(self, counts=tuple(counts))
 
 
-def by_hand(shards: Sequence[tuple[str, int]], *, objective: Objective = "throughput") -> Deployment:
-    """Describe shards of which only names and layers are known.
+def ways_from(cluster: Cluster, source: str, devices: Sequence[str]) -> tuple[Way, ...]:
+    """Return how layers reach each device from where the file is.
+
+    Parameters
+    ----------
+    cluster : Cluster
+    source : str
+        A host, or its CPU.
+    devices : sequence of str
+
+    Raises
+    ------
+    SettingError
+        A device is not in the cluster, or nothing joins it to the source.
+    """
+    known = {device.name for device in cluster.devices}
+    unknown = [device for device in devices if device not in known]
+    if unknown:
+        message = f"{unknown[0]} is not among the devices ({', '.join(sorted(known))}); name shards as they are."
+        raise SettingError(message)
+    ways = []
+    for device in devices:
+        path = None if device == source else cluster.path(source, device)
+        if path is None and device != source:
+            message = f"no link joins {device} to {source}, where the model's file is; write it into the cluster file."
+            raise SettingError(message)
+        links = () if path is None else path.links
+        rate = np.inf if path is None else path.bandwidth_bytes_per_second
+        ways.append(Way(" and ".join(dict.fromkeys(link.kind for link in links)) or "memory", rate))
+    return tuple(ways)
+
+
+def by_hand(
+    shards: Sequence[tuple[str, int]],
+    *,
+    objective: Objective = "throughput",
+    layer_bytes: int | Sequence[int] | None = None,
+    last_bytes: int = 0,
+    ways: tuple[Way, ...] | None = None,
+) -> Deployment:
+    """Describe shards of which no speeds are predicted.
 
     Parameters
     ----------
     shards : sequence of (str, int)
         Names and layers, in the order in which a token passes them.
     objective : {"throughput", "latency"}
+    layer_bytes : int or sequence of int, optional
+        What moves with each layer, or with any.
+    last_bytes : int
+        What moves with the last.
+    ways : tuple of Way, optional
+        On which layers reach each shard.
 
     Raises
     ------
     SettingError
-        No shards, no layers, or a name twice.
+        No shards, no layers, a name twice, or bytes of another number of layers.
     """
     counts = tuple(int(count) for _, count in shards)
     ones = Tables(1, np.ones((max(0, sum(counts)), len(counts))))
@@ -255,4 +324,18 @@ def by_hand(shards: Sequence[tuple[str, int]], *, objective: Objective = "throug
         tables={"decode": ones, "prefill": ones},
         is_predicted=False,
         objective=objective,
+        layer_bytes=_layer_bytes(layer_bytes, counts),
+        last_bytes=None if layer_bytes is None else np.full(len(counts), last_bytes, dtype=np.int64),
+        ways=ways,
     )
+
+
+def _layer_bytes(given: int | Sequence[int] | None, counts: Sequence[int]) -> Bytes | None:
+    if given is None:
+        return None
+    n_layer = sum(counts)
+    if not isinstance(given, int) and len(given) != n_layer:
+        message = f"the shards have {n_layer} layers, and the model {len(given)}; give the model that is deployed."
+        raise SettingError(message)
+    column: Bytes = np.broadcast_to(np.asarray(given, dtype=np.int64), n_layer)
+    return np.tile(column[:, None], (1, len(counts)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from pshard.cluster import NO_SPEED, Cluster, Device, Fact, Host, Speed, cpu_name
+from pshard.cluster import NO_SPEED, Cluster, Device, Fact, Host, Speed, check_cluster, cpu_name
 from pshard.errors import SettingError
 from pshard.host_links import with_host_links
 from pshard.quantities import parse_bytes
@@ -33,6 +33,8 @@ def parse_devices(text: str, *, ram: str | None = None) -> Cluster:
     ------
     SettingError
         For a device that is neither a size nor a reference GPU.
+    MachineError
+        For a device without memory.
     """
     devices: list[Device] = []
     sheets: list[Gpu] = []
@@ -46,7 +48,7 @@ def parse_devices(text: str, *, ram: str | None = None) -> Cluster:
             devices.append(_listed(f"CUDA{len(devices)}", found[2], sheet))
         sheets += [sheet] if sheet is not None else []
     cpu = _listed_cpu(default_host(sheets[0]) if sheets else None, ram)
-    return with_host_links(Cluster(hosts=(Host(name="host"),), devices=(*devices, cpu)))
+    return with_host_links(check_cluster(Cluster(hosts=(Host(name="host"),), devices=(*devices, cpu))))
 
 
 def _listed(name: str, text: str, sheet: Gpu | None) -> Device:

@@ -179,9 +179,16 @@ class _Vllm:
         parameters = self._plan.parameters
         argv = ["vllm", "serve", self._model, "--tensor-parallel-size", str(priced.n_ranks)]
         argv += ["--pipeline-parallel-size", str(priced.n_stages)]
+        hosts_of = [{s.device.host for s in priced.shards if s.replica == i} for i in range(priced.n_replicas)]
+        spans_hosts = any(len(of_copy) > 1 for of_copy in hosts_of)
         if priced.n_replicas > 1:
             argv += ["--data-parallel-size", str(priced.n_replicas)]
-        if len(hosts) > 1:
+        if priced.n_replicas > 1 and len(hosts) > 1:
+            # Ray places the copies; where each is on one host, so many are on the host of the API server.
+            argv += ["--data-parallel-backend", "ray"]
+            local = sum(of_copy == {hosts[0]} for of_copy in hosts_of)
+            argv += [] if spans_hosts else ["--data-parallel-size-local", str(local)]
+        if spans_hosts:
             argv += ["--distributed-executor-backend", "ray"]
         argv += ["--max-model-len", str(parameters.max_seq_len)]
         # Each engine of a data-parallel launch has its own scheduler, and so its own limit.
@@ -189,8 +196,9 @@ class _Vllm:
         stages = [shard for shard in priced.shards if shard.rank == 0 and shard.replica == 0]
         counts = [shard.last_layer - shard.first_layer + 1 for shard in stages]
         uneven = len(set(counts)) > 1
-        environment = (("VLLM_PP_LAYER_PARTITION", ",".join(map(str, counts))),) if uneven else ()
-        lines.append(Line(hosts[0], tuple(argv), environment))
+        environment = [("VLLM_PP_LAYER_PARTITION", ",".join(map(str, counts)))] if uneven else []
+        environment += [("VLLM_RAY_DP_PACK_STRATEGY", "span")] if priced.n_replicas > 1 and spans_hosts else []
+        lines.append(Line(hosts[0], tuple(argv), tuple(environment)))
         if (parameters.type_k, parameters.type_v) != ("f16", "f16"):
             notes.append(
                 f"The plan's KV cache is {parameters.type_k} (K) and {parameters.type_v} (V); vLLM has types of "

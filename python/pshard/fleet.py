@@ -86,6 +86,8 @@ def assign(
     entry_bytes: ArrayLike | None = None,
     exit_bytes: ArrayLike | None = None,
     memory_device: ArrayLike | None = None,
+    run_table: ArrayLike | None = None,
+    run_bytes: ArrayLike | None = None,
     objective: Objective = "latency",
     search_order: bool = False,
     allow_empty: bool = True,
@@ -93,9 +95,10 @@ def assign(
 ) -> Assignment:
     """Give every device one contiguous run of layers, or none, so that nothing overflows and time is least.
 
-    Exact in a given order of devices at any size, and over all orders up to 8 devices (a dynamic program); beyond, the
-    order is searched and each order tried is solved exactly. The same input always gives the same result: ties go to
-    the device, then to the first layer, of the lowest index.
+    Exact in a given order of devices at any size, and over all orders up to 8 devices (a dynamic program), or of more
+    where some are alike; beyond, the order is searched, each order tried is solved exactly, and the search ends where
+    it reaches a bound of all orders. The same input always gives the same result: ties go to the device, then to the
+    first layer, of the lowest index.
 
     Parameters
     ----------
@@ -115,6 +118,11 @@ def assign(
     memory_device : (M,) array of int, optional
         The device of each memory, where devices have several: a tensor-parallel group is one device, and all its
         members' memories bound it.
+    run_table : (M,) array of int, optional
+        The table of each memory in `run_bytes`.
+    run_bytes : (T, L + 1, L + 1) array of int, optional
+        What a memory needs besides for layers `begin` to `end` - 1, by table, begin and end: buffers, which do not add
+        up by layers. Never less for more layers, the last layer apart.
     objective : {"latency", "throughput"}
         ``"latency"``: the least sum of stages and transfers, for one stream. ``"throughput"``: the least slowest stage
         (with the transfer to it), for a full pipeline; among those, the least sum.
@@ -123,7 +131,7 @@ def assign(
     allow_empty : bool
         Devices may stay without layers.
     max_exact_order : int, optional
-        Devices up to which all orders are solved; 8 by default, at most 12.
+        Devices up to which all orders are solved, if all are different; 8 by default, at most 12.
 
     Returns
     -------
@@ -149,7 +157,8 @@ def assign(
     chain.n_layer, chain.n_device = n_layer, n_device
     chain.layer_seconds, chain.transfer_seconds = _seconds(seconds), _seconds(transfer_seconds)
     chain.entry_seconds, chain.exit_seconds = _seconds(entry_seconds), _seconds(exit_seconds)
-    chain.memory_device = [int(device) for device in np.asarray([] if memory_device is None else memory_device)]
+    chain.memory_device, chain.run_table = _bytes(memory_device), _bytes(run_table)
+    chain.run_bytes = _bytes(run_bytes)
     chain.capacity_bytes, chain.layer_bytes = _bytes(capacity), _bytes(bytes_)
     chain.fixed_bytes, chain.entry_bytes, chain.exit_bytes = map(_bytes, (fixed_bytes, entry_bytes, exit_bytes))
     keywords = {} if max_exact_order is None else {"max_exact_order": max_exact_order}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pshard.deployment import PHASES, Deployment, Phase, Tables
+from pshard.deployment import PHASES, Deployment, Phase, Tables, ways_from
 from pshard.errors import SettingError
 from pshard.llama_map import llama_launch
 from pshard.map_problem import MapProblem
@@ -74,6 +74,8 @@ class MapDeployment:
             )
             raise SettingError(message)
         at_first = self._head == "first"
+        # The host that has the file; its CPU has the layers already.
+        source = problem.cpu.name if problem.cpu is not None else problem.host
         self._tables = {phase: self._make_tables(phase) for phase in PHASES}
         self.deployment = Deployment(
             shards=names,
@@ -84,7 +86,7 @@ class MapDeployment:
             capacity_bytes=np.array(problem.capacity, dtype=np.int64),
             first_bytes=problem.bytes.head if at_first else None,
             last_bytes=None if at_first else problem.bytes.head,
-            link_bytes_per_second=_links(problem),
+            ways=ways_from(cluster, source, names),
         )
 
     def rebalanced(self, phase: Phase, factors: npt.NDArray[np.float64]) -> DeviceMap:
@@ -154,18 +156,9 @@ def _parameters(document: Mapping[str, Any]) -> MapParameters:
         n_ubatch=given["n_ubatch"],
         type_k=given["type_k"],
         type_v=given["type_v"],
-        flash_attn=given["flash_attn"],
-        allow_swap=given["allow_swap"],
+        # Maps of the first versions do not name these two.
+        flash_attn=given.get("flash_attn", "auto"),
+        allow_swap=given.get("allow_swap", False),
         paged_block=document["cache"]["block_tokens"],
         **images,
     )
-
-
-def _links(problem: MapProblem) -> npt.NDArray[np.float64]:
-    """Bytes per second at which weights reach each device from the host that has the file; its CPU has them."""
-    rates: list[float] = []
-    source = problem.cpu.name if problem.cpu is not None else problem.host
-    for device in problem.devices:
-        path = None if device.name == source else problem.cluster.path(source, device.name)
-        rates.append(np.inf if path is None else path.bandwidth_bytes_per_second)
-    return np.array(rates)

@@ -10,7 +10,7 @@ from pshard import _core
 from pshard.device_speeds import device_speeds, require_speeds
 from pshard.errors import NoFeasiblePlanError, SettingError
 from pshard.map_types import (
-    GPU_LOOKUP_TYPES,
+    GPU_LOOKUP_ROWS,
     MAX_GPUS,
     UNLIMITED_BYTES,
     Goal,
@@ -46,7 +46,7 @@ class Run:
 class Layout:
     """Runs in the order of the layers, and where the head is; with what the memory model says of it.
 
-    `repaired`: the first one that the solver found overflowed, so that this one need not be the best that fits.
+    `repaired`: the first one that the solver found overflowed and was faster, so that this one need not be the best.
     """
 
     runs: tuple[Run, ...]
@@ -68,6 +68,12 @@ class Layout:
     def head_device(self) -> int:
         """Index of the device that computes the logits."""
         return self.runs[0 if self.head == "first" else -1].device
+
+
+def is_looked_up_on_gpu(type_name: str, n_embd: int) -> bool:
+    """Return whether CUDA looks rows of `n_embd` values of a tensor type up; else they stay in host memory."""
+    multiple = GPU_LOOKUP_ROWS.get(type_name)
+    return multiple is not None and n_embd % multiple == 0
 
 
 class MapProblem:
@@ -165,19 +171,20 @@ class MapProblem:
     def _set_bytes(self) -> None:
         self.bytes = stage_bytes(self.model.core, self.context, [not device.is_cpu for device in self.devices])
         embedding = next((tensor for tensor in self.model.core.embedding if tensor.name == EMBEDDING), None)
-        self.looks_up_on_gpu = embedding is not None and type_name(embedding.type.id) in GPU_LOOKUP_TYPES
+        self.looks_up_on_gpu = embedding is not None and is_looked_up_on_gpu(
+            type_name(embedding.type.id), embedding.shape[0]
+        )
         self.output_bytes = 4 * self.parameters.max_batch_size * self.model.hyperparameters.n_vocab
         self.projector_bytes = [0] * len(self.devices)
         self.projector_host_bytes = 0
         if self.projector is not None:
             image = self.parameters.max_image_shape
-            flash_attn = self.parameters.flash_attn != "off"
-            self.projector_bytes = [
-                self.projector.image_bytes(*image, on_gpu=not device.is_cpu, flash_attn=flash_attn)
+            taken = [
+                self.projector.image_bytes(*image, on_gpu=not device.is_cpu, flash_attn=self.parameters.flash_attn)
                 for device in self.devices
             ]
-            inputs = sum(encoder.host_bytes(encoder.image(*image)) for encoder in self.projector.encoders)
-            self.projector_host_bytes = inputs * self.parameters.max_num_images
+            self.projector_bytes = [device_bytes for device_bytes, _ in taken]
+            self.projector_host_bytes = max(host_bytes for _, host_bytes in taken) * self.parameters.max_num_images
 
     def _times(self) -> StageTimes | None:
         if self.goal == "memory" and any(device.speed.source == "none" for device in self.devices):

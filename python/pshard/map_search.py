@@ -7,7 +7,7 @@ from dataclasses import replace
 from pshard.errors import NoFeasiblePlanError
 from pshard.llama_map import llama_launch
 from pshard.map_problem import Layout, MapProblem
-from pshard.map_solvers import DoesNotFitError, fastest, fill, repaired
+from pshard.map_solvers import DoesNotFitError, fastest, fill, layout_value, repaired
 from pshard.map_types import DeviceMap
 from pshard.memory_settings import MIB
 
@@ -34,7 +34,7 @@ def find_map(problem: MapProblem) -> DeviceMap:
             found = repaired(problem, fastest(problem, order, ["first", "last"]))
         except DoesNotFitError as error:
             raise does_not_fit(problem, error) from None
-        if greedy is not None and _layout_value(problem, greedy) < _layout_value(problem, found):
+        if greedy is not None and layout_value(problem, greedy) < layout_value(problem, found):
             found = greedy
     assert found is not None
     uses_cpu = any(problem.devices[run.device].is_cpu for run in found.runs)
@@ -62,12 +62,6 @@ def find_map(problem: MapProblem) -> DeviceMap:
         warnings=tuple((*problem.model.warnings, *problem.warnings)),
         notes=tuple(problem.notes),
     )
-
-
-def _layout_value(problem: MapProblem, layout: Layout) -> tuple[float, float]:
-    timed = problem.seconds_of(layout)
-    assert timed is not None
-    return (timed[4], timed[2]) if problem.load == "pipelined" else (timed[2], 0.0)
 
 
 def _without_paging(problem: MapProblem) -> DeviceMap:

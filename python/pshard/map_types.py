@@ -19,8 +19,14 @@ RESERVE_FRACTION = 0.02
 MIN_RESERVE_BYTES = 512 * MIB
 DEFAULT_PAGED_BLOCK = 32
 MAX_GPUS = 15
-# Tensor types whose rows a CUDA kernel looks up (ggml/src/ggml-cuda, GET_ROWS); others are looked up in host memory.
-GPU_LOOKUP_TYPES = frozenset({"F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"})
+# Tensor types whose rows a CUDA kernel looks up (ggml 0.25.3, ggml-cuda.cu, GET_ROWS); others, and rows of these that
+# are no multiple of so many values, are looked up in host memory.
+GPU_LOOKUP_ROWS = {
+    **dict.fromkeys(("F32", "F16", "BF16", "Q1_0", "Q2_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"), 1),
+    **dict.fromkeys(("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"), 1),
+    **dict.fromkeys(("IQ1_S", "IQ1_M", "IQ4_XS"), 1),
+    **dict.fromkeys(("IQ4_NL", "MXFP4"), 256),
+}
 UNLIMITED_BYTES = 1 << 50
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,12 +16,12 @@ from pshard.shard_types import Shard
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from pshard.cluster import Device
     from pshard.shard_problem import Group, ShardProblem
 
 GIB = 1 << 30
-MAX_REPAIRS = 256
-# Beyond so many memories, buffers are not left out at first: repairs would take too long.
-MAX_RELAXED = 16
+# Where buffers are less for more layers after all, each repair raises what one memory needs.
+MAX_REPAIRS = 64
 
 
 class DoesNotFitError(Exception):
@@ -30,6 +30,10 @@ class DoesNotFitError(Exception):
     def __init__(self, lacking: dict[str, int]) -> None:
         super().__init__()
         self.lacking = lacking
+
+    def on(self, devices: Mapping[str, Device]) -> DoesNotFitError:
+        """Return the same of others of these devices, by name, that are alike."""
+        return DoesNotFitError({devices[name].name: n_bytes for name, n_bytes in self.lacking.items()})
 
     @property
     def missing_bytes(self) -> int:
@@ -108,14 +112,19 @@ class Replica:
         """Of one user alone."""
         return None if self.stream is None else 1.0 / sum(self.stream.busy)
 
+    def on(self, devices: Mapping[str, Device]) -> Replica:
+        """Return the same on others of these devices, by name, that are alike."""
+        stages = [
+            replace(stage, group=replace(stage.group, devices=tuple(devices[d.name] for d in stage.group.devices)))
+            for stage in self.stages
+        ]
+        return replace(self, stages=tuple(stages))
+
     def shards(self, problem: ShardProblem, replica: int) -> list[Shard]:
         """One shard for each device."""
         found = []
-        whole = [sum(t.n_bytes for t in layer.tensors) for layer in problem.model.core.layers]
         for index, stage in enumerate(self.stages):
             for rank, (device, used) in enumerate(zip(stage.group.devices, stage.ranks, strict=True)):
-                own = stage.group.ranks[rank].layers[stage.begin : stage.end]
-                kept = sum(t.n_bytes for layer in own for t in layer.tensors)
                 found.append(
                     Shard(
                         device=device,
@@ -125,7 +134,7 @@ class Replica:
                         stage=index,
                         rank=rank,
                         n_ranks=stage.group.n_ranks,
-                        weight_share=kept / max(sum(whole[stage.begin : stage.end]), 1),
+                        weight_share=problem.weight_share(stage.group.ranks[rank], stage.begin, stage.end),
                         has_head=index + 1 == len(self.stages),
                         weights_bytes=used.weights_bytes,
                         cache_bytes=used.cache_bytes,
@@ -168,7 +177,7 @@ def plan_replica(
         return Replica(stages, users, exact, None, 1, None, None, None, None, _core.Basis.estimated)
     stream = flow(problem, stages, problem.pass_(1, users))
     per_second, micro_batches = _users_speed(problem, stages, users)
-    prompt = flow(problem, stages, problem.prompt_pass())
+    prompt = flow(problem, stages, problem.prompt_pass)
     n_prompt = math.ceil(max(problem.parameters.max_seq_len // 2, 1) / problem.parameters.n_ubatch)
     seconds = prompt.drained(n_prompt)
     one = problem.pass_(1, users)
@@ -192,17 +201,13 @@ def plan_replica(
 def flow(problem: ShardProblem, stages: Sequence[StageOf], pass_: _core.Pass) -> Flow:
     """Price a pass through stages: hidden state in from the first host's memory, logits back to it."""
     hidden_bytes, logits_bytes = problem.message_bytes(pass_)
-    seconds, waits = [], []
-    for index, stage in enumerate(stages):
-        times = problem.times(stage.group, pass_)
-        seconds.append(float(times.layers[stage.begin : stage.end].sum()))
-        if index == 0:
-            waits.append(problem.host_seconds(stage.group, hidden_bytes))
-        else:
-            waits.append(problem.transfer_seconds(stages[index - 1].group, stage.group, pass_))
-    last = stages[-1].group
-    seconds[-1] += problem.times(last, pass_).head + problem.host_seconds(last, logits_bytes)
-    return Flow(tuple(seconds), tuple(waits))
+    groups = [stage.group for stage in stages]
+    times = [problem.times(group, pass_) for group in groups]
+    seconds = [float(t.layers[stage.begin : stage.end].sum()) for t, stage in zip(times, stages, strict=True)]
+    seconds[-1] += times[-1].head + float(problem.host_seconds(groups[-1:], logits_bytes)[0])
+    between = problem.transfers(groups, pass_)
+    entry = float(problem.host_seconds(groups[:1], hidden_bytes)[0])
+    return Flow(tuple(seconds), (entry, *(float(between[i - 1, i]) for i in range(1, len(groups)))))
 
 
 def _users_speed(problem: ShardProblem, stages: Sequence[StageOf], users: int) -> tuple[float, int]:
@@ -231,7 +236,8 @@ class _Tables:
         self.capacity = np.array(
             [problem.capacity[device.name] for group in self.groups for device in group.devices], dtype=np.int64
         )
-        self._measured: dict[tuple[object, ...], _core.DeviceBytes] = {}
+        self.run_table: list[int] | None = None
+        self.run_bytes: NDArray[np.int64] | None = None
         self._seconds()
 
     def _seconds(self) -> None:
@@ -241,13 +247,7 @@ class _Tables:
             # As if speed went with memory, so that the stages are cut by it.
             room = np.array([sum(problem.capacity[d.name] for d in group.devices) for group in groups], dtype=float)
             self.layer_seconds = np.tile(1.0 / np.maximum(room, 1.0) * room.max(), (n_layer, 1))
-            self.transfer = np.zeros((n, n))
-            for a in range(n):
-                for b in range(n):
-                    if a != b and math.isinf(
-                        problem.transfer_seconds(groups[a], groups[b], problem.pass_(1, self.users))
-                    ):
-                        self.transfer[a, b] = math.inf
+            self.transfer = np.where(np.isinf(problem.transfers(groups, problem.pass_(1, self.users))), np.inf, 0.0)
             self.entry = self.exit = np.zeros(n)
             return
         depth = min(self.users, n)
@@ -255,88 +255,86 @@ class _Tables:
         times = [problem.times(group, pass_) for group in groups]
         hidden_bytes, logits_bytes = problem.message_bytes(pass_)
         self.layer_seconds = np.array([t.layers for t in times]).T
-        self.transfer = np.array(
-            [[0.0 if a is b else problem.transfer_seconds(a, b, pass_) for b in groups] for a in groups]
-        )
-        self.entry = np.array([problem.host_seconds(group, hidden_bytes) for group in groups])
-        self.exit = np.array(
-            [t.head + problem.host_seconds(group, logits_bytes) for t, group in zip(times, groups, strict=True)]
-        )
+        self.transfer = problem.transfers(groups, pass_)
+        self.entry = problem.host_seconds(groups, hidden_bytes)
+        self.exit = np.array([t.head for t in times]) + problem.host_seconds(groups, logits_bytes)
 
     def solve(self, *, search_order: bool, allow_empty: bool) -> tuple[tuple[StageOf, ...], bool]:
-        """Solve, measure, repair: see `map_solvers`."""
-        primed = len(self.memories) > MAX_RELAXED
-        extra = self._primed() if primed else np.zeros(len(self.memories), dtype=np.int64)
+        """Solve, and measure what was found: without compute buffers at first, then with those of every run of layers.
+
+        So what is found is as good as any that fits, and where the first fits, no more is measured.
+        """
         throughput = self.users > 1 or not self.problem.has_speeds
         reachable = np.isfinite(self.entry) & np.isfinite(self.exit)
         blocked = np.where(reachable, 0, 1 << 50)[[g for g, _ in self.memories]]
+        fixed = np.zeros(len(self.memories), dtype=np.int64)
         for _ in range(MAX_REPAIRS):
             found = assign(
                 self.layer_seconds,
                 self.layer_bytes,
                 self.capacity,
-                fixed_bytes=extra,
+                fixed_bytes=fixed,
                 transfer_seconds=self.transfer,
                 entry_seconds=np.where(np.isfinite(self.entry), self.entry, 0.0),
                 exit_seconds=np.where(np.isfinite(self.exit), self.exit, 0.0),
                 entry_bytes=blocked,
                 exit_bytes=self.head_bytes + blocked,
                 memory_device=[g for g, _ in self.memories],
+                run_table=self.run_table,
+                run_bytes=self.run_bytes,
                 objective="throughput" if throughput else "latency",
                 search_order=search_order,
                 allow_empty=allow_empty,
             )
             stages = self._measure(found)
-            before = extra.copy()
-            lacking = self._raise(stages, extra)
+            before = fixed.copy()
+            lacking = self._lacking(found, stages, fixed)
             if found.feasible and not lacking:
-                # Repairs count buffers as one assignment has them; another may need less.
-                return stages, found.exact and not extra.any()
-            if (extra == before).all():
+                return stages, found.exact and not before.any()
+            if self.run_table is None and len(self.groups) > 1:  # of one stage only one run counts
+                self._set_buffers()
+                fixed = before
+            elif (fixed == before).all():
                 break
         raise DoesNotFitError(lacking)
 
-    def _primed(self) -> NDArray[np.int64]:
-        """Return what each memory needs besides layers and head where it has an even part of the layers."""
-        n_layer = self.problem.model.n_layer
-        each = max(1, n_layer // len(self.groups))
-        begin = (n_layer - each) // 2
-        extra = []
-        for i, (g, rank) in enumerate(self.memories):
+    def _set_buffers(self) -> None:
+        tables: dict[int, int] = {}
+        found: list[NDArray[np.int64]] = []
+        index = []
+        for g, rank in self.memories:
             group = self.groups[g]
-            key = (id(group.ranks[rank]), group.devices[rank].is_cpu, begin, begin + each)
-            if key not in self._measured:
-                self._measured[key] = self.problem.measure(group, rank, begin, begin + each, self.users)
-            used = self._measured[key]
-            counted = int(self.layer_bytes[begin : begin + each, i].sum())
-            extra.append(used.weights_bytes + used.cache_bytes + used.compute_bytes - counted)
-        return np.array(extra, dtype=np.int64)
+            table = self.problem.buffers(group.ranks[rank], self.users, is_cpu=group.devices[rank].is_cpu)
+            if id(table) not in tables:
+                tables[id(table)] = len(found)
+                found.append(table)
+            index.append(tables[id(table)])
+        self.run_table, self.run_bytes = index, np.array(found)
 
     def _measure(self, found: Assignment) -> tuple[StageOf, ...]:
         stages = []
         for stage in found.stages:
             group = self.groups[stage.device]
-            ranks = []
-            for rank, (part, device) in enumerate(zip(group.ranks, group.devices, strict=True)):
-                key = (id(part), device.is_cpu, stage.begin, stage.end)
-                if key not in self._measured:
-                    self._measured[key] = self.problem.measure(group, rank, stage.begin, stage.end, self.users)
-                ranks.append(self._measured[key])
+            ranks = [
+                self.problem.measure(part, stage.begin, stage.end, self.users, is_cpu=device.is_cpu)
+                for part, device in zip(group.ranks, group.devices, strict=True)
+            ]
             stages.append(StageOf(group, stage.begin, stage.end, tuple(ranks)))
         return tuple(stages)
 
-    def _raise(self, stages: Sequence[StageOf], extra: NDArray[np.int64]) -> dict[str, int]:
-        """Give memories that overflow what they need besides layers and head, as measured; return what they lack."""
+    def _lacking(self, found: Assignment, stages: Sequence[StageOf], fixed: NDArray[np.int64]) -> dict[str, int]:
+        """Return what memories lack; and let the solver know of it, where it counted less than was measured."""
         index = {memory: i for i, memory in enumerate(self.memories)}
         lacking = {}
-        for number, stage in enumerate(stages):
-            g = self.groups.index(stage.group)
+        for at, stage in zip(found.stages, stages, strict=True):
             for rank, used in enumerate(stage.ranks):
-                i = index[g, rank]
+                i = index[at.device, rank]
                 total = used.weights_bytes + used.cache_bytes + used.compute_bytes
                 if total > self.capacity[i]:
                     lacking[stage.group.devices[rank].name] = int(total - self.capacity[i])
                     counted = self.layer_bytes[stage.begin : stage.end, i].sum()
-                    counted += self.head_bytes[i] if number + 1 == len(stages) else 0
-                    extra[i] = total - counted
+                    counted += self.head_bytes[i] if stage.end == len(self.layer_bytes) else 0
+                    if self.run_table is not None and self.run_bytes is not None:
+                        counted += self.run_bytes[self.run_table[i], stage.begin, stage.end]
+                    fixed[i] = max(fixed[i], total - counted)
         return lacking

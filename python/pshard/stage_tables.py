@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pshard import _core
+from pshard.routes import Routes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -132,51 +133,27 @@ def stage_times(
     by_speed = {id(speed): _core.device_costs(model, speed.core, pass_, speed.on_gpu) for speed in speeds.values()}
     costs = [by_speed[id(speeds[device.name])] for device in devices]
     hidden_bytes, input_bytes, logits_bytes = costs[0].hidden_bytes, costs[0].input_bytes, costs[0].logits_bytes
-    inputs = [way_seconds(cluster, host, device.name, input_bytes) for device in devices]
+    routes, names = Routes(cluster), [device.name for device in devices]
+    inputs = routes.seconds([host], names, input_bytes)[0]
     # A GPU waits for the launch behind whatever came before it, and the CPU for a GPU to end: as the profile says.
-    handoff = [
-        speeds[device.name].core.handoff_to_gpu_seconds if speeds[device.name].on_gpu else 0.0 for device in devices
-    ]
-    release = [
-        speeds[device.name].core.handoff_to_cpu_seconds if speeds[device.name].on_gpu else 0.0 for device in devices
-    ]
-    n = len(devices)
-    transfer = np.zeros((n, n))
-    for a, first in enumerate(devices):
-        for b, second in enumerate(devices):
-            if a != b:
-                wait = handoff[b] if speeds[second.name].on_gpu else release[a]
-                transfer[a, b] = way_seconds(cluster, first.name, second.name, hidden_bytes) + inputs[b] + wait
+    on_gpu = np.array([speeds[name].on_gpu for name in names])
+    handoff = np.where(on_gpu, [speeds[name].core.handoff_to_gpu_seconds for name in names], 0.0)
+    release = np.where(on_gpu, [speeds[name].core.handoff_to_cpu_seconds for name in names], 0.0)
+    wait = np.where(on_gpu[None, :], handoff[None, :], release[:, None])
+    transfer = routes.seconds(names, names, hidden_bytes) + inputs[None, :] + wait
+    np.fill_diagonal(transfer, 0.0)
     return StageTimes(
         layers=np.array([[cost.seconds for cost in device.layers] for device in costs]).T,
         layer_spread=np.array([[cost.spread_seconds for cost in device.layers] for device in costs]).T,
         head=np.array([device.head.seconds for device in costs]),
         head_spread=np.array([device.head.spread_seconds for device in costs]),
         embedding_seconds=costs[0].embedding.seconds,
-        arrival=np.array(
-            [
-                way_seconds(cluster, host, device.name, hidden_bytes) + inputs[d] + handoff[d]
-                for d, device in enumerate(devices)
-            ]
-        ),
+        arrival=routes.seconds([host], names, hidden_bytes)[0] + inputs + handoff,
         transfer=transfer,
-        result=np.array([way_seconds(cluster, device.name, host, logits_bytes) for device in devices]),
+        result=routes.seconds(names, [host], logits_bytes)[:, 0],
         basis=max(
             (cost.basis for device in costs for cost in (*device.layers, device.head)),
             default=_core.Basis.estimated,
         ),
         n_tokens=pass_.n_tokens,
     )
-
-
-def way_seconds(cluster: Cluster, start: str, goal: str, n_bytes: int) -> float:
-    """Seconds for one message between devices, or hosts' memories: latencies, and bytes at the slowest link's rate.
-
-    Infinite where no link joins them, 0 for no bytes.
-    """
-    if n_bytes == 0 or start == goal:
-        return 0.0
-    path = cluster.path(start, goal)
-    if path is None:
-        return float("inf")
-    return path.latency_seconds + n_bytes / path.bandwidth_bytes_per_second

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from math import gcd, prod
 from typing import TYPE_CHECKING
 
@@ -122,14 +122,7 @@ def divide(model: Model, weights: Sequence[float]) -> Division:
     NotDivisibleError
         Fewer heads than ranks, or a mixer that is not attention.
     """
-    hyper, n = model.hyperparameters, len(weights)
-    layers = hyper.layers[: model.n_layer]
-    mixers = {layer.mixer for layer in layers} - {_core.Mixer.attention, _core.Mixer.none}
-    if mixers:
-        message = f"layers of kind {', '.join(sorted(mixer.name for mixer in mixers))} are not divided"
-        raise NotDivisibleError(message)
-    n_head = gcd(*(layer.n_head for layer in layers if layer.n_head))
-    n_kv = n_head if hyper.kv_lora_rank else gcd(*(layer.n_head_kv for layer in layers if layer.n_head_kv))
+    n_head, n_kv, n = *_heads(model.core), len(weights)
     if n <= n_kv:
         return Division(apportion(n_kv, weights), n_kv)
     if n % n_kv == 0 and n_head % n == 0:
@@ -138,22 +131,63 @@ def divide(model: Model, weights: Sequence[float]) -> Division:
     raise NotDivisibleError(message)
 
 
-def rank_model(model: Model, division: Division, rank: int) -> _core.Model:
-    """Return the part of one rank as a model: what it keeps and computes; all-reduces are not in it.
+@lru_cache(maxsize=8)
+def _heads(core: _core.Model) -> tuple[int, int]:
+    """Return how many heads, and key-value heads, every layer can be divided by.
+
+    Raises
+    ------
+    NotDivisibleError
+        A mixer that is not attention.
+    """
+    layers = [layer.parameters for layer in core.layers]
+    mixers = {layer.mixer for layer in layers} - {_core.Mixer.attention, _core.Mixer.none}
+    if mixers:
+        message = f"layers of kind {', '.join(sorted(mixer.name for mixer in mixers))} are not divided"
+        raise NotDivisibleError(message)
+    n_head = gcd(*(layer.n_head for layer in layers if layer.n_head))
+    if core.hyperparameters.kv_lora_rank:
+        return n_head, n_head
+    return n_head, gcd(*(layer.n_head_kv for layer in layers if layer.n_head_kv))
+
+
+def rank_models(model: Model, division: Division) -> tuple[_core.Model, ...]:
+    """Return the part of each rank as a model: what it keeps and computes; all-reduces are not in it.
+
+    Equal parts are one object.
 
     Raises
     ------
     NotDivisibleError
         A tensor whose blocks the cut would split.
     """
-    return _Cut(model, division, rank).model()
+    known: dict[tuple[int, ...], _core.Model] = {}
+    parts = []
+    for rank in range(division.n_ranks):
+        size = division.kv_heads[rank], *(division.share(n, rank) for n in _units(model.core))
+        if size not in known:
+            known[size] = _Cut(model.core, division, rank).model()
+        parts.append(known[size])
+    return tuple(parts)
+
+
+@lru_cache(maxsize=8)
+def _units(core: _core.Model) -> tuple[int, ...]:
+    """Return all numbers of units that are handed out: rows of the head, blocks of columns, experts."""
+    found = {tensor.shape[1] for tensor in core.head if len(tensor.shape) > 1}
+    for layer in core.layers:
+        for tensor in layer.tensors:
+            if _stem(tensor.name).startswith("ffn_down") and not tensor.name.endswith(".bias"):
+                found.add(tensor.shape[0] // tensor.type.block_elements)
+                found.add(tensor.shape[2] if len(tensor.shape) > 2 else 1)
+    return tuple(sorted(found - {1}))
 
 
 class _Cut:
     """Cuts one rank's tensors."""
 
-    def __init__(self, model: Model, division: Division, rank: int) -> None:
-        self._core = model.core
+    def __init__(self, core: _core.Model, division: Division, rank: int) -> None:
+        self._core = core
         self._division = division
         self._rank = rank
         kv, of_kv, n = division.kv_heads[rank], division.n_kv_heads, division.n_ranks
@@ -171,10 +205,14 @@ class _Cut:
                 layer.n_head_kv = _part(layer.n_head_kv, self._kv)
         hyper.layers = layers
         tensors: dict[str, _core.Tensor] = {}
-        for whole in self._core.layers:
-            down = {_suffix(t.name): t for t in whole.tensors if _stem(t.name).startswith("ffn_down")}
-            for tensor in whole.tensors:
-                tensors[tensor.name] = self._in_layer(tensor, whole.parameters, down)
+        cut: dict[int, list[_core.Tensor]] = {}  # one layer of each class
+        for index, whole in enumerate(self._core.layers):
+            if whole.layer_class not in cut:
+                down = {_suffix(t.name): t for t in whole.tensors if _stem(t.name).startswith("ffn_down")}
+                cut[whole.layer_class] = [self._in_layer(t, whole.parameters, down) for t in whole.tensors]
+            for tensor in cut[whole.layer_class]:
+                name = f"blk.{index}.{_core.local_name(tensor.name)}"
+                tensors[name] = _core.Tensor(name, tensor.type, tensor.shape, tensor.n_bytes)
         for tensor in (*self._core.embedding, *self._core.head):
             tensors.setdefault(tensor.name, tensor)
         head = max(self._core.head, key=lambda tensor: tensor.n_bytes, default=None)

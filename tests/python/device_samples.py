@@ -58,6 +58,17 @@ NVIDIA GeForce RTX 3060, 00000000:04:00.0, 12288, 12011, 8.6, 4, 8
 """
 QUERY_NOT_AVAILABLE = "NVIDIA GB10, 0000000F:01:00.0, [N/A], [Not Supported], 12.1, [N/A], [N/A]\n"
 
+# `nvidia-smi -q -x` of two RTX 2080 without a bridge, driver 590.44.01, as telegraf keeps it for its tests
+# (https://github.com/influxdata/telegraf/blob/58ff61d01be05ec0d4c2f57c8c89031e026fa0b9/plugins/inputs/nvidia_smi/
+# testdata/dual_2080-v13.xml). By NVML's functions, which nvidia-smi prints; Turing is compute capability 7.5.
+TWO_RTX_2080 = {
+    bus: {
+        "Name": b"NVIDIA GeForce RTX 2080", "total": 8192 << 20, "free": 7786 << 20, "MaxPcieLinkGeneration": 3,
+        "MaxPcieLinkWidth": 16, "CudaComputeCapability": (7, 5),
+    }
+    for bus in ("00000000:01:00.0", "00000000:02:00.0")
+}  # fmt: skip
+
 # --- AMD ---
 
 # rocprofiler-sdk keeps KFD topologies for its tests (ROCm/rocm-systems, projects/rocprofiler-sdk/source/lib/
@@ -91,8 +102,11 @@ KFD_LINK_XGMI = (
     "min_bandwidth 64000\nmax_bandwidth 64000\nrecommended_transfer_size 0\n"
     "recommended_sdma_engine_id_mask 16384\nflags 1\n"
 )
-# A Strix Halo (gfx1151) as notes in a public repository on GTT show it: 4 GiB of VRAM, 15630278 pages of 4 KiB beside.
-STRIX_HALO_VRAM_BYTES, STRIX_HALO_GTT_BYTES = 4 << 30, 15630278 * 4096
+# A Strix Halo of 128 GB (Radeon 8060S, gfx1151, ttm.pages_limit=25165824), /sys/class/drm/card1/device
+# (https://github.com/noamsto/nix-amd-ai/issues/42, comment of 2026-08-27); its PCI number 1002:1586 as rocminfo tells
+# it (https://github.com/antirez/ds4/issues/475). The KFD node is not shown there: the test has the RX 6650 XT's with
+# gfx1151's version.
+STRIX_HALO_VRAM_BYTES, STRIX_HALO_GTT_BYTES = 4294967296, 103079215104
 
 # --- Intel ---
 
@@ -114,39 +128,37 @@ XPU_DEVICE = {
 
 # --- Apple ---
 
-# google/crossbench tests its macOS platform with `system_profiler -json SPDisplaysDataType`, whose form this has;
-# the values are of a Mac mini M4, as a public test in Go of hardware detection quotes them (TestDetectAppleSilicon).
-APPLE_M4 = {
+# `system_profiler SPDisplaysDataType -json` of an M3 Pro with two displays, of which the names are left
+# (https://github.com/timmo001/system-bridge/pull/3408: chip, Metal family, displays), and the fields of
+# `SPHardwareDataType` of an M3 Max (https://github.com/mondoohq/mql/pull/6231). No public recording with an address was
+# found of what stands behind the displays: vendor, cores and model are as other readers' tests have them.
+APPLE_M3 = {
     "SPDisplaysDataType": [
         {
-            "_name": "Apple M4",
-            "spdisplays_mtlgpufamilysupport": "spdisplays_metal4",
+            "_name": "Apple M3 Pro",
+            "spdisplays_mtlgpufamilysupport": "spdisplays_metal3",
+            "spdisplays_ndrvs": [{"_name": "DELL U2722DE"}, {"_name": "Color LCD"}],
             "spdisplays_vendor": "sppci_vendor_Apple",
-            "sppci_bus": "spdisplays_builtin",
-            "sppci_cores": "10",
-            "sppci_device_type": "spdisplays_gpu",
-            "sppci_model": "Apple M4",
-            "spdisplays_ndrvs": [{"_name": "Color LCD", "_spdisplays_pixels": "3456 x 2234"}],
+            "sppci_cores": "14",
+            "sppci_model": "Apple M3 Pro",
         }
     ],
-    "SPHardwareDataType": [{"chip_type": "Apple M4", "physical_memory": "16 GB"}],
+    "SPHardwareDataType": [{"machine_name": "MacBook Pro", "chip_type": "Apple M3 Max", "physical_memory": "64 GB"}],
 }
 
 # --- Gaudi ---
 
-# The form is that of the Intel Gaudi documentation ("System Management Interface Tool (hl-smi)", -Q and -f csv); the
-# values are of a box of eight Gaudi 3, as a public test in Go of a reader of it quotes them (TestParseHLSMICSV).
-HL_SMI = """\
-index, name, bus_id, driver_version, module_id, memory.total [MiB], memory.free [MiB]
-0, HL-325L, 0000:3b:00.0, 1.24.1-b336d5e, 1, 131072 MiB, 130400 MiB
-1, HL-325L, 0000:4c:00.0, 1.24.1-b336d5e, 3, 131072 MiB, 130400 MiB
-2, HL-325L, 0000:5d:00.0, 1.24.1-b336d5e, 2, 131072 MiB, 130400 MiB
-3, HL-325L, 0000:9b:00.0, 1.24.1-b336d5e, 6, 131072 MiB, 130400 MiB
-4, HL-325L, 0000:19:00.0, 1.24.1-b336d5e, 0, 131072 MiB, 130400 MiB
-5, HL-325L, 0000:bb:00.0, 1.24.1-b336d5e, 7, 131072 MiB, 130400 MiB
-6, HL-325L, 0000:cb:00.0, 1.24.1-b336d5e, 5, 131072 MiB, 130400 MiB
-7, HL-325L, 0000:db:00.0, 1.24.1-b336d5e, 4, 131072 MiB, 130400 MiB
-"""
+# The form is that of the Intel Gaudi documentation (https://docs.habana.ai/en/latest/Management_and_Monitoring/
+# Embedded_System_Tools_Guide/System_Management_Interface_Tool.html, -Q and -f csv); the values are of the first three
+# of eight Gaudi 2, as hl-smi's table shows them (https://github.com/HabanaAI/vllm-fork/issues/484).
+GAUDI_2 = [("0000:33:00.0", 98304, 97536), ("0000:9a:00.0", 98304, 97536), ("0000:34:00.0", 98304, 97536)]
+HL_SMI = "index, name, bus_id, driver_version, module_id, memory.total [MiB], memory.free [MiB]\n" + "".join(
+    f"{i}, HL-225, {bus}, 1.18.0-ee698fb, {i}, {total} MiB, {free} MiB\n"
+    for i, (bus, total, free) in enumerate(GAUDI_2)
+)
+
+# The first card eight times over: a whole box, whose links go by the number of cards.
+HL_SMI_BOX = "\n".join([HL_SMI.splitlines()[0], *(HL_SMI.splitlines()[1].replace("0,", f"{i},", 1) for i in range(8))])
 
 # --- Neuron ---
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from pshard import _core
 from pshard.cluster import Cluster, Device, Host, Link
 from pshard.cluster_file import read_cluster
 from pshard.device_list import parse_devices
+from pshard.host_links import with_host_links
+from pshard.link_references import reference_link
 from pshard.shard_types import Priced, ShardingPlan
 
 MIB = 1 << 20
@@ -51,6 +55,18 @@ def two_hosts(path: Path, first: str = "rtx-4090-24g", second: str = "rtx-3090-2
         """
     )
     return read_cluster(file)
+
+
+def hosts_with(gpus: list[list[str]], network: str) -> Cluster:
+    """Hosts of reference GPUs on one Ethernet."""
+    hosts = tuple(Host(name=f"h{h}") for h in range(len(gpus)))
+    devices = tuple(
+        replace(device, name=f"h{h}g{i}", host=f"h{h}")
+        for h, names in enumerate(gpus)
+        for i, device in enumerate(parse_devices(",".join(names), ram="64G").accelerators)
+    )
+    ethernet = reference_link("ethernet", network, tuple(host.name for host in hosts), 1)
+    return with_host_links(Cluster(hosts=hosts, devices=devices, links=(ethernet,)))
 
 
 def strategies(plan: ShardingPlan) -> dict[str, Priced]:

@@ -8,13 +8,15 @@ from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import msgspec
 import pytest
 from device_samples import (
-    APPLE_M4,
+    APPLE_M3,
+    GAUDI_2,
     HL_SMI,
+    HL_SMI_BOX,
     KFD_BANK_MI300X,
     KFD_BANK_RADEON_VII,
     KFD_CPU,
@@ -36,6 +38,7 @@ from device_samples import (
     TOPOLOGY_8_V100,
     TPU_V3,
     TPU_V5E,
+    TWO_RTX_2080,
     XPU_DEVICE,
     XPU_LIST,
     Machine,
@@ -163,9 +166,14 @@ class NvmlError(Exception):
     pass
 
 
-def nvml(peers: dict[str, list[str]]) -> SimpleNamespace:
-    """NVML of GPUs by bus address, each with what is at the other end of its links."""
+def nvml(peers: dict[str, list[str]], boards: dict[str, dict[str, Any]] | None = None) -> SimpleNamespace:
+    """NVML of GPUs by bus address, each with what is at the other end of its links; A100, where no boards are given."""
     switch = 2
+    a100 = {
+        "Name": b"NVIDIA A100-SXM4-80GB", "total": 80 * GIB, "free": 79 * GIB, "CudaComputeCapability": (8, 0),
+        "MaxPcieLinkGeneration": 4,
+    }  # fmt: skip
+    boards = boards or dict.fromkeys(peers, a100)
 
     def unknown(*arguments: object) -> None:
         raise NvmlError("Not Supported")
@@ -184,16 +192,28 @@ def nvml(peers: dict[str, list[str]]) -> SimpleNamespace:
         nvmlShutdown=lambda: None,
         nvmlDeviceGetCount=lambda: len(peers),
         nvmlDeviceGetHandleByIndex=lambda i: list(peers)[i],
-        nvmlDeviceGetName=lambda handle: b"NVIDIA A100-SXM4-80GB",
+        nvmlDeviceGetName=lambda handle: boards[handle]["Name"],
         nvmlDeviceGetPciInfo=lambda handle: SimpleNamespace(busId=handle.encode()),
-        nvmlDeviceGetMemoryInfo=lambda handle: SimpleNamespace(total=80 * GIB, free=79 * GIB),
-        nvmlDeviceGetCudaComputeCapability=lambda handle: (8, 0),
-        nvmlDeviceGetMaxPcieLinkGeneration=lambda handle: 4,
-        nvmlDeviceGetMaxPcieLinkWidth=unknown,
+        nvmlDeviceGetMemoryInfo=lambda handle: SimpleNamespace(
+            total=boards[handle]["total"], free=boards[handle]["free"]
+        ),
+        nvmlDeviceGetCudaComputeCapability=lambda handle: boards[handle]["CudaComputeCapability"],
+        nvmlDeviceGetMaxPcieLinkGeneration=lambda handle: boards[handle]["MaxPcieLinkGeneration"],
+        nvmlDeviceGetMaxPcieLinkWidth=lambda handle: boards[handle].get("MaxPcieLinkWidth") or unknown(),
         nvmlDeviceGetNvLinkState=lambda handle, i: int(link(handle, i) != "down"),
         nvmlDeviceGetNvLinkRemoteDeviceType=lambda handle, i: switch if link(handle, i) == SWITCH else 0,
         nvmlDeviceGetNvLinkRemotePciInfo=lambda handle, i: SimpleNamespace(busId=link(handle, i)),
     )
+
+
+def test_two_recorded_boards(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = nvml({bus: [] for bus in TWO_RTX_2080}, TWO_RTX_2080)
+    monkeypatch.setattr(driver, "_optional", {"pynvml": library, "cuda.bindings.runtime": None}.get)
+    found = [(b.name, b.pci_bus_id, b.total_bytes, b.free_bytes, b.pcie_lanes) for b in driver.boards()[0]]
+    assert found == [
+        ("NVIDIA GeForce RTX 2080", bus, 8 * GIB, 7786 << 20, 16) for bus in ("0000:01:00.0", "0000:02:00.0")
+    ]
+    assert {(b.compute_capability, b.pcie_generation, b.nvlink_peers) for b in driver.boards()[0]} == {("7.5", 3, ())}
 
 
 def test_nvml_tells_boards_links_and_switches(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -341,13 +361,13 @@ def test_npus_work_in_the_hosts_memory(machine: Machine) -> None:
     ]
 
 
-def test_a_mac_mini(machine: Machine) -> None:
-    machine.tool("system_profiler", else_=APPLE_M4)
-    machine.tool("sysctl", hw=str(16 * GIB), iogpu="0")
+def test_a_mac(machine: Machine) -> None:
+    machine.tool("system_profiler", else_=APPLE_M3)
+    machine.tool("sysctl", hw=str(36 * GIB), iogpu="0")
     gpu, engine = apple.probe(machine.system(os_name="darwin")).devices
-    assert summary(gpu) == ("MTL0", "apple", "Apple M4", int(16 * GIB * 2 / 3), None)
-    assert (gpu.unified_memory, gpu.fact("n_cores"), gpu.fact("metal")) == (True, 10, "metal4")
-    assert (engine.kind, engine.product, engine.family) == ("apple-npu", "Neural Engine of Apple M4", "npu")
+    assert summary(gpu) == ("MTL0", "apple", "Apple M3 Pro", int(36 * GIB * 2 / 3), None)
+    assert (gpu.unified_memory, gpu.fact("n_cores"), gpu.fact("metal")) == (True, 14, "metal3")
+    assert (engine.kind, engine.product, engine.family) == ("apple-npu", "Neural Engine of Apple M3 Max", "npu")
     machine.tool("sysctl", hw=str(64 * GIB), iogpu="57344")
     assert apple.probe(machine.system(os_name="darwin")).devices[0].memory_total_bytes == 56 * GIB
     assert apple.probe(machine.system()).reasons == ("not macOS",)
@@ -387,21 +407,24 @@ def test_a_tpu_of_two_generations_is_told_apart_by_the_environment(machine: Mach
     assert tpu.probe(empty(machine)).devices == ()
 
 
-def test_eight_gaudi_3_of_a_box(machine: Machine) -> None:
+def test_gaudi_2_by_its_tool(machine: Machine) -> None:
     machine.tool("hl-smi", else_=HL_SMI)
-    machine.write("sys/bus/pci/devices/0000:3b:00.0/numa_node", "0\n")
+    machine.write("sys/bus/pci/devices/0000:33:00.0/numa_node", "0\n")
     finding = gaudi.probe(machine.system())
     assert [summary(d) for d in finding.devices] == [
-        (f"Gaudi{i}", "gaudi", "HL-325L", 131072 << 20, 130400 << 20) for i in range(8)
+        (f"Gaudi{i}", "gaudi", "HL-225", total << 20, free << 20) for i, (_, total, free) in enumerate(GAUDI_2)
     ]
-    assert (finding.devices[0].numa_node, finding.devices[0].fact("generation"), finding.devices[3].fact("module")) == (
-        0,
-        "3",
-        6,
-    )
-    assert len(finding.links) == 28
-    assert {link.bandwidth_bytes_per_second for link in finding.links} == {75e9}  # three ports of 200 Gbit/s
-    assert all(len(link.ends) == 2 for link in finding.links)
+    first = finding.devices[0]
+    assert (first.numa_node, first.fact("generation"), first.fact("pci_bus_id")) == (0, "2", GAUDI_2[0][0])
+    assert finding.links == ()  # not a whole box
+
+
+def test_the_eight_of_a_box_are_joined_pairwise(machine: Machine) -> None:
+    machine.tool("hl-smi", else_=HL_SMI_BOX)
+    links = gaudi.probe(machine.system()).links
+    assert len(links) == 28
+    assert {link.bandwidth_bytes_per_second for link in links} == {37.5e9}  # three ports of 100 Gbit/s
+    assert all(len(link.ends) == 2 for link in links)
 
 
 def test_gaudi_without_its_tool(machine: Machine) -> None:
@@ -545,10 +568,10 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Machine:
         machine.write(path, "")
     machine.tool("nvidia-smi", query_gpu=QUERY_4090_3060, topo=TOPOLOGY_2_RTX_3090)
     machine.tool("xpu-smi", _d=XPU_DEVICE, else_=XPU_LIST)
-    machine.tool("hl-smi", else_=HL_SMI)
+    machine.tool("hl-smi", else_=HL_SMI_BOX)
     machine.tool("neuron-ls", else_=NEURON_TRN1)
     machine.tool("rbln-stat", else_=RBLN_STAT)
-    machine.tool("system_profiler", else_=APPLE_M4)
+    machine.tool("system_profiler", else_=APPLE_M3)
     machine.tool("sysctl", hw=str(16 * GIB), iogpu="0")
     return machine
 

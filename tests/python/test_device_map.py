@@ -7,8 +7,8 @@ import random
 from pathlib import Path
 
 import oracle
+import projector_cases
 import pytest
-import test_projector
 from msgspec.structs import replace
 
 from pshard import _core, estimate_memory, read_model
@@ -20,7 +20,7 @@ from pshard.errors import NoFeasiblePlanError, SettingError
 from pshard.launch_line import parse_launch_line
 from pshard.launch_memory import line_memory
 from pshard.llama_map import llama_placement
-from pshard.map_problem import MapProblem, Run
+from pshard.map_problem import MapProblem, Run, is_looked_up_on_gpu
 from pshard.map_types import LayerMap, reserve_bytes
 
 MIB = 1 << 20
@@ -211,7 +211,7 @@ def test_missing_bytes_are_named_and_make_it_fit() -> None:
 def test_a_device_that_takes_no_layer_is_warned_of_and_the_rest_goes_on() -> None:
     found = map_model(read_model("llama-3.1-8b:Q4_K_M"), cluster("0.6G,12G"))
     assert found.layers.counts[0] == 0
-    assert found.layers.devices[1].non_mapped == ("head",)
+    assert found.layers.devices[1].non_mapped == ("embedding", "head")
     warning = next(text for text in found.warnings if text.startswith("CUDA0 can take no layer"))
     assert "--max-seq-len" in warning
 
@@ -255,8 +255,7 @@ def test_unified_memory_is_not_counted_twice() -> None:
 
 def test_a_projector_is_on_the_first_device_and_makes_the_parameters_a_vision_models() -> None:
     model = read_model("gemma-3-4b:Q4_K_M")
-    projector = test_projector.projector("mmproj-gemma3-4b-it" if "mmproj-gemma3-4b-it" in test_projector.cases()
-                                         else next(iter(test_projector.cases())))  # fmt: skip
+    projector = projector_cases.projector("gemma3-4b")
     found = map_model(model, cluster("12G,12G"), projector=projector)
     plain = map_model(model, cluster("12G,12G"))
     first = found.layers.devices[0]
@@ -269,8 +268,8 @@ def test_a_projector_is_on_the_first_device_and_makes_the_parameters_a_vision_mo
 
 
 def test_larger_images_need_no_less() -> None:
-    projector = test_projector.projector(next(n for n in test_projector.cases() if "qwen" in n))
-    sizes = [projector.image_bytes(side, side, on_gpu=True) for side in (256, 1024, 1536, 4096)]
+    projector = projector_cases.projector("qwen25vl-7b")
+    sizes = [projector.image_bytes(side, side, on_gpu=True)[0] for side in (256, 1024, 1536, 4096)]
     assert sizes == sorted(sizes)
     assert sizes[0] < sizes[-1] <= projector.memory("CUDA0").largest_bound_bytes + projector.memory("CUDA0").model_bytes
 
@@ -311,10 +310,24 @@ def test_file_of_a_cluster_may_be_mapped(tmp_path: Path) -> None:
     assert main(["map", "qwen3-32b:Q4_K_M", "--cluster", str(path), "--ram", "4G"]) == 2
 
 
+@pytest.mark.parametrize("name", ["llama-3.1-8b:Q4_K_M", "llama-3.1-8b:Q8_0"])
+def test_the_embedding_is_where_cuda_can_look_it_up(name: str) -> None:
+    assert "embedding" in map_model(read_model(name), cluster("24G,24G")).layers.devices[0].non_mapped
+
+
+@pytest.mark.parametrize(
+    ("type_name", "n_embd", "on_gpu"),
+    [("Q6_K", 4096, True), ("IQ4_NL", 4096, True), ("IQ4_NL", 4128, False), ("TQ1_0", 4096, False)],
+)
+def test_rows_that_cuda_cannot_look_up_stay_in_host_memory(type_name: str, n_embd: int, on_gpu: bool) -> None:
+    assert is_looked_up_on_gpu(type_name, n_embd) == on_gpu
+
+
 def test_estimate_memory_agrees_on_one_gpu() -> None:
     model = read_model("llama-3.1-8b:Q4_K_M")
     found = map_model(model, cluster("24G"))
-    report = estimate_memory(model, n_ctx=4096, n_outputs_max=1, devices=[24 * GIB])
+    overrides = [(r"^token_embd\.weight", "CUDA0")]
+    report = estimate_memory(model, n_ctx=4096, n_outputs_max=1, devices=[24 * GIB], tensor_overrides=overrides)
     mapped = found.layers.devices[0]
     assert (mapped.weights_bytes, mapped.cache_bytes, mapped.compute_bytes) == (
         report.devices[0].model_bytes,

@@ -55,7 +55,8 @@ def test_llama_cpp_lines_put_the_layers_where_the_plan_has_them(tmp_path: Path) 
 
 
 def test_vllm_lines_carry_the_sizes_and_ray_addresses(tmp_path: Path) -> None:
-    plan = plan_sharding(read_model("llama-3.3-70b:Q4_K_M"), two_hosts(tmp_path), ShardParameters(users=8))
+    here = two_hosts(tmp_path, "rtx-3090-24g", "rtx-3090-24g")
+    plan = plan_sharding(read_model("llama-3.3-70b:Q4_K_M"), here, ShardParameters(users=8))
     assert plan.chosen is not None
     lines = launch(plan, "vllm", "llama")
     assert all(documented(line.argv) for line in lines.lines)
@@ -66,6 +67,7 @@ def test_vllm_lines_carry_the_sizes_and_ray_addresses(tmp_path: Path) -> None:
         assert serve.argv[serve.argv.index("--tensor-parallel-size") + 1] == "2"
         counts = [int(n) for n in dict(serve.environment)["VLLM_PP_LAYER_PARTITION"].split(",")]
         assert sum(counts) == 80
+        assert {name for name, _ in serve.environment} <= set(OPTIONS["vllm serve"]["environment"])
     else:
         pytest.fail("this cluster is meant for ranks in hosts and stages across them")
 
@@ -86,6 +88,21 @@ def test_engines_refuse_what_they_cannot_run(capsys: pytest.CaptureFixture[str])
         shown = capsys.readouterr()
         assert f"--emit {engine}" in shown.err
         assert "strategy  pipeline" in shown.out
+
+
+def test_ray_places_copies_of_vllm_on_several_hosts(tmp_path: Path) -> None:
+    name, here = "llama-3.1-8b:Q4_K_M", two_hosts(tmp_path, "rtx-3090-24g", "rtx-3090-24g")
+    plan = plan_sharding(read_model(name), here, ShardParameters(users=16))
+    copies = strategies(plan)["data_parallel"]
+    lines = launch(dataclasses.replace(plan, chosen=copies, others=()), "vllm", name)
+    assert all(documented(line.argv) for line in lines.lines)
+    head, worker, serve = lines.lines
+    assert (head.argv[:3], worker.argv[:2]) == (("ray", "start", "--head"), ("ray", "start"))
+    argv = serve.argv
+    assert argv[argv.index("--data-parallel-backend") + 1] == "ray"
+    local = {shard.replica for shard in copies.shards if shard.device.host == "a"}
+    assert int(argv[argv.index("--data-parallel-size-local") + 1]) == len(local) == copies.n_replicas // 2
+    assert "--distributed-executor-backend" not in argv
 
 
 def test_each_copy_of_vllm_takes_its_own_users() -> None:

@@ -179,3 +179,62 @@ def test_says_what_is_wrong_with_a_table(change: dict, message: str) -> None:
     tables = {"layer_seconds": np.ones((4, 2)), "layer_bytes": np.ones((4, 2), dtype=int), "capacity_bytes": [9, 9]}
     with pytest.raises(SettingError, match=message):
         assign(**(tables | change))
+
+
+def alike(n_host: int, per_host: int, n_layer: int) -> dict[str, np.ndarray]:
+    """Equal devices, nearer to each other within a host."""
+    n = n_host * per_host
+    hosts = np.arange(n) // per_host
+    return {
+        "layer_seconds": np.ones((n_layer, n)),
+        "layer_bytes": np.ones((n_layer, n), dtype=int),
+        "capacity_bytes": np.full(n, -(-n_layer // n) + 1),
+        "transfer_seconds": np.where(hosts[:, None] != hosts[None, :], 0.5, 0.25),
+    }
+
+
+@pytest.mark.parametrize("objective", ["latency", "throughput"])
+@pytest.mark.parametrize(("n_host", "per_host"), [(1, 6), (2, 3), (3, 2)])
+def test_alike_devices_are_taken_as_one_kind(objective: Objective, n_host: int, per_host: int) -> None:
+    case = alike(n_host, per_host, 13)
+    found = assign(**case, objective=objective, search_order=True)
+    # The same, with devices that differ by less than anything else does, so that none are alike.
+    different = case | {"exit_seconds": np.arange(n_host * per_host) * 1e-9}
+    other = assign(**different, objective=objective, search_order=True)
+    assert found.exact
+    assert found.seconds == pytest.approx(other.seconds, abs=1e-7)
+    assert found.slowest_seconds == pytest.approx(other.slowest_seconds, abs=1e-7)
+    assert len({stage.device for stage in found.stages}) == len(found.stages)
+
+
+def test_many_alike_devices_are_solved_exactly() -> None:
+    found = assign(**alike(1, 64, 80), objective="throughput", search_order=True)
+    assert (found.exact, found.slowest_seconds) == (True, 2.25)
+    searched = assign(**alike(16, 8, 64), search_order=True)  # too many states, but the bound is reached
+    assert searched.exact == (searched.seconds <= 64 + 0.25 * (len(searched.stages) - 1) + 1e-9)
+
+
+@given(seed=st.integers(0, 10_000), objective=st.sampled_from(["latency", "throughput"]))
+@settings(max_examples=30, deadline=None)
+def test_bytes_of_runs_bind_like_any_others(seed: int, objective: Objective) -> None:
+    random = np.random.default_rng(seed)
+    n_layer, n_device = 7, 3
+    seconds = random.uniform(0.5, 1.5, size=(n_layer, n_device))
+    layer_bytes = random.integers(5, 15, size=n_layer)
+    capacity = random.integers(20, 60, size=n_device)
+    length = np.maximum(np.arange(n_layer + 1)[None, :] - np.arange(n_layer + 1)[:, None], 0)
+    run_bytes = np.stack([length * 2, np.minimum(length, 2) * 9])
+    run_table = random.integers(0, 2, size=n_device)
+    found = assign(
+        seconds, layer_bytes, capacity, run_table=run_table, run_bytes=run_bytes, objective=objective, search_order=True
+    )
+    best = float("inf")
+    for order in itertools.permutations(range(n_device)):
+        for cuts in itertools.combinations_with_replacement(range(n_layer + 1), n_device - 1):
+            runs = [(d, a, b) for d, a, b in zip(order, (0, *cuts), (*cuts, n_layer), strict=True) if b > a]
+            if all(layer_bytes[a:b].sum() + run_bytes[run_table[d], a, b] <= capacity[d] for d, a, b in runs):
+                stages = [seconds[a:b, d].sum() for d, a, b in runs]
+                best = min(best, sum(stages) if objective == "latency" else max(stages))
+    assert found.feasible == np.isfinite(best)
+    if found.feasible:
+        assert (found.seconds if objective == "latency" else found.slowest_seconds) == pytest.approx(best)

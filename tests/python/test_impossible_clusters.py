@@ -42,6 +42,19 @@ def test_each_says_what_is_wrong(
 
 
 @pytest.mark.parametrize("command", ["map", "shard"])
+def test_a_listed_gpu_without_memory_is_told(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "qwen3-0.6b:Q8_0", "--devices", "24G,0G"]) == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "device 'CUDA1': memory of 0 bytes" in shown.err
+
+
+def test_what_a_device_lacks_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["shard", "llama-3.3-70b:Q4_K_M", "--devices", "8G", "--ram", "8G"]) == 3
+    assert capsys.readouterr().err.count("CUDA0 lacks") == 1
+
+
+@pytest.mark.parametrize("command", ["map", "shard"])
 @pytest.mark.parametrize(
     "arguments",
     [
