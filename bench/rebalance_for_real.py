@@ -1,10 +1,12 @@
-"""Two devices of this machine, each a core of its own, one of them slowed by a load that is pinned to its core: what
-the rebalancer proposes from what `pshard run` measured, and what becomes of the time per pass when that is run.
+"""Two devices of this machine, each a core of its own, one of them slowed by a load that is pinned to its core.
 
-    python bench/rebalance_for_real.py [--json FILE] [--plot FILE]
+`pshard map` maps a model on what they reach, `pshard run --map` measures, `pshard rebalance --apply` replaces the map,
+the time per pass falls, and `--undo` brings map and time back.
 
-Two cores are needed, and two minutes in which nothing else runs. The load is a loop of another process at the same
-priority, so it takes half of its core.
+    python bench/rebalance_for_real.py [--json FILE] [--load pipelined|stream] [--plot FILE]
+
+Two cores are needed, and two minutes for each load in which nothing else runs. The competing load is a loop of another
+process at the same priority, so it takes half of its core.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,24 +28,99 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MODEL = "qwen3-0.6b:Q8_0"
-LAYERS = (14, 14)
-PASSES = 120
-PSHARD = (sys.executable, "-m", "pshard")
+DEVICES = ("gpu0", "gpu1")
+PASSES = 160
+CONTEXT = 512
+# Many streams, or one, and the device that is slowed: for one stream all layers are on the first.
+SLOWED = {"pipelined": 1, "stream": 0}
+CLUSTER = """
+schema_version = 1
+hosts = [{ name = "here" }]
+
+[[devices]]
+name = "gpu"
+count = 2
+host = "here"
+kind = "nvidia"
+memory = "4G"
+speed = "profile.json"
+"""
 
 
-def run(layers: tuple[int, ...], metrics: Path) -> None:
-    """Generate tokens with the layers on two devices, and append what each pass took."""
-    command = [*PSHARD, "run", MODEL, "--backend", "host", "--layers", ",".join(map(str, layers)), "--prompt", "16"]
-    command += ["--generate", str(PASSES), "--passes", str(PASSES), "--metrics", str(metrics)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+@dataclass
+class Stretch:
+    """Passes under one map; milliseconds of shape (n, 2), 0 where a device has no layers."""
+
+    name: str
+    layers: tuple[int, ...]
+    ms: list[list[float]]
+
+    @property
+    def slowest(self) -> float:
+        """Median over the passes of the slowest stage."""
+        return float(np.median(np.max(self.ms, axis=1)))
+
+    @property
+    def whole(self) -> float:
+        """Median pass."""
+        return float(np.median(np.sum(self.ms, axis=1)))
 
 
-def rebalance(layers: tuple[int, ...], metrics: Path, *options: str) -> dict[str, Any]:
-    """Ask for a decision, as a person would."""
-    named = ",".join(f"gpu{i}={n}" for i, n in enumerate(layers))
-    command = [*PSHARD, "rebalance", "--layers", named, str(metrics), "--json", *options]
-    document: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    return document
+class Experiment:
+    """A folder with a map of two devices of this machine, and what is done with it."""
+
+    def __init__(self, folder: Path, load: str) -> None:
+        self.folder = folder
+        self.load = load
+        self.map = folder / "map.json"
+        self.metrics = folder / "passes.jsonl"
+        self.cluster = folder / "cluster.toml"
+
+    def pshard(self, *arguments: str | Path) -> str:
+        """Run a command as a person would."""
+        command = [sys.executable, "-m", "pshard", *map(str, arguments)]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    def make_map(self) -> None:
+        """Measure one of the devices, and map the model on two of them."""
+        from pshard import read_model
+        from pshard.cpus import physical_cpus
+        from pshard.host_backend import measure_here, share_cpus
+        from pshard.profile import write_profile
+
+        measured = measure_here(read_model(MODEL), share_cpus(physical_cpus(), len(DEVICES)), CONTEXT)
+        write_profile(measured.profile, self.folder / "profile.json")
+        self.cluster.write_text(CLUSTER)
+        goal = ("--objective", "decode", "--load", self.load, "--max-seq-len", str(CONTEXT))
+        self.map.write_text(self.pshard("map", MODEL, "--cluster", self.cluster, *goal, "--json"))
+
+    def layers(self) -> tuple[int, ...]:
+        """Layers of each device in the map as it is."""
+        devices = json.loads(self.map.read_text())["map"]["devices"]
+        counts = {device["name"]: device["n_layer"] for device in devices}
+        return tuple(counts[name] for name in DEVICES)
+
+    def run(self, name: str) -> Stretch:
+        """Generate tokens with the map as it is; what each pass took goes to the metrics file."""
+        before = len(self.lines())
+        self.pshard("run", MODEL, "--backend", "host", "--map", self.map, "--prompt", "0", "--generate", str(PASSES),
+                    "--passes", str(PASSES), "--metrics", self.metrics)  # fmt: skip
+        by_time: dict[float, list[float]] = {}
+        for line in self.lines()[before:]:
+            sample = json.loads(line)
+            row = by_time.setdefault(sample["time_unix_s"], [0.0] * len(DEVICES))
+            row[DEVICES.index(sample["shard"])] = round(sample["latency_us"] / 1e3, 3)
+        return Stretch(name, self.layers(), list(by_time.values()))
+
+    def lines(self) -> list[str]:
+        """Of the metrics file."""
+        return self.metrics.read_text().splitlines() if self.metrics.exists() else []
+
+    def rebalance(self, *options: str) -> dict[str, Any]:
+        """Ask for a decision."""
+        arguments = ("rebalance", self.map, self.metrics, "-m", MODEL, "--cluster", self.cluster, "--json")
+        document: dict[str, Any] = json.loads(self.pshard(*arguments, *options))
+        return document
 
 
 @contextmanager
@@ -56,95 +134,107 @@ def load_on(cpu: int) -> Iterator[None]:
             process.kill()
 
 
-def latencies_ms(metrics: Path) -> np.ndarray:
-    """Latency of every pass of one token on each device; shape (n, 2), 0 where a device has no layers."""
-    by_time: dict[float, list[float]] = {}
-    for row in metrics.read_text().splitlines():
-        sample = json.loads(row)
-        if sample["phase"] != "decode":
-            continue
-        by_time.setdefault(sample["time_unix_s"], [0.0, 0.0])[int(sample["shard"][-1])] = sample["latency_us"] / 1e3
-    return np.array(list(by_time.values()))
-
-
-def main() -> None:
-    """Run the experiment and print its table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--plot", type=Path)
-    arguments = parser.parse_args()
+def measure(load: str) -> dict[str, Any]:
+    """Run one experiment: decisions, and stretches of passes."""
     cpus = sorted(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as folder:
-        metrics = Path(folder) / "metrics.jsonl"
-        run(LAYERS, metrics)
-        alone = latencies_ms(metrics)
-        quiet = rebalance(LAYERS, metrics)["decision"]
-        with load_on(cpus[1]):
-            run(LAYERS, metrics)
-            loaded = latencies_ms(metrics)[len(alone) :]
-            results = {"alone": (LAYERS, alone), "loaded": (LAYERS, loaded)}
-            decisions = {}
-            for name, options in (("slowest stage", ()), ("one stream", ("--one-stream",))):
-                decision = rebalance(LAYERS, metrics, *options)["decision"]
-                decisions[name] = decision
-                if decision["kind"] != "rebalance":
-                    continue
-                layers = tuple(entry["layers"] for entry in decision["suggested"])
-                applied = Path(folder) / f"{name}.jsonl"
-                run(layers, applied)
-                results[name] = (layers, latencies_ms(applied))
-    report(quiet, decisions, results)
-    if arguments.json is not None:
-        plain = {name: {"layers": layers, "ms": ms.round(3).tolist()} for name, (layers, ms) in results.items()}
-        arguments.json.write_text(json.dumps({"decisions": decisions, "results": plain}))
-    if arguments.plot is not None:
-        draw(results, arguments.plot)
+        experiment = Experiment(Path(folder), load)
+        experiment.make_map()
+        map_before = experiment.map.read_bytes()
+        stretches = [experiment.run("alone")]
+        alone = experiment.rebalance("--apply")
+        assert experiment.map.read_bytes() == map_before, "moved without a load"
+        with load_on(cpus[SLOWED[load]]):
+            stretches.append(experiment.run("loaded"))
+            applied = experiment.rebalance("--apply")
+            assert applied["written"], (applied, stretches)
+            stretches.append(experiment.run("applied"))
+            after = experiment.rebalance()
+            experiment.pshard("rebalance", experiment.map, "--undo")
+            assert experiment.map.read_bytes() == map_before, "not what it was"
+            stretches.append(experiment.run("undone"))
+    decisions = {"alone": alone, "applied": applied, "after": after}
+    return {
+        "decisions": {name: document["decision"] for name, document in decisions.items()},
+        "stretches": [asdict(stretch) for stretch in stretches],
+    }
 
 
-def report(
-    quiet: dict[str, Any], decisions: dict[str, dict[str, Any]], results: dict[str, tuple[tuple[int, ...], np.ndarray]]
-) -> None:
-    """Print what docs/rebalancing.md shows."""
+def report(load: str, found: dict[str, Any]) -> None:
+    """Print what docs/rebalancing.md shows, and hold that the move paid."""
     out = sys.stdout.write
-    out(f"alone: {quiet['kind']}: {quiet['reason']}\n")
-    for name, decision in decisions.items():
-        out(f"{name}: {decision['kind']}: {decision['reason']}\n")
-    out("\n| | layers | gpu0, ms | gpu1, ms | slowest stage, ms | pass, ms |\n|---|---|---|---|---|---|\n")
-    for name, (layers, ms) in results.items():
-        first, second = np.median(ms, axis=0)
-        slowest, whole = np.median(ms.max(axis=1)), np.median(ms.sum(axis=1))
-        out(f"| {name} | {layers[0]} + {layers[1]} | {first:.1f} | {second:.1f} | {slowest:.1f} | {whole:.1f} |\n")
+    for name, decision in found["decisions"].items():
+        out(f"{load}, {name}: {decision['kind']}: {decision['reason']}\n")
+        if decision["move"]:
+            out(f"    move {decision['move']}, paid back after {decision['break_even_seconds']} s\n")
+    stretches = {stretch["name"]: Stretch(**stretch) for stretch in found["stretches"]}
+    out(f"\n| {load} | layers | gpu0, ms | gpu1, ms | slowest stage, ms | pass, ms |\n|---|---|---|---|---|---|\n")
+    for name, stretch in stretches.items():
+        first, second = np.median(stretch.ms, axis=0)
+        layers = " + ".join(map(str, stretch.layers))
+        out(f"| {name} | {layers} | {first:.1f} | {second:.1f} | {stretch.slowest:.1f} | {stretch.whole:.1f} |\n")
+    for before in ("loaded", "undone"):
+        what = Stretch.slowest if load == "pipelined" else Stretch.whole
+        gain = what.__get__(stretches[before]) / what.__get__(stretches["applied"])
+        out(f"{before} over applied: {gain:.2f}\n")
+        assert gain > 1.0, f"{load}: the move did not pay"
 
 
-def draw(results: dict[str, tuple[tuple[int, ...], np.ndarray]], path: Path) -> None:
-    """Draw every pass: both devices and their sum, before and after."""
+def draw(results: dict[str, dict[str, Any]], path: Path) -> None:
+    """Draw every pass of each experiment: both devices and their sum, before and after."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     style = {"font.size": 9, "axes.grid": True, "grid.alpha": 0.35, "svg.fonttype": "none", "svg.hashsalt": "1"}
     with rc_context(style):
-        figure = Figure(figsize=(10, 3.4), layout="constrained")
-        axis = figure.subplots()
-        begin = 0
-        for name, (layers, ms) in results.items():
-            passes = np.arange(begin, begin + len(ms))
-            for values, colour, marker, label in (
-                (ms[:, 0], "#0072B2", "o", "gpu0"),
-                (ms[:, 1], "#D55E00", "s", "gpu1"),
-                (ms.sum(axis=1), "black", "^", "pass"),
-            ):
-                axis.plot(passes, values, marker, color=colour, markersize=2.5, label=label if begin == 0 else None)
-            axis.text(begin + len(ms) / 2, 0.99, f"{name}\n{layers[0]} + {layers[1]}", ha="center", va="top",
-                      transform=axis.get_xaxis_transform())  # fmt: skip
-            begin += len(ms)
-            axis.axvline(begin - 0.5, color="grey", linewidth=0.8)
+        figure = Figure(figsize=(10, 3.2 * len(results)), layout="constrained")
+        for axis, (load, found) in zip(np.atleast_1d(figure.subplots(len(results), 1)), results.items(), strict=True):
+            stretches = [Stretch(**stretch) for stretch in found["stretches"]]
+            begin = 0
+            for stretch in stretches:
+                ms = np.array(stretch.ms)
+                ms[ms == 0.0] = np.nan
+                passes = np.arange(begin, begin + len(ms))
+                for values, colour, marker, label in (
+                    (ms[:, 0], "#0072B2", "o", "gpu0"),
+                    (ms[:, 1], "#D55E00", "s", "gpu1"),
+                    (np.nansum(ms, axis=1), "black", "^", "pass"),
+                ):
+                    axis.plot(passes, values, marker, color=colour, markersize=2.5, label=label if begin == 0 else None)
+                text = f"{stretch.name}\n{' + '.join(map(str, stretch.layers))}"
+                axis.text(begin + len(ms) / 2, 0.98, text, ha="center", va="top", transform=axis.get_xaxis_transform())
+                begin += len(ms)
+                axis.axvline(begin - 0.5, color="grey", linewidth=0.8)
+            everything = np.concatenate([np.sum(stretch.ms, axis=1) for stretch in stretches])
+            axis.set_ylim(0, 1.35 * float(np.quantile(everything, 0.98)))
+            axis.set_title(
+                "many streams: the slowest stage counts" if load == "pipelined" else "one stream", fontsize=9
+            )
+            axis.set_ylabel("ms")
         axis.set_xlabel("pass")
-        axis.set_ylabel("ms")
-        axis.set_ylim(
-            0, 1.35 * float(np.quantile(np.concatenate([ms.sum(axis=1) for _, ms in results.values()]), 0.98))
-        )
-        axis.legend(loc="lower right")
-        figure.savefig(path, metadata={"Date": None})
+        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right upper")
+        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def main() -> None:
+    """Run the experiments, or draw what was measured, and print their tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--load", choices=[*SLOWED, "none"], action="append", help="only this one; none: draw alone")
+    parser.add_argument("--json", type=Path, help="what was measured; added to what is there")
+    parser.add_argument("--plot", type=Path, help="draw what was measured, now and before")
+    arguments = parser.parse_args()
+    results: dict[str, dict[str, Any]] = {}
+    if arguments.json is not None and arguments.json.exists():
+        results = json.loads(arguments.json.read_text())
+    for load in arguments.load or list(SLOWED):
+        if load == "none":
+            continue
+        results[load] = measure(load)
+        if arguments.json is not None:
+            arguments.json.write_text(json.dumps(results))
+        report(load, results[load])
+    if arguments.plot is not None:
+        draw(results, arguments.plot)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import numpy
 import numpy.typing
 import typing
 import typing_extensions
-__all__: list[str] = ['Assignment', 'Basis', 'Budget', 'CacheCells', 'Candidate', 'Chain', 'ComputeBuffers', 'ComputeBytes', 'Contention', 'ContextParameters', 'CopyRecord', 'Cost', 'CpuProbe', 'DataType', 'DeviceBytes', 'DeviceCosts', 'Executor', 'FitDevice', 'FitDraft', 'FitOutcome', 'FitProbe', 'Found', 'Gating', 'GpuDevice', 'GpuError', 'GpuLayers', 'GpuProbe', 'GpuQuery', 'GpuStart', 'GraphTraits', 'Group', 'Handoff', 'HostDevice', 'Hyperparameters', 'KernelDemand', 'Knobs', 'Lane', 'LateRows', 'LatencyCounters', 'LatencyEstimate', 'LatencySeries', 'LatencyShift', 'Layer', 'LayerParameters', 'LayerPlacement', 'LeftOut', 'LinkCurve', 'LockedMemory', 'Machine', 'MeasurePolicy', 'Measurement', 'MemoryReport', 'Mixer', 'Model', 'Objective', 'OpCost', 'OpKind', 'Order', 'Pass', 'PassRecord', 'PassTime', 'Peak', 'Placement', 'ProbeError', 'ProbeResult', 'Processor', 'RateSeries', 'RuntimePlan', 'Schedule', 'Sides', 'Split', 'SplitRecord', 'SplitTime', 'Stage', 'StockFit', 'StockPlan', 'StreamError', 'Sum', 'SwitchCost', 'SwitchRecord', 'Temperature', 'Tensor', 'TensorException', 'TensorInFile', 'TierPlan', 'Where', 'Workload', 'WorkloadTime', 'alarm_height', 'all_knobs', 'assign', 'built_with_cuda', 'cache_bytes', 'cache_cells', 'cpu_paths', 'device_costs', 'distinct_expert_share', 'embedding_bytes', 'embedding_operations', 'gpu_head_bytes', 'gpu_of', 'gpu_tensor_bytes', 'gpu_weight_bytes', 'group_of', 'head_operations', 'host_head_bytes', 'host_weight_bytes', 'interval_deviations', 'is_pinned', 'kernel_demand', 'kv_bytes_per_cell', 'last_level_cache_bytes', 'layer_of', 'layer_operations', 'layer_places', 'local_name', 'make_placement', 'make_schedule', 'memory', 'multiply', 'offloads_head', 'pinned_on', 'plan_runtime', 'plan_stock', 'plan_tier', 'price_executed', 'price_pass', 'price_workload', 'probe_storage', 'query_gpus', 'queue_costs', 'reserved_pass', 'resolve_flash_attention', 'search', 'skip_strings', 'state_bytes', 'stock_fit', 'strategy_names', 'switch_cost', 'tier_ladder', 'tier_pass']
+__all__: list[str] = ['Assignment', 'AttentionRates', 'Basis', 'Budget', 'CacheCells', 'Candidate', 'Chain', 'ComputeBuffers', 'ComputeBytes', 'Contention', 'ContextParameters', 'CopyRecord', 'Cost', 'CpuProbe', 'DataType', 'DeviceBytes', 'DeviceCosts', 'Encoder', 'EncoderBuffers', 'Executor', 'FitDevice', 'FitDraft', 'FitOutcome', 'FitProbe', 'Found', 'Gating', 'GpuDevice', 'GpuError', 'GpuLayers', 'GpuProbe', 'GpuQuery', 'GpuStart', 'GraphTraits', 'Group', 'Handoff', 'HostDevice', 'Hyperparameters', 'KernelDemand', 'Knobs', 'Lane', 'LateRows', 'LatencyCounters', 'LatencyEstimate', 'LatencySeries', 'LatencyShift', 'Layer', 'LayerParameters', 'LayerPlacement', 'LeftOut', 'LinkCurve', 'LockedMemory', 'Machine', 'MeasurePolicy', 'Measurement', 'MemoryReport', 'Mixer', 'Model', 'Objective', 'OpCost', 'OpKind', 'Order', 'Pass', 'PassRecord', 'PassTime', 'Peak', 'Placement', 'ProbeError', 'ProbeResult', 'Processor', 'RateSeries', 'RuntimePlan', 'Schedule', 'ShapeRates', 'Sides', 'Split', 'SplitRecord', 'SplitTime', 'Stage', 'StockFit', 'StockPlan', 'StreamError', 'Sum', 'SwitchCost', 'SwitchRecord', 'Temperature', 'Tensor', 'TensorException', 'TensorInFile', 'TierPlan', 'Where', 'Workload', 'WorkloadTime', 'alarm_height', 'all_knobs', 'assign', 'built_with_cuda', 'cache_bytes', 'cache_cells', 'cpu_paths', 'device_costs', 'distinct_expert_share', 'embedding_bytes', 'embedding_operations', 'encoder_buffers', 'gpu_head_bytes', 'gpu_of', 'gpu_tensor_bytes', 'gpu_weight_bytes', 'group_of', 'head_operations', 'host_head_bytes', 'host_weight_bytes', 'interval_deviations', 'is_described', 'is_pinned', 'kernel_demand', 'kv_bytes_per_cell', 'last_level_cache_bytes', 'layer_of', 'layer_operations', 'layer_places', 'local_name', 'make_placement', 'make_schedule', 'memory', 'multiply', 'offloads_head', 'pinned_on', 'plan_runtime', 'plan_stock', 'plan_tier', 'price_executed', 'price_pass', 'price_workload', 'probe_storage', 'query_gpus', 'queue_costs', 'reserved_pass', 'resolve_flash_attention', 'search', 'skip_strings', 'state_bytes', 'stock_fit', 'strategy_names', 'switch_cost', 'tier_ladder', 'tier_pass']
 class Group(enum.IntEnum):
     norms = 0
     attention = 1
@@ -30,13 +30,17 @@ class Mixer(enum.IntEnum):
     attention = 0
     mamba = 1
     mamba2 = 2
-    gated_delta = 3
-    short_convolution = 4
-    none = 5
+    mamba_heads = 3
+    gated_delta = 4
+    channel_delta = 5
+    short_convolution = 6
+    token_shift = 7
+    none = 8
 class LateRows(enum.IntEnum):
     no = 0
-    before_norm = 1
-    behind_norm = 2
+    behind_layers = 1
+    before_norm = 2
+    behind_norm = 3
 class Sum(enum.IntEnum):
     sequential = 0
     ffn_residual_attention = 1
@@ -50,6 +54,7 @@ class Gating(enum.IntEnum):
     softmax = 0
     sigmoid = 1
     softmax_of_selected = 2
+    softmax_chosen_by_sigmoid = 3
 class DataType:
     def __eq__(self, other: object) -> bool:
         ...
@@ -85,8 +90,24 @@ class Tensor:
     @property
     def type(self) -> DataType:
         ...
+class Encoder:
+    def __init__(self, kind: str, is_of_sound: bool, numbers: collections.abc.Mapping[str, collections.abc.Sequence[int]], tensors: collections.abc.Sequence[Tensor]) -> None:
+        ...
+    @property
+    def is_of_sound(self) -> bool:
+        ...
+    @property
+    def kind(self) -> str:
+        ...
+    @property
+    def tensors(self) -> list[Tensor]:
+        ...
 class LayerParameters:
+    gives_value: bool
+    is_selective: bool
+    is_sparse: bool
     mixer: Mixer
+    norms_before_state: bool
     uses_rope: bool
     def __init__(self) -> None:
         ...
@@ -109,6 +130,12 @@ class LayerParameters:
     def head_dim_v(self, arg0: int) -> None:
         ...
     @property
+    def indexer_dim(self) -> int:
+        ...
+    @indexer_dim.setter
+    def indexer_dim(self, arg0: int) -> None:
+        ...
+    @property
     def n_head(self) -> int:
         ...
     @n_head.setter
@@ -127,6 +154,12 @@ class LayerParameters:
     def scan_state(self, arg0: int) -> None:
         ...
     @property
+    def shared_cache(self) -> int:
+        ...
+    @shared_cache.setter
+    def shared_cache(self, arg0: int) -> None:
+        ...
+    @property
     def window(self) -> int:
         ...
     @window.setter
@@ -138,9 +171,12 @@ class GraphTraits:
     experts_down_on_host: bool
     ffn_reads_attention_norm: bool
     full_layers_scale_rope: bool
+    fuses_attention: bool
     gated_attention: bool
     gating: Gating
+    halves_experts: bool
     joined_heads: bool
+    keeps_cache: bool
     late_rows: LateRows
     layer_norm: bool
     loads_head: bool
@@ -148,6 +184,7 @@ class GraphTraits:
     norm_without_weight: bool
     normalised_expert_weights: bool
     norms_before_dropping_rows: bool
+    norms_results_alone: bool
     norms_time_step: bool
     norms_values: bool
     predicts: bool
@@ -218,6 +255,18 @@ class Hyperparameters:
     def head_dim_v_mla(self, arg0: int) -> None:
         ...
     @property
+    def indexer_n_head(self) -> int:
+        ...
+    @indexer_n_head.setter
+    def indexer_n_head(self, arg0: int) -> None:
+        ...
+    @property
+    def indexer_top_k(self) -> int:
+        ...
+    @indexer_top_k.setter
+    def indexer_top_k(self, arg0: int) -> None:
+        ...
+    @property
     def kv_lora_rank(self) -> int:
         ...
     @kv_lora_rank.setter
@@ -270,6 +319,12 @@ class Hyperparameters:
         ...
     @n_layer_nextn.setter
     def n_layer_nextn(self, arg0: int) -> None:
+        ...
+    @property
+    def n_states(self) -> int:
+        ...
+    @n_states.setter
+    def n_states(self, arg0: int) -> None:
         ...
     @property
     def n_vocab(self) -> int:
@@ -378,14 +433,65 @@ class RateSeries:
     @spread.setter
     def spread(self, arg0: float) -> None:
         ...
+class AttentionRates:
+    """
+    FLOP/s of attention over query tokens, for caches of about one depth.
+    """
+    rates: RateSeries
+    def __init__(self, depth: float, rates: RateSeries, first_bytes_per_second: float = 0.0) -> None:
+        ...
+    @property
+    def depth(self) -> float:
+        ...
+    @depth.setter
+    def depth(self, arg0: float) -> None:
+        ...
+    @property
+    def first_bytes_per_second(self) -> float:
+        ...
+    @first_bytes_per_second.setter
+    def first_bytes_per_second(self, arg0: float) -> None:
+        ...
+class ShapeRates:
+    """
+    Rates of one shape of matrix, which was itself measured; they go before the series of its type.
+    """
+    def __init__(self, *, is_routed: bool, type: int, n_rows: int, n_columns: int, series: RateSeries) -> None:
+        ...
+    @property
+    def is_routed(self) -> bool:
+        ...
+    @property
+    def n_columns(self) -> int:
+        ...
+    @property
+    def n_rows(self) -> int:
+        ...
+    @property
+    def series(self) -> RateSeries:
+        ...
+    @property
+    def type(self) -> int:
+        ...
 class Processor:
     """
     Rooflines of the GPU, or of the CPU at one thread count.
     """
-    attention: RateSeries
     basis: Basis
     skips_masked: bool
     def __init__(self) -> None:
+        ...
+    @property
+    def attention(self) -> list[AttentionRates]:
+        ...
+    @attention.setter
+    def attention(self, arg0: collections.abc.Sequence[AttentionRates]) -> None:
+        ...
+    @property
+    def copied_shapes(self) -> list[ShapeRates]:
+        ...
+    @copied_shapes.setter
+    def copied_shapes(self, arg0: collections.abc.Sequence[ShapeRates]) -> None:
         ...
     @property
     def memory_bytes_per_second(self) -> float:
@@ -422,6 +528,12 @@ class Processor:
         ...
     @peak_flop_per_second.setter
     def peak_flop_per_second(self, arg0: float) -> None:
+        ...
+    @property
+    def shapes(self) -> list[ShapeRates]:
+        ...
+    @shapes.setter
+    def shapes(self, arg0: collections.abc.Sequence[ShapeRates]) -> None:
         ...
     @property
     def spread(self) -> float:
@@ -785,6 +897,19 @@ class ComputeBytes:
         ...
     @property
     def host_bytes(self) -> int:
+        ...
+class EncoderBuffers:
+    @property
+    def attends_on_gpu(self) -> bool:
+        ...
+    @property
+    def gpu_bytes(self) -> int:
+        ...
+    @property
+    def host_bytes(self) -> int:
+        ...
+    @property
+    def output_bytes(self) -> int:
         ...
 class ComputeBuffers:
     def __call__(self, placement: Placement) -> ComputeBytes:
@@ -1158,6 +1283,18 @@ class Chain:
         ...
     @n_layer.setter
     def n_layer(self, arg0: int) -> None:
+        ...
+    @property
+    def run_bytes(self) -> list[int]:
+        ...
+    @run_bytes.setter
+    def run_bytes(self, arg0: collections.abc.Sequence[int]) -> None:
+        ...
+    @property
+    def run_table(self) -> list[int]:
+        ...
+    @run_table.setter
+    def run_table(self, arg0: collections.abc.Sequence[int]) -> None:
         ...
     @property
     def transfer_seconds(self) -> list[float]:
@@ -1602,7 +1739,7 @@ class CpuProbe:
         ValueError
             A shape that has no kernel.
         """
-    def contention(self, type: str, layout: str, *, n_rows: int, n_columns: int, batch: int, chunk_bytes: int, policy: MeasurePolicy) -> Contention:
+    def contention(self, type: str, layout: str, *, n_rows: int, n_columns: int, batch: int, chunk_bytes: int, policy: MeasurePolicy, n_used: int = 1, room_bytes: int | None = None) -> Contention:
         """
         How copies and products slow each other down: one thread copies from memory to memory, the others multiply.
         
@@ -1614,6 +1751,10 @@ class CpuProbe:
             Of one copy.
         policy : MeasurePolicy
             For each of the four measurements.
+        n_used : int
+            Experts of one product, each with `batch` rows of activations.
+        room_bytes : int, optional
+            That copies are written to, in turn, as through a slot; no cache holds it by default.
         
         Returns
         -------
@@ -2450,8 +2591,8 @@ class Executor:
         That compute the splits of the CPU.
     devices : list of HostDevice, optional
         Threads that stand in for GPUs; without them, the GPUs of the CUDA runtime run.
-    vram_bytes : list of int
-        What may be used of each GPU's memory.
+    vram_bytes : list of list of int
+        What each schedule may use of each GPU's memory.
     is_limited : bool
         Whether `vram_bytes` are a budget that somebody gave; if not, arenas are as much larger as the schedules need.
     page_lock_bytes : int
@@ -2477,7 +2618,7 @@ class Executor:
     ValueError
         An order without waits that is to be checked, a distribution that cannot be drawn from.
     """
-    def __init__(self, schedules: collections.abc.Sequence[Schedule], *, host_cpus: collections.abc.Sequence[int], devices: collections.abc.Sequence[HostDevice] | None = None, vram_bytes: collections.abc.Sequence[int], page_lock_bytes: int, files: collections.abc.Sequence[str] = [], tensors: collections.abc.Sequence[TensorInFile] = [], routing_exponent: float = 0.0, seed: int = 1, order: Order = ..., check: bool = False, path: str = '', is_limited: bool = True) -> None:
+    def __init__(self, schedules: collections.abc.Sequence[Schedule], *, host_cpus: collections.abc.Sequence[int], devices: collections.abc.Sequence[HostDevice] | None = None, vram_bytes: collections.abc.Sequence[collections.abc.Sequence[int]], page_lock_bytes: int, files: collections.abc.Sequence[str] = [], tensors: collections.abc.Sequence[TensorInFile] = [], routing_exponent: float = 0.0, seed: int = 1, order: Order = ..., check: bool = False, path: str = '', is_limited: bool = True) -> None:
         ...
     def arena_bytes(self, schedule: int, gpu: int = 0) -> int:
         """
@@ -2514,6 +2655,11 @@ class Executor:
     def locked_bytes(self) -> int:
         ...
     @property
+    def queueing_seconds(self) -> tuple[float, float]:
+        """
+        Of the host, to queue the last pass; and of that, in calls that hand over copies and operations.
+        """
+    @property
     def staged_bytes(self) -> int:
         ...
 def alarm_height(values_per_false_alarm: float) -> float:
@@ -2538,6 +2684,10 @@ def embedding_bytes(model: Model) -> int:
     ...
 def embedding_operations(model: Model, pass_: Pass) -> list[typing.Any]:
     ...
+def encoder_buffers(encoder: Encoder, width: int, height: int, n_images: int, flash_attn: bool, on_gpu: bool) -> EncoderBuffers:
+    """
+    What one pass of an encoder of images or sound computes in.
+    """
 def gpu_head_bytes(model: Model) -> int:
     ...
 def gpu_of(where: Where) -> int:
@@ -2555,6 +2705,8 @@ def host_head_bytes(model: Model) -> int:
 def host_weight_bytes(layer: Layer, placement: LayerPlacement) -> int:
     ...
 def interval_deviations(passages_per_window: float) -> float:
+    ...
+def is_described(encoder: Encoder) -> bool:
     ...
 def is_pinned(where: Where) -> bool:
     ...
@@ -2648,7 +2800,7 @@ def price_executed(model: Model, machine: Machine, pass_: Pass, placement: Place
     machine : Machine
     pass_ : Pass
     placement : Placement
-        On one GPU at most.
+        On one GPU, or on several that are alike.
     
     Returns
     -------

@@ -35,7 +35,7 @@ class AuditLog:
 
         Parameters
         ----------
-        event : {"start", "decision", "input", "applied", "undone", "stop"}
+        event : {"start", "decision", "input", "applied", "followed", "undone", "stop"}
         fields : mapping
             Plain values.
         """

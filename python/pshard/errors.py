@@ -5,6 +5,7 @@ PshardError (1)
 ├── ModelError (1)          a model that cannot be planned
 ├── MachineError (1)        a profile or hardware description that cannot be used
 ├── MetricsError (1)        latencies that cannot be had
+├── DocumentError (1)       a document of this program that is missing, broken, or was changed meanwhile
 ├── EngineError (1)          a plan that an engine cannot run
 ├── SettingError (2)        an argument outside its range
 └── NoFeasiblePlanError (3) nothing fits
@@ -33,6 +34,10 @@ class MachineError(PshardError):
 
 class MetricsError(PshardError):
     """Latencies that cannot be had: no file, no engine, or nothing in it that tells them."""
+
+
+class DocumentError(PshardError):
+    """A document that this program wrote, or should have written: missing, broken, or changed by another meanwhile."""
 
 
 class EngineError(PshardError):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from pshard.atomic_file import locked, read_if_there, replace_all
-from pshard.errors import SettingError
+from pshard.errors import DocumentError
 
 if TYPE_CHECKING:
     import os
@@ -38,13 +38,15 @@ def former_path(path: str | os.PathLike[str]) -> Path:
     return path.with_name(f"{path.name}.former")
 
 
-def replace_keeping(files: Mapping[Path, Content]) -> list[Path]:
+def replace_keeping(files: Mapping[Path, Content], expected: Mapping[Path, bytes | None] | None = None) -> list[Path]:
     """Replace files, all or none, and keep what they were beside the first.
 
     Parameters
     ----------
     files : mapping from Path to bytes or callable
         A callable gets the bytes that are there, or None; nobody else writes the file meanwhile.
+    expected : mapping from Path to bytes or None, optional
+        What the caller takes to be in some of them, or that there is no file.
 
     Returns
     -------
@@ -55,11 +57,17 @@ def replace_keeping(files: Mapping[Path, Content]) -> list[Path]:
     ------
     MachineError
         One cannot be read or written; all are as they were, and what was kept before too.
+    DocumentError
+        One is not what was expected: nothing is replaced.
     """
     paths = [path.resolve() for path in files]
     kept = former_path(next(iter(files))).resolve()
     with locked([kept]), locked(paths):
         former = {path: read_if_there(path) for path in paths}
+        for path, content in (expected or {}).items():
+            if former.get(path.resolve(), content) != content:
+                message = f"{path}: somebody else has replaced it meanwhile; nothing is written."
+                raise DocumentError(message)
         contents = {
             path: content(former[path]) if callable(content) else content
             for path, content in zip(paths, files.values(), strict=True)
@@ -84,8 +92,8 @@ def restore(path: str | os.PathLike[str]) -> list[Path]:
 
     Raises
     ------
-    SettingError
-        Nothing is kept for this file.
+    DocumentError
+        Nothing is kept for this file, or something else than this function keeps.
     MachineError
         One cannot be read or written; all are as they were, and what is kept too.
     """
@@ -107,9 +115,9 @@ def _decode(path: Path, kept: Path) -> dict[Path, bytes | None]:
     data = read_if_there(kept)
     if data is None:
         message = f"{path}: nothing to undo: there is no {kept.name} beside it."
-        raise SettingError(message)
+        raise DocumentError(message)
     try:
         return {Path(file.path): file.data for file in msgspec.json.decode(data, type=_Former).files}
     except msgspec.DecodeError as error:
         message = f"{kept}: not what --apply keeps ({error}); nothing is undone."
-        raise SettingError(message) from error
+        raise DocumentError(message) from error

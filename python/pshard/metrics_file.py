@@ -161,17 +161,22 @@ def feed(balancer: LoadBalancer, samples: Iterator[Sample]) -> tuple[int, int]:
     -------
     tuple of int
         How many were recorded, and how many were of another assignment than the present one, and left out: a file goes
-        on when layers move.
+        on when layers move. What came before them is of an earlier time, and forgotten.
     """
     deployment = balancer.deployment
     layers: dict[str, int] = {}
     if deployment is not None and balancer.counts_layers:
         layers = dict(zip(deployment.shards, deployment.counts, strict=True))
     recorded = others = 0
+    is_since = balancer.has_latencies
     for sample in samples:
         if layers.get(sample.shard, sample.layers) != sample.layers:
             others += 1
+            if is_since:
+                balancer.reset()
+                is_since = False
             continue
+        is_since = True
         balancer.record(sample.shard, sample.latency_us, sample.phase, sample.n_tokens, sample.time_unix_s)
         recorded += 1
     return recorded, others

@@ -19,6 +19,7 @@ import numpy as np
 
 from pshard._core import LatencySeries, alarm_height, interval_deviations
 from pshard.deployment import PHASES, Deployment, Phase, by_hand
+from pshard.rebalance_history import History
 from pshard.rebalance_types import MIN_LEVEL, Decision, RebalanceConfig, ShardMetrics
 from pshard.tally import Tally
 from pshard.worth import Proposal, best_proposal
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from pshard._core import LatencyShift
+    from pshard.rebalance_history import Bounds, Placement
 
     Array = npt.NDArray[np.float64]
 
@@ -49,6 +51,8 @@ class LoadBalancer:
     deployment : Deployment or None
     counts_layers : bool
         Shards are of layers, so that a latency of another count is of another assignment.
+    history : History
+        What was left and set aside; to be kept between processes, where one decides once and ends.
 
     Parameters
     ----------
@@ -86,9 +90,8 @@ class LoadBalancer:
         # Which pass in the order of arrival was the last of each shard: stamps may be of clocks that disagree.
         self._order: dict[Phase, Iterator[int]] = {}
         self._arrived: dict[Phase, dict[str, int]] = {}
-        # When the last shift of a shard was first seen, and which of its shifts that was.
-        self._shift_seen: dict[LatencySeries, tuple[int, float]] = {}
-        self._left: dict[object, float] = {}
+        self.history = History()
+        self._deployed: Placement | None = None
         self._decided: tuple[float, Decision, int] | None = None
         self._deviations = math.inf
         if deployment is not None:
@@ -110,9 +113,12 @@ class LoadBalancer:
 
     def deploy(self, deployment: Deployment) -> None:
         """Say what is deployed now; latencies begin anew. What was deployed before has been left."""
-        if self.deployment is not None and self.deployment.counts != deployment.counts:
-            self._left[self.deployment.counts] = self._clock()
+        if self.deployment is not None:
+            self._leave(self.deployment, deployment)
         self.deployment = deployment
+        if self._deployed is not None:
+            self.history.leave(self._deployed, self.placement, self._clock())
+        self._deployed = self.placement
         # Every shard may be found slower or faster.
         rate = self.config.false_alarms_per_window / (2 * int(deployment.used.sum()))
         self._deviations = interval_deviations(rate)
@@ -172,6 +178,22 @@ class LoadBalancer:
         self._unknown.clear()
         self._decided = None
 
+    def remember(self, history: History) -> None:
+        """Take up what another process remembered of these shards."""
+        self.history = history
+        for device in self.deployment.used_names if self.deployment is not None else ():
+            history.take_back(device, self._clock())
+
+    @property
+    def shards(self) -> tuple[str, ...]:
+        """Names of all shards."""
+        return () if self.deployment is None else self.deployment.shards
+
+    @property
+    def has_latencies(self) -> bool:
+        """Any were recorded since the last reset."""
+        return any(arrived for by_name in self._arrived.values() for arrived in by_name.values())
+
     @property
     def metrics(self) -> dict[str, ShardMetrics]:
         """What is known of every shard, by name."""
@@ -192,9 +214,6 @@ class LoadBalancer:
         series = [series for by_name in self._series.values() for series in by_name.values()]
         n_shifts = sum(one.shifts for one in series)
         at = self._clock()
-        for one in series:
-            if one.shifts and self._shift_seen.get(one, (0, at))[0] != one.shifts:
-                self._shift_seen[one] = one.shifts, at
         if self._decided is not None:
             decided_at, decision, shifts_then = self._decided
             settled = n_shifts == shifts_then and not any(one.is_fresh for one in series)
@@ -209,7 +228,22 @@ class LoadBalancer:
         for phase, by_name in self._series.items():
             self._order[phase] = count(1)
             self._arrived[phase] = dict.fromkeys(by_name, 0)
-        self._shift_seen.clear()
+
+    def _leave(self, before: Deployment, after: Deployment) -> None:
+        """Remember how fast the devices were that have no layers now."""
+        if before.shards != after.shards:
+            self.history, self._deployed = History(), None
+            return
+        now, had, have = self._clock(), before.used_names, after.used_names
+        for device in sorted(had - have):
+            self.history.set_aside(device, self._last_bounds(device), now, self.config.retry_secs)
+        for device in have - had:
+            self.history.take_back(device, now)
+
+    def _last_bounds(self, device: str) -> dict[Phase, Bounds]:
+        """Return what a device counts as once it has no layers, by the predictions of what is deployed then."""
+        measured = ((phase, self._measured(phase, device)) for phase in PHASES)
+        return {phase: row for phase, row in measured if row is not None}
 
     def _new_series(self, height: float, tokens: Array, seconds: Array) -> LatencySeries:
         config = self.config
@@ -234,7 +268,9 @@ class LoadBalancer:
         if phase is None:
             return Decision(kind="insufficient_data", reason=lacking, current=current, notes=notes)
         if silent := self._silent(phase):
-            return Decision(kind="insufficient_data", reason=silent, current=current, phase=phase, notes=notes)
+            name, behind = silent
+            reason = f"{name} has not reported in {phase} for {behind} passes of the others; is it still there?"
+            return Decision(kind="insufficient_data", reason=reason, current=current, phase=phase, notes=notes)
         bounds = self._bounds(deployment, phase)
         proposal = self._propose(deployment, phase, bounds)
         decision = Decision(
@@ -248,6 +284,10 @@ class LoadBalancer:
         if proposal is None:
             return decision
         objection = self._objection(phase, proposal, self._imbalance(deployment, phase, bounds[:, 0]))
+        if objection is None:
+            objection = self._too_soon(proposal)
+        else:
+            self.history.wanted = None
         reason = objection or self._argument(phase, proposal, deployment)
         return replace(
             decision,
@@ -270,8 +310,13 @@ class LoadBalancer:
         """Find the best assignment; `bounds` is of shape (D, 3): estimate, lower and upper bound of each factor."""
         return best_proposal(deployment, deployment.tables[phase], *bounds.T)
 
-    def _placement(self, proposal: Proposal) -> object:
-        """Return what a proposal would be known by once it has been left."""
+    @property
+    def placement(self) -> Placement:
+        """What the present assignment is known by once it has been left."""
+        assert self.deployment is not None
+        return self.deployment.counts
+
+    def _proposed_placement(self, proposal: Proposal) -> Placement:
         return proposal.counts
 
     def _objection(self, phase: Phase, proposal: Proposal, ratio: float) -> str | None:
@@ -279,7 +324,8 @@ class LoadBalancer:
         config = self.config
         if proposal.is_same:
             return "No other assignment is faster."
-        if not self._shifts(phase) and ratio <= config.imbalance_threshold:
+        has_reason = self._shifts(phase) or self._tried(proposal) or self._on_trial()
+        if not has_reason and ratio <= config.imbalance_threshold:
             return (
                 f"The slowest shard takes {ratio:.2f} times what the fastest does, which is within the threshold of "
                 f"{config.imbalance_threshold:g}, and no shard has shifted."
@@ -300,7 +346,23 @@ class LoadBalancer:
                 f"The move would take {pays_back:.0f} s of serving to pay back, and more than "
                 f"{config.max_break_even_secs:g} s is too long."
             )
-        return self._too_soon(phase, proposal)
+        return None
+
+    def _due(self) -> list[str]:
+        """Devices that were set aside for so long that they are tried again."""
+        now = self._clock()
+        return [device for device, entry in self.history.aside.items() if entry.is_due(now)]
+
+    def _tried(self, proposal: Proposal) -> list[str]:
+        """Those of them that a proposal gives layers to."""
+        assert self.deployment is not None
+        counts = dict(zip(self.deployment.shards, proposal.counts, strict=True))
+        return [device for device in self._due() if counts.get(device)]
+
+    def _on_trial(self) -> list[str]:
+        """Devices that were tried again so lately that they must still show what they are."""
+        now = self._clock()
+        return [device for device, entry in self.history.aside.items() if entry.is_on_trial(now)]
 
     def _imbalance(self, deployment: Deployment, phase: Phase, factors: Array) -> float:
         """Return slowest over fastest shard: per layer, or against prediction, whichever is more.
@@ -318,36 +380,39 @@ class LoadBalancer:
             ratios.append(per_layer.max() / per_layer.min())
         return float(max(ratios))
 
-    def _too_soon(self, phase: Phase, proposal: Proposal) -> str | None:
+    def _too_soon(self, proposal: Proposal) -> str | None:
         """Hold back a return to what was left until staying has cost what moving does.
 
         Whoever waits so never loses more than twice what knowing the future would have saved (ski rental; A. Karlin et
         al. 1988), however often a device changes its mind.
         """
-        left_at = self._left.get(self._placement(proposal))
-        if left_at is None:
+        history, now = self.history, self._clock()
+        former = history.returned_to(self.placement, self._proposed_placement(proposal))
+        if former is None:
+            history.wanted = None
             return None
-        away = self._clock() - left_at
+        since = history.want(former, now)
+        away = now - history.left[former]
         if away < self.config.eval_interval_secs:
             return (
-                f"This assignment was left {away:.0f} s ago; it is not taken up again within "
+                f"This goes back to what was left {away:.0f} s ago, which is not done within "
                 f"{self.config.eval_interval_secs:g} s."
             )
-        seen = [self._shift_seen[one][1] for one in self._series[phase].values() if one in self._shift_seen]
-        lasted = self._clock() - max(seen, default=left_at)
-        lost = lasted * (1 - 1 / proposal.gain)
+        lost = (now - since) * (1 - 1 / proposal.gain)
         price = self.config.hysteresis * (proposal.move.seconds or 0.0)
         if lost < price:
             return (
-                f"This assignment was left before; staying has cost {lost:.1f} s so far, and going back costs "
-                f"{price:.1f} s."
+                f"This goes back to what was left before; staying has cost {lost:.1f} s so far, and going back "
+                f"costs {price:.1f} s."
             )
         return None
 
     def _argument(self, phase: Phase, proposal: Proposal, deployment: Deployment) -> str:
         said = [f"{name} takes {s.factor:.2f} times what it took" for name, s in self._shifts(phase).items()]
         cause = ", ".join(said) if said else "The shards differ by more than the threshold"
-        if not said and len(deployment.shards) == 1:
+        if not said and self._tried(proposal):
+            cause = f"{' and '.join(self._tried(proposal))} had become slow, and may be as predicted again"
+        elif not said and len(deployment.shards) == 1:
             cause = f"{deployment.shards[0]} takes longer or shorter than expected by more than the threshold"
         what = "slowest stage" if deployment.objective == "throughput" else "pass"
         return (
@@ -379,11 +444,14 @@ class LoadBalancer:
     def _shifts(self, phase: Phase) -> dict[str, LatencyShift]:
         return {name: series.shift for name, series in self._series[phase].items() if series.shift is not None}
 
-    def _silent(self, phase: Phase) -> str | None:
-        """Say which shard has stopped reporting while others go on: its last latencies tell nothing about now.
+    def _silent(self, phase: Phase) -> tuple[str, int] | None:
+        """Return a shard that has stopped reporting while others go on, and for how many of their passes.
 
-        Of a file in which one shard's passes follow all of another's, both have as many.
+        Its last latencies tell nothing about now. Of a file in which one shard's passes follow all of another's, both
+        have as many.
         """
+        if not self._series[phase]:
+            return None
         forwards = {name: series.counters.forwards for name, series in self._series[phase].items()}
         others = max(1, len(forwards) - 1)
         latest = max(self._arrived[phase].values())
@@ -391,25 +459,35 @@ class LoadBalancer:
             since = (latest - arrived) // others
             behind = min(since, max(forwards.values()) - forwards[name])
             if behind > self.config.silent_passes:
-                return f"{name} has not reported in {phase} for {behind} passes of the others; is it still there?"
+                return name, behind
         return None
 
     def _has_estimates(self, phase: Phase) -> bool:
         return any(series.samples >= MIN_LEVEL for series in self._series[phase].values())
 
     def _bounds(self, deployment: Deployment, phase: Phase) -> Array:
-        """Return estimate, lower and upper bound of every device's factor. Shape (D, 3)."""
-        by_name = self._series[phase]
-        is_fresh = any(series.is_fresh for series in by_name.values())
-        deviations = FRESH_DEVIATIONS if is_fresh else self._deviations
+        """Return estimate, lower and upper bound of every device's factor. Shape (D, 3).
+
+        A device without layers is as it was measured last, until it is tried again: then it is as predicted.
+        """
         spread = UNMEASURED_FACTOR if deployment.is_predicted else 1.0
-        rows = np.tile([[1.0, 1 / spread, spread]], (len(deployment.shards), 1))
-        for index, name in enumerate(deployment.shards):
-            estimate = by_name[name].estimate() if name in by_name else None
-            if estimate is not None:
-                margin = math.exp(deviations * estimate.error)
-                rows[index] = estimate.median, estimate.median / margin, estimate.median * margin
-        return rows
+        due = self._due()
+        rows = []
+        for name in deployment.shards:
+            entry = self.history.aside.get(name)
+            last = entry.bounds.get(phase) if entry is not None and name not in due else None
+            rows.append(self._measured(phase, name) or last or (1.0, 1 / spread, spread))
+        return np.array(rows)
+
+    def _measured(self, phase: Phase, name: str) -> Bounds | None:
+        """Return a device's factor with its bounds; None where it has no latencies."""
+        by_name = self._series[phase]
+        estimate = by_name[name].estimate() if name in by_name else None
+        if estimate is None:
+            return None
+        is_fresh = any(series.is_fresh for series in by_name.values())
+        margin = math.exp((FRESH_DEVIATIONS if is_fresh else self._deviations) * estimate.error)
+        return estimate.median, estimate.median / margin, estimate.median * margin
 
     def _count_unknown(self, name: object, phase: object) -> None:
         known = self.deployment is not None and name in self.deployment.shards and phase in PHASES
@@ -421,6 +499,9 @@ class LoadBalancer:
         """What was wrong with the latencies since the last reset, and how often."""
         found = dict(self._unknown)
         for phase, by_name in self._series.items():
+            if silent := self._silent(phase):
+                name, behind = silent
+                found[f"{name} has stopped reporting in {phase}, and the others go on"] = behind
             for name, series in by_name.items():
                 counters = series.counters
                 if counters.invalid:

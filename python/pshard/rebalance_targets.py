@@ -4,28 +4,38 @@ from __future__ import annotations
 
 import json
 import shlex
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Protocol
 
+import msgspec
+
+from pshard.atomic_file import read_if_there
+from pshard.corrections import Factors
+from pshard.deployed_document import pipeline_of
 from pshard.deployment import by_hand
-from pshard.errors import SettingError
+from pshard.errors import DocumentError, MachineError, SettingError
 from pshard.kept_file import replace_keeping
 from pshard.llama_map import tensor_split
+from pshard.plan_balancer import Part
 from pshard.rebalance import LoadBalancer
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Mapping, Sequence
 
+    from pshard.deployed_document import DeployedDocument, Pipeline
     from pshard.kept_file import Content
     from pshard.map_deployment import MapDeployment
     from pshard.plan_balancer import PlanBalancer
     from pshard.planner import Plan
-    from pshard.rebalance import Decision
+    from pshard.rebalance import Decision, RebalanceConfig
+
+# Field of a plan's document that was applied: what its machine was corrected by, by part and phase.
+CORRECTIONS = "corrections"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,37 +49,120 @@ class Proposed:
 class Target(Protocol):
     """Something that is deployed and watched."""
 
-    balancer: LoadBalancer
+    @property
+    def balancer(self) -> LoadBalancer:
+        """Collects latencies of what is deployed."""
+        ...
+
+    @property
+    def first_file(self) -> Path | None:
+        """What `apply` writes first; beside it lies what was there before, and what is remembered."""
+        ...
+
+    def follow(self) -> bool:
+        """Look whether somebody else has deployed something; take that up, and return whether it was so."""
+        ...
 
     def proposed(self, decision: Decision) -> Proposed:
         """Return what the suggested assignment is for an engine."""
         ...
 
     def apply(self, decision: Decision) -> list[Path]:
-        """Put the suggestion into effect; return the files that were written, all or none."""
+        """Put the suggestion into effect; return the files that were written, all or none.
+
+        Raises
+        ------
+        DocumentError
+            Somebody else has replaced one since it was read: the suggestion is of what is no more.
+        """
         ...
 
 
-class HandTarget:
-    """Layers of which nothing else is known, or of a shard document.
+class FlagsFile:
+    """A file of engine flags that one process writes; None stands for no file."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self._content: bytes | None = None
+        if path is not None:
+            with suppress(MachineError):  # told when it is to be written
+                self._content = read_if_there(path)
+
+    def written(self, flags: Sequence[str]) -> dict[Path, bytes]:
+        """Return what is to be written."""
+        return {} if self.path is None or not flags else {self.path: shlex.join(flags).encode() + b"\n"}
+
+    @property
+    def expected(self) -> dict[Path, bytes | None]:
+        """What is there unless somebody else has replaced it."""
+        return {} if self.path is None else {self.path: self._content}
+
+    def note(self, files: Mapping[Path, Content]) -> None:
+        """Remember what was written."""
+        content = None if self.path is None else files.get(self.path)
+        if isinstance(content, bytes):
+            self._content = content
+
+
+class PipelineTarget:
+    """Layers of which only names and counts are known: by hand, or of a shard document.
 
     Parameters
     ----------
-    balancer : LoadBalancer
-        With shards registered.
-    flags_file : Path, optional
-        File of llama.cpp flags to write.
+    pipeline : Pipeline
+    config : RebalanceConfig
+    flags : FlagsFile
+        Of llama.cpp, to write.
+    document : DeployedDocument, optional
+        Of which the pipeline is.
+    n_not_loaded : int
+        Next-token-prediction layers, which llama.cpp counts.
+    more
+        As arguments of `by_hand`.
     """
 
-    def __init__(self, balancer: LoadBalancer, flags_file: Path | None = None) -> None:
-        self.balancer = balancer
-        self._flags_file = flags_file
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        config: RebalanceConfig,
+        flags: FlagsFile,
+        document: DeployedDocument | None = None,
+        *,
+        n_not_loaded: int = 0,
+        **more: Any,
+    ) -> None:
+        self._pipeline = pipeline
+        self._flags = flags
+        self._document = document
+        self._n_not_loaded = n_not_loaded
+        self._more = more
+        self.balancer = LoadBalancer(config, by_hand(pipeline.shards, **more))
+
+    @property
+    def first_file(self) -> Path | None:
+        """The flags."""
+        return self._flags.path
+
+    def follow(self) -> bool:
+        """Take up the document where it was replaced."""
+        if self._document is None or not self._document.changed():
+            return False
+        self._pipeline = pipeline_of(self._document.fields, self._document.path)
+        self.balancer.deploy(by_hand(self._pipeline.shards, **self._more))
+        return True
 
     def proposed(self, decision: Decision) -> Proposed:
-        """Return llama.cpp's split; it has a share for every device, those without layers too."""
-        shares = tensor_split([layers for _, layers in decision.suggested or ()])
-        flags = ("-ts", ",".join(map(str, shares)))
-        return Proposed(flags, {self._flags_file: _flags_line(flags)} if self._flags_file else {})
+        """Return llama.cpp's devices, where their names are known, and its split.
+
+        Without ``-dev`` the split has a share for every device, those without layers too.
+        """
+        suggested = dict(decision.suggested or ())
+        names = self._pipeline.llama_names
+        used = [shard for shard, layers in suggested.items() if layers or shard not in names]
+        shares = tensor_split([suggested[shard] for shard in used], self._n_not_loaded)
+        flags: tuple[str, ...] = ("-dev", ",".join(names[shard] for shard in used)) if names else ()
+        flags += ("-ts", ",".join(map(str, shares))) if len(used) > 1 else ()
+        return Proposed(flags, self._flags.written(flags))
 
     def apply(self, decision: Decision) -> list[Path]:
         """Write the flags."""
@@ -77,7 +170,10 @@ class HandTarget:
         if not files:
             message = "--apply needs a file to write for layers by hand; name one (--flags FILE)."
             raise SettingError(message)
-        return _write_and_deploy(files, self.balancer, decision)
+        written = replace_keeping(files, self._flags.expected)
+        self._flags.note(files)
+        _deploy_suggested(self.balancer, decision)
+        return written
 
 
 class MapTarget:
@@ -85,20 +181,38 @@ class MapTarget:
 
     Parameters
     ----------
-    path : Path
-    mapped : MapDeployment
-    balancer : LoadBalancer
-        Of the map's deployment.
-    flags_file : Path, optional
+    document : DeployedDocument
+    mapped : callable
+        From the document's fields to what can be moved.
+    config : RebalanceConfig
+    flags : FlagsFile
     """
 
     def __init__(
-        self, path: Path, mapped: MapDeployment, balancer: LoadBalancer, flags_file: Path | None = None
+        self,
+        document: DeployedDocument,
+        mapped: Callable[[Mapping[str, Any]], MapDeployment],
+        config: RebalanceConfig,
+        flags: FlagsFile,
     ) -> None:
-        self.balancer = balancer
-        self._path = path
-        self._mapped = mapped
-        self._flags_file = flags_file
+        self._document = document
+        self._make = mapped
+        self._mapped = mapped(document.fields)
+        self._flags = flags
+        self.balancer = LoadBalancer(config, self._mapped.deployment)
+
+    @property
+    def first_file(self) -> Path | None:
+        """The map."""
+        return self._document.path
+
+    def follow(self) -> bool:
+        """Take up the map where it was replaced."""
+        if not self._document.changed():
+            return False
+        self._mapped = self._make(self._document.fields)
+        self.balancer.deploy(self._mapped.deployment)
+        return True
 
     def proposed(self, decision: Decision) -> Proposed:
         """Return the map that `pshard map` finds for the corrected machine."""
@@ -109,14 +223,16 @@ class MapTarget:
         factors = np.array([factor for factor, _, _ in decision.factors.values()])
         found = self._mapped.rebalanced(decision.phase, factors)
         flags = () if found.llama_cpp is None else tuple(found.llama_cpp.argv)
-        files = {self._path: _document(found.to_dict())}
-        if self._flags_file is not None and flags:
-            files[self._flags_file] = _flags_line(flags)
-        return Proposed(flags, files)
+        return Proposed(flags, {self._document.path: _encoded(found.to_dict()), **self._flags.written(flags)})
 
     def apply(self, decision: Decision) -> list[Path]:
         """Replace the map, and the flags where a file is named."""
-        return _write_and_deploy(self.proposed(decision).files, self.balancer, decision)
+        files = self.proposed(decision).files
+        written = replace_keeping(files, {self._document.path: self._document.content, **self._flags.expected})
+        self._document.content = files[self._document.path]
+        self._flags.note(files)
+        _deploy_suggested(self.balancer, decision)
+        return written
 
 
 class PlanTarget:
@@ -124,33 +240,53 @@ class PlanTarget:
 
     Parameters
     ----------
-    path : Path or None
-        The plan's document; None where the plan was made for this call.
+    document : DeployedDocument
+    planned : callable
+        From the document's fields to the plan, and to what its machine was corrected by.
     balancer : PlanBalancer
+        Of that plan.
     registry : Path, optional
         To write, where the model has one.
-    flags_file : Path, optional
+    flags : FlagsFile
     """
 
     def __init__(
-        self, path: Path | None, balancer: PlanBalancer, registry: Path | None = None, flags_file: Path | None = None
+        self,
+        document: DeployedDocument,
+        planned: Callable[[Mapping[str, Any]], tuple[Plan, dict[Part, Factors]]],
+        balancer: PlanBalancer,
+        registry: Path | None,
+        flags: FlagsFile,
     ) -> None:
         self.balancer: LoadBalancer = balancer
         self._plans = balancer
-        self._path = path
+        self._document = document
+        self._make = planned
         self._registry = registry
-        self._flags_file = flags_file
+        self._flags = flags
+
+    @property
+    def first_file(self) -> Path | None:
+        """The plan's document."""
+        return self._document.path
+
+    def follow(self) -> bool:
+        """Take up the plan where it was replaced."""
+        if not self._document.changed():
+            return False
+        self._plans.redeploy(*self._make(self._document.fields))
+        return True
 
     def proposed(self, decision: Decision) -> Proposed:
-        """Return the plan for the corrected machine."""
+        """Return the plan for the corrected machine; its document says what that was corrected by."""
         assert self._plans.proposed is not None
-        document = self._plans.proposed.plan.to_dict()
+        document = {
+            **self._plans.proposed.plan.to_dict(),
+            CORRECTIONS: {part: asdict(factors) for part, factors in self._plans.proposed_corrections.items()},
+        }
         llama_cpp: Any = document["llama_cpp"]
         flags = tuple(llama_cpp["argv"]) if llama_cpp else ()
-        files = {self._path: _document(document)} if self._path is not None else {}
-        if self._flags_file is not None and flags:
-            files[self._flags_file] = _flags_line(flags)
-        return Proposed(flags, files)
+        return Proposed(flags, {self._document.path: _encoded(document), **self._flags.written(flags)})
 
     def apply(self, decision: Decision) -> list[Path]:
         """Replace the plan's document and its registry, and the flags where a file is named."""
@@ -158,92 +294,34 @@ class PlanTarget:
         files: dict[Path, Content] = dict(self.proposed(decision).files)
         if self._registry is not None:
             files[self._registry] = partial(_with_plan, self._plans.proposed.plan, self._registry)
-        if not files:
-            message = "nothing to write: the model has no registry; name a file for the flags (--flags FILE)."
-            raise SettingError(message)
-        written = replace_keeping(files)
+        written = replace_keeping(files, {self._document.path: self._document.content, **self._flags.expected})
+        content = files[self._document.path]
+        assert isinstance(content, bytes)
+        self._document.content = content
+        self._flags.note(files)
         self._plans.adopt()
         return written
 
 
-def read_document(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read what is deployed: the JSON document of a map, a shard plan or a plan.
+def corrections_of(fields: Mapping[str, Any]) -> dict[Part, Factors]:
+    """Return what the machine of a plan's document was corrected by when the plan was applied; nothing of a fresh one.
 
     Raises
     ------
-    SettingError
-        The file cannot be read, or is none of them.
+    DocumentError
+        They are not what `PlanTarget` writes.
     """
+    given = fields.get(CORRECTIONS, {})
     try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        message = f"{path}: cannot be read ({error.strerror or error}); give what `pshard map --json` wrote."
-        raise SettingError(message) from error
-    except ValueError as error:
-        message = f"{path}: not JSON ({error}); give what `pshard map --json` or `pshard plan --json` wrote."
-        raise SettingError(message) from error
-    if not isinstance(document, dict) or not document.keys() & {"map", "shards", "tiers"}:
-        message = f"{path}: neither a map nor a shard plan nor a plan; give what their commands wrote with --json."
-        raise SettingError(message)
-    return document
+        return msgspec.convert(given, type=dict[Part, Factors])
+    except msgspec.ValidationError as error:
+        message = f"the plan's {CORRECTIONS} are not what --apply writes ({error}); plan again (`pshard plan`)."
+        raise DocumentError(message) from error
 
 
-def shards_of(document: Mapping[str, Any], path: object) -> list[tuple[str, int]]:
-    """Return the shards of a shard document: devices, and layers by their ranges, both ends of which count.
-
-    Raises
-    ------
-    SettingError
-        A shard lacks its device or its layers, or shards have layers in common: those are replicas or ranks.
-    """
-    try:
-        shards = [
-            (str(shard["device"]), int(shard["layer_range"][0]), int(shard["layer_range"][1]))
-            for shard in document["shards"]
-        ]
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        message = f"{path}: a shard lacks `device` or `layer_range` ({error}); give what `pshard shard --json` wrote."
-        raise SettingError(message) from error
-    shards.sort(key=lambda shard: shard[1])
-    if any(after[1] <= before[2] for before, after in pairwise(shards)):
-        message = (
-            f"{path}: shards have layers in common (replicas or tensor-parallel ranks); only pipelines are rebalanced."
-        )
-        raise SettingError(message)
-    return [(device, last - first + 1) for device, first, last in shards]
-
-
-def parse_layers(text: str) -> list[tuple[str, int]]:
-    """Read ``gpu0=20,gpu1=12``.
-
-    Raises
-    ------
-    SettingError
-        A part is not NAME=LAYERS.
-    """
-    shards = []
-    for part in text.split(","):
-        name, separator, count = part.rpartition("=")
-        if not separator or not name.strip() or not count.strip().isdigit():
-            message = f"--layers {text!r}: {part!r} is not NAME=LAYERS, like gpu0=20."
-            raise SettingError(message)
-        shards.append((name.strip(), int(count)))
-    return shards
-
-
-def hand_target(
-    shards: Sequence[tuple[str, int]], balancer: LoadBalancer, *, one_stream: bool, flags_file: Path | None
-) -> HandTarget:
-    """Register shards by hand."""
-    balancer.deploy(by_hand(shards, objective="latency" if one_stream else "throughput"))
-    return HandTarget(balancer, flags_file)
-
-
-def _write_and_deploy(files: Mapping[Path, bytes], balancer: LoadBalancer, decision: Decision) -> list[Path]:
-    written = replace_keeping(files)
+def _deploy_suggested(balancer: LoadBalancer, decision: Decision) -> None:
     assert balancer.deployment is not None
     balancer.deploy(balancer.deployment.with_counts([count for _, count in decision.suggested or ()]))
-    return written
 
 
 def _with_plan(plan: Plan, registry: Path, former: bytes | None) -> bytes:
@@ -261,9 +339,5 @@ def _with_plan(plan: Plan, registry: Path, former: bytes | None) -> bytes:
         return result.path.read_bytes()
 
 
-def _document(document: object) -> bytes:
+def _encoded(document: object) -> bytes:
     return json.dumps(document, indent=2).encode() + b"\n"
-
-
-def _flags_line(flags: Sequence[str]) -> bytes:
-    return shlex.join(flags).encode() + b"\n"

@@ -45,6 +45,8 @@ class RebalanceConfig:
         To go back to what was left, staying must first have cost this many times what the move costs.
     silent_passes : int
         A shard that is behind the others by more has stopped reporting.
+    retry_secs : float
+        A device that was left without layers is tried again after so long: twice as long where that failed before.
     """
 
     min_samples: int = 100
@@ -58,11 +60,13 @@ class RebalanceConfig:
     max_break_even_secs: float = 600.0
     hysteresis: float = 1.0
     silent_passes: int = 100
+    retry_secs: float = 3600.0
 
     def __post_init__(self) -> None:
         least = {
             "min_samples": MIN_LEVEL, "imbalance_threshold": 1.0, "eval_interval_secs": 0.0, "window": 32, "warm_up": 0,
             "half_life": 1.0, "min_gain": 0.0, "max_break_even_secs": 0.0, "hysteresis": 0.0, "silent_passes": 0,
+            "retry_secs": 0.0,
         }  # fmt: skip
         for name, minimum in least.items():
             value = getattr(self, name)
@@ -181,6 +185,13 @@ class Decision:
             "layers": self.move.layers,
             "bytes": self.move.n_bytes,
             "bytes_to": self.move.bytes_to,
+            "over": {
+                name: {
+                    "link": way.link,
+                    "bytes_per_second": way.bytes_per_second if math.isfinite(way.bytes_per_second) else None,
+                }
+                for name, way in self.move.ways.items()
+            },
             "seconds": self.move.seconds,
         }
         return document

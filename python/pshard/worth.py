@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import numpy.typing as npt
 
@@ -80,6 +80,49 @@ def _least_ratio_of_sums(old: Array, old_input: float, new: Array, new_input: fl
         if not better < ratio * (1 - 1e-12):
             return min(ratio, better)
         ratio = better
+
+
+def least_ratio(
+    terms: Callable[[Array], tuple[float, float]], low: Array, high: Array, tolerance: float, most_calls: int
+) -> float:
+    """Return what the ratio of two functions is at least over a box, if neither falls as an argument rises.
+
+    In a box the ratio is at least the first function at its low corner over the second at its high corner. The box with
+    the least such bound is divided in the middle of its widest side, until that bound is near a ratio that occurs.
+
+    Parameters
+    ----------
+    terms : callable
+        From a point, shape (n,), to both functions there.
+    low, high : array of shape (n,)
+        Positive; sides are divided by their ratio.
+    tolerance : float
+        How far below the least ratio the result may lie, relative to it.
+    most_calls : int
+        Of `terms`, after which the bound is what it is: never more than the least ratio.
+    """
+    n_calls = 0
+
+    def bounded(low: Array, high: Array) -> tuple[float, float, Array, Array]:
+        nonlocal n_calls
+        n_calls += 2
+        (lower_old, lower_new), (upper_old, upper_new) = terms(low), terms(high)
+        return lower_old / upper_new, min(lower_old / lower_new, upper_old / upper_new), low, high
+
+    boxes = [bounded(low, high)]
+    occurs = boxes[0][1]
+    while n_calls < most_calls:
+        boxes.sort(key=lambda box: -box[0])
+        bound, _, low, high = boxes[-1]
+        if bound >= occurs * (1 - tolerance):
+            break
+        side = int(np.argmax(high / low))
+        middle = np.sqrt(low[side] * high[side])
+        below, above = high.copy(), low.copy()
+        below[side] = above[side] = middle
+        boxes[-1:] = [bounded(low, below), bounded(above, high)]
+        occurs = min(occurs, boxes[-1][1], boxes[-2][1])
+    return min(box[0] for box in boxes)
 
 
 def break_even_seconds(move_seconds: float, gain: float) -> float:

@@ -106,7 +106,8 @@ def processor(memory: float, flop: float, op_seconds: float, read_share: float =
     ids = {name: number for name, number in type_ids().items() if number < 64}
     processor.mul_mat = {number: series(bits_per_weight(name), 1.0) for name, number in ids.items()}
     processor.mul_mat_id = {number: series(bits_per_weight(name), 0.8) for name, number in ids.items()}
-    processor.attention = _core.RateSeries(batch=[1.0, 512.0], flop_per_second=[0.05 * flop, 0.4 * flop])
+    attention = _core.RateSeries(batch=[1.0, 512.0], flop_per_second=[0.05 * flop, 0.4 * flop])
+    processor.attention = [_core.AttentionRates(depth=1.0, rates=attention)]
     return processor
 
 

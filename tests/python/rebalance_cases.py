@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pshard.deployment import Deployment, Tables
+from pshard.deployment import Deployment, Tables, Way
 from pshard.rebalance import LoadBalancer
 
 GIB = 1 << 30
@@ -80,9 +80,15 @@ def run_passes(balancer: LoadBalancer, shards: Shards, n: int, clock: Clock, sec
 
 
 def deployment(
-    layer_us: np.ndarray, counts: tuple[int, ...], *, capacity_layers: tuple[int, ...] | None = None, **more: object
+    layer_us: np.ndarray,
+    counts: tuple[int, ...],
+    *,
+    capacity_layers: tuple[int, ...] | None = None,
+    link_bytes_per_second: np.ndarray | None = None,
+    **more: object,
 ) -> Deployment:
     """Layers of one GiB, predicted to take so long on each device; memories that hold so many."""
+    rates = None if link_bytes_per_second is None else link_bytes_per_second.tolist()
     n_layer = sum(counts)
     tables = Tables(1, np.tile(layer_us * 1e-6, (n_layer, 1)))
     return Deployment(
@@ -91,6 +97,7 @@ def deployment(
         tables={"decode": tables, "prefill": tables},
         layer_bytes=np.full((n_layer, len(counts)), GIB, dtype=np.int64),
         capacity_bytes=None if capacity_layers is None else np.array(capacity_layers, dtype=np.int64) * GIB,
+        ways=None if rates is None else tuple(Way("pcie", rate) for rate in rates),
         **more,  # type: ignore[arg-type]
     )
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-from rebalance_cases import GIB, Clock, DocumentBalancer, Shards, deployment
+from rebalance_cases import GIB, Clock, DocumentBalancer, Shards, deployment, run_passes
 
 from pshard.rebalance import LoadBalancer, RebalanceConfig
 
@@ -129,6 +129,34 @@ def simulate(scenario: Scenario, seed: int, *, ours: bool) -> Outcome:
     outcome.last_us = float(scenario.true_us(last, counts).max())
     outcome.best_us = scenario.best_us(last)
     return outcome
+
+
+def follow_two(
+    slowdown: Callable[[float], float], seconds: float, *, retry_secs: float, seed: int = 1
+) -> list[tuple[float, tuple[int, ...]]]:
+    """Follow every proposal for two even devices, the second of which slows down by time; return when and what.
+
+    Eight layers of a GiB, over links of 5 GB/s; a pass every half second.
+    """
+    clock = Clock()
+    begin = clock.now
+    layer_us = np.full(2, 500.0)
+    shards = Shards(layer_us, 0.1, seed)
+    balancer = LoadBalancer(
+        RebalanceConfig(retry_secs=retry_secs),
+        deployment(layer_us, (4, 4), link_bytes_per_second=np.full(2, 5e9)),
+        clock=clock,
+    )
+    taken = []
+    while clock.now - begin < seconds:
+        shards.slowdown = np.array([1.0, slowdown(clock.now - begin)])
+        run_passes(balancer, shards, 20, clock, seconds=0.5)
+        decision = balancer.evaluate()
+        if decision.kind == "rebalance" and balancer.deployment is not None:
+            counts = tuple(count for _, count in decision.suggested or ())
+            taken.append((clock.now - begin, counts))
+            balancer.deploy(balancer.deployment.with_counts(counts))
+    return taken
 
 
 def _suggestion(balancer: LoadBalancer | None, document: DocumentBalancer) -> tuple[int, ...] | None:

@@ -3,58 +3,21 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
+from rebalance_cli_cases import DEVICES, HAND, json_of, write_metrics
 
 from pshard import _core, read_model
 from pshard.cli import main
-from pshard.errors import NoFeasiblePlanError
 from pshard.placements import placement_from_flags
-from pshard.rebalance import Decision, LoadBalancer
 
 DATA = Path(__file__).parents[1] / "data" / "engine_metrics"
-HAND = ["rebalance", "--layers", "gpu0=16,gpu1=16"]
-DEVICES = ["--devices", "rtx-3060-12g,rtx-4060-8g", "--ram", "32G"]
-
-
-def write_metrics(path: Path, layers: dict[str, int], latencies_us: dict[str, float], n: int = 200) -> Path:
-    random = np.random.default_rng(1)
-    with path.open("a") as file:
-        for i in range(n):
-            for shard, count in layers.items():
-                latency = latencies_us[shard] * float(np.exp(0.05 * random.standard_normal()))
-                file.write(
-                    json.dumps(
-                        {
-                            "shard": shard,
-                            "layers": count,
-                            "phase": "decode",
-                            "n_tokens": 1,
-                            "latency_us": latency,
-                            "time_unix_s": 1e9 + i,
-                        }
-                    )
-                    + "\n"
-                )
-    return path
 
 
 @pytest.fixture
 def metrics(tmp_path: Path) -> Path:
     return write_metrics(tmp_path / "metrics.jsonl", {"gpu0": 16, "gpu1": 16}, {"gpu0": 8000.0, "gpu1": 24_000.0})
-
-
-def json_of(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
-    document: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return document
 
 
 def layers_on_gpus(tensor_split: list[float]) -> list[int]:
@@ -177,9 +140,20 @@ def test_an_engine_corrects_a_plan_and_says_so(tmp_path: Path, capsys: pytest.Ca
         ([*HAND, "none.jsonl"], 1, "no latencies"),
         (["rebalance", "--layers", "gpu0", "m"], 2, "is not NAME=LAYERS"),
         (["rebalance", "--layers", "a=1,a=2", "m"], 2, "occurs twice"),
-        (["rebalance", "none.json", "m"], 2, "cannot be read"),
+        (["rebalance", "none.json", "m"], 1, "none.json: cannot be read (No such file or directory)"),
         ([*HAND, "m", "--min-gain", "-1"], 2, "min_gain"),
-        ([*HAND, "--undo"], 2, "nothing to undo"),
+        ([*HAND, "m", "--layer-bytes", "much"], 2, "is not a size"),
+        ([*HAND, "m", "--link", "12"], 2, "is not a rate"),
+        ([*HAND, "m", "--link", "0GB/s"], 2, "moves nothing"),
+        ([*HAND, "m", "--apply"], 2, "name one (--flags FILE)"),
+        ([*HAND, "m", "-m", "llama-3.3-70b:Q4_K_M"], 2, "the shards have 32 layers, and the model 80"),
+        ([*HAND, "m", "-m", "none.gguf"], 1, "none.gguf"),
+        ([*HAND, "m", "--devices", "24G,12G"], 2, "gpu0 is not among the devices"),
+        ([*HAND, "m", "--cluster", "none.toml"], 1, "none.toml"),
+        ([*HAND, "."], 1, "no latencies"),
+        (["rebalance", ".", "m"], 1, "cannot be read (Is a directory)"),
+        (["rebalance", "none.json", "m", "--undo"], 1, "none.json: cannot be read"),
+        ([*HAND, "--undo"], 2, "name their file (--flags FILE)"),
     ],
 )
 def test_what_cannot_be_done_says_why(
@@ -199,7 +173,7 @@ def test_documents_that_are_none_are_refused(
 ) -> None:
     path = tmp_path / "map.json"
     path.write_text(text)
-    assert main(["rebalance", str(path), "m"]) == 2
+    assert main(["rebalance", str(path), "m"]) == 1
     assert message in capsys.readouterr().err
 
 
@@ -216,7 +190,7 @@ def test_documents_that_lack_something_say_which_file(
 ) -> None:
     path = tmp_path / "map.json"
     path.write_text(text)
-    assert main(["rebalance", str(path), "m", "-m", "llama-3.1-8b:Q4_K_M", *DEVICES]) == 2
+    assert main(["rebalance", str(path), "m", "-m", "llama-3.1-8b:Q4_K_M", *DEVICES]) == 1
     assert f"{path}: lacks something" in capsys.readouterr().err
 
 
@@ -251,64 +225,91 @@ def test_a_shard_document_names_devices_and_ranges(tmp_path: Path, capsys: pytes
     assert main(["rebalance", str(path), str(metrics)]) == 0
     assert "-ts 24,9" in capsys.readouterr().out
     path.write_text(json.dumps({"shards": [shards[1], shards[1] | {"device": "gpu1"}]}))
-    assert main(["rebalance", str(path), str(metrics)]) == 2
+    assert main(["rebalance", str(path), str(metrics)]) == 1
     assert "layers in common" in capsys.readouterr().err
     path.write_text('{"shards": [{"device": "gpu0"}]}')
-    assert main(["rebalance", str(path), str(metrics)]) == 2
+    assert main(["rebalance", str(path), str(metrics)]) == 1
     assert "lacks `device` or `layer_range`" in capsys.readouterr().err
 
 
-def wait_for(path: Path, text: str) -> str:
-    """Wait until a file has a text; the test's own limit ends a wait that is in vain."""
-    while text not in (content := path.read_text() if path.exists() else ""):
-        time.sleep(0.02)
-    return content
-
-
-def test_a_watch_follows_a_file_through_everything_until_interrupted(tmp_path: Path) -> None:
-    path, audit, flags = (tmp_path / name for name in ("m.jsonl", "audit.jsonl", "flags.txt"))
-    out = tmp_path / "out.txt"
-    command = [
-        *HAND,
-        str(path),
-        "--watch",
-        "--interval",
-        "0.05",
-        "--audit",
-        str(audit),
-        "--apply",
-        "--flags",
-        str(flags),
+def test_a_shard_document_with_llama_cpps_names_gives_devices_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "shard.json"
+    shards = [
+        {"device": "CUDA1", "host": "here", "layer_range": [16, 31]},
+        {"device": "CUDA0", "host": "here", "layer_range": [0, 15]},
     ]
-    code = (
-        "import signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        f"from pshard.cli import main\nsys.exit(main({command!r}))"
-    )
-    layers = {"gpu0": 16, "gpu1": 16}
-    with out.open("wb") as sink, subprocess.Popen([sys.executable, "-c", code], stdout=sink, stderr=sink) as process:
-        try:
-            wait_for(out, "cannot be opened")
-            write_metrics(path, layers, {"gpu0": 8000.0, "gpu1": 8000.0})
-            wait_for(out, "Balanced. No other assignment is faster.")
-            with path.open("a") as file:
-                file.write('{"shard": "gpu0", "la\nnonsense\n')
-            wait_for(out, "a line is not JSON")
-            path.rename(tmp_path / "m.jsonl.1")
-            write_metrics(path, layers, {"gpu0": 8000.0, "gpu1": 14_000.0}, n=40)
-            wait_for(out, "Rebalance. gpu1 takes 1.7")
-            assert wait_for(flags, "-ts").startswith("-ts 2")
-            write_metrics(path, layers, {"gpu0": 8000.0, "gpu1": 14_000.0}, n=5)
-            wait_for(out, "a latency is of another assignment")
-            assert process.poll() is None
-            process.send_signal(signal.SIGINT)
-            assert process.wait(timeout=30) == 0
-        finally:
-            process.kill()
-    events = [json.loads(row)["event"] for row in audit.read_text().splitlines()]
-    assert events[0] == "start"
-    assert events[-1] == "stop"
-    assert {"decision", "input", "applied"} <= set(events)
-    assert "Traceback" not in out.read_text()
+    path.write_text(json.dumps({"shards": shards}))
+    latencies = {"CUDA0": 8000.0, "CUDA1": 24_000.0}
+    metrics = write_metrics(tmp_path / "m.jsonl", {"CUDA0": 16, "CUDA1": 16}, latencies)
+    assert main(["rebalance", str(path), str(metrics)]) == 0
+    assert "-dev CUDA0,CUDA1 -ts 24,9" in capsys.readouterr().out
+    # in the order in which a token passes them, which is not that of their numbers
+    shards[0]["layer_range"], shards[1]["layer_range"] = shards[1]["layer_range"], shards[0]["layer_range"]
+    path.write_text(json.dumps({"shards": shards}))
+    assert main(["rebalance", str(path), str(metrics)]) == 0
+    assert "-dev CUDA1,CUDA0 -ts 8,25" in capsys.readouterr().out
+    # on another host it is another device, whose name the launch line tells
+    shards[0]["host"] = "there"
+    path.write_text(json.dumps({"shards": shards}))
+    assert main(["rebalance", str(path), str(metrics)]) == 0
+    assert "-dev" not in capsys.readouterr().out
+    line = {"argv": ["llama-server", "-dev", "RPC0,CUDA0", "-ts", "16,17"]}
+    path.write_text(json.dumps({"shards": shards, "launch": {"engine": "llama.cpp", "lines": [{"argv": []}, line]}}))
+    assert main(["rebalance", str(path), str(metrics)]) == 0
+    assert "-dev RPC0,CUDA0 -ts 8,25" in capsys.readouterr().out
+
+
+def test_a_device_without_layers_is_left_out_where_it_has_a_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics = write_metrics(tmp_path / "m.jsonl", {"CUDA0": 8, "CUDA1": 8}, {"CUDA0": 80.0, "CUDA1": 80_000.0})
+    assert main(["rebalance", "--layers", "CUDA0=8,CUDA1=8", str(metrics), "--json"]) == 0
+    assert json_of(capsys)["flags"] == ["-dev", "CUDA0"]
+
+
+@pytest.mark.parametrize(
+    ("options", "layers", "seconds"),
+    [
+        (["--layer-bytes", "256M"], 8, None),
+        (["--layer-bytes", "256M", "--link", "1GB/s"], 8, 8 * 2**28 / 1e9),
+        (["-m", "llama-3.1-8b:Q4_K_M", "--link", "1GB/s"], 8, ...),
+        (["-m", "llama-3.1-8b:Q4_K_M", "--devices", "rtx-3060-12g,rtx-4060-8g"], 8, ...),
+    ],
+)
+def test_layers_by_hand_whose_bytes_are_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], layers: int, seconds: object
+) -> None:
+    latencies = {"CUDA0": 8000.0, "CUDA1": 24_000.0}
+    metrics = write_metrics(tmp_path / "m.jsonl", {"CUDA0": 16, "CUDA1": 16}, latencies)
+    arguments = ["rebalance", "--layers", "CUDA0=16,CUDA1=16", str(metrics), *options]
+    assert main([*arguments, "--json"]) == 0
+    decision = json_of(capsys)["decision"]
+    move = decision["move"]
+    assert move["layers"] == layers
+    if "-m" in options:
+        model = read_model("llama-3.1-8b:Q4_K_M")
+        assert move["bytes_to"] == {"CUDA0": sum(layer.n_bytes for layer in model.layers[16:24])}
+    else:
+        assert move["bytes_to"] == {"CUDA0": 8 << 28}
+    if seconds is None:
+        assert move["seconds"] is None
+        assert decision["break_even_seconds"] is None
+        assert main(arguments) == 0
+        assert "give --link" in capsys.readouterr().out
+        return
+    rate = 1e9 if "--link" in options else move["bytes"] / move["seconds"]
+    assert move["seconds"] == pytest.approx(move["bytes"] / rate)
+    assert 1e9 <= rate < 32e9
+    assert decision["break_even_seconds"] == pytest.approx(move["seconds"] / (decision["estimated_speedup"] - 1))
+    assert main(arguments) == 0
+    assert "paid back after" in capsys.readouterr().out
+
+
+def test_a_move_by_hand_that_pays_back_too_late_is_not_made(metrics: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*HAND, str(metrics), "--layer-bytes", "2G", "--link", "10MB/s"]) == 0
+    assert "Balanced. The move would take" in capsys.readouterr().out
 
 
 def test_shards_that_are_all_unknown_are_no_latencies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -317,70 +318,6 @@ def test_shards_that_are_all_unknown_are_no_latencies(tmp_path: Path, capsys: py
     error = capsys.readouterr().err
     assert "latencies of gpu7 are left out: no such shard is deployed (200 times so far)" in error
     assert "no latencies of the present assignment" in error
-
-
-def watched(
-    monkeypatch: pytest.MonkeyPatch, looks: list[Callable[[], object]], arguments: list[str | Path]
-) -> list[dict[str, Any]]:
-    """Watch in this process: each look is followed by one of these, then by Ctrl-C; return the audit log."""
-    waits = iter(looks)
-
-    def sleep(_: float) -> None:
-        if (then := next(waits, None)) is None:
-            raise KeyboardInterrupt
-        then()
-
-    monkeypatch.setattr("pshard.cli.rebalance.time.sleep", sleep)
-    audit = Path(arguments[0]).with_name("audit.jsonl")
-    assert main([*HAND, *map(str, arguments), "--watch", "--audit", str(audit)]) == 0
-    return [json.loads(row) for row in audit.read_text().splitlines()]
-
-
-def test_a_watch_tries_again_what_it_could_not_write(
-    metrics: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = tmp_path / "flags"
-    folder.write_text("a file where a folder should be")
-
-    def nothing() -> None:
-        assert folder.read_text()
-
-    flags = folder / "flags.txt"
-    events = watched(monkeypatch, [nothing, nothing, folder.unlink], [metrics, "--apply", "--flags", flags])
-    assert flags.read_text() == "-ts 24,9\n"
-    assert [event["event"] for event in events[:4]] == ["start", "decision", "input", "applied"]
-    captured = capsys.readouterr()
-    assert captured.err.count("cannot be written") == 1  # told once, tried three times
-    assert f"Written: {flags}" in captured.out
-
-
-def test_a_watch_tells_bad_input_that_changes_no_decision(
-    metrics: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def ghost() -> None:
-        write_metrics(metrics, {"ghost": 1}, {"ghost": 1.0}, n=1)
-
-    events = watched(monkeypatch, [ghost], [metrics])
-    assert [event["event"] for event in events] == ["start", "decision", "input", "stop"]
-    assert "latencies of ghost" in events[2]["problem"]
-    assert "latencies of ghost" in capsys.readouterr().err
-
-
-def test_a_watch_survives_a_decision_that_fails(
-    metrics: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    decide = LoadBalancer.evaluate
-    failures = iter([NoFeasiblePlanError("nothing fits", 1)])
-
-    def evaluate(self: LoadBalancer) -> Decision:
-        for failure in failures:
-            raise failure
-        return decide(self)
-
-    monkeypatch.setattr(LoadBalancer, "evaluate", evaluate)
-    events = watched(monkeypatch, [lambda: None], [metrics])
-    assert [event["event"] for event in events] == ["start", "input", "decision", "stop"]
-    assert "nothing fits" in capsys.readouterr().err
 
 
 def test_the_registry_of_a_plan_is_replaced_and_restored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -406,7 +343,7 @@ def test_the_registry_of_a_plan_is_replaced_and_restored(tmp_path: Path, capsys:
     other = tmp_path / "map.json"
     other.write_text('{"map": {}}')
     after = registry.read_bytes()
-    assert main(["rebalance", str(other), "--undo", "-m", str(model)]) == 2
+    assert main(["rebalance", str(other), "--undo", "-m", str(model)]) == 1
     assert "nothing to undo" in capsys.readouterr().err
     assert registry.read_bytes() == after
     assert main([*arguments, "--undo"]) == 0

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pshard.errors import MachineError, SettingError
+from pshard.errors import DocumentError, MachineError
 from pshard.kept_file import former_path, replace_keeping, restore
 
 
@@ -111,8 +111,22 @@ def test_what_cannot_be_read_is_a_known_failure(tmp_path: Path) -> None:
 
 def test_nothing_kept_is_nothing_to_undo(tmp_path: Path) -> None:
     path = tmp_path / "map.json"
-    with pytest.raises(SettingError, match="nothing to undo"):
+    with pytest.raises(DocumentError, match="nothing to undo"):
         restore(path)
     former_path(path).write_bytes(b"-ts 1\n")
-    with pytest.raises(SettingError, match="not what --apply keeps"):
+    with pytest.raises(DocumentError, match="not what --apply keeps"):
         restore(path)
+
+
+def test_what_somebody_else_has_replaced_is_left_as_it_is(tmp_path: Path) -> None:
+    path, flags = tmp_path / "map.json", tmp_path / "flags"
+    path.write_bytes(b"one")
+    replace_keeping({path: b"two"}, {path: b"one"})
+    before = contents(tmp_path)
+    for files, expected in (({path: b"three"}, {path: b"one"}), ({flags: b"-ts 1", path: b"three"}, {path: None})):
+        with pytest.raises(DocumentError, match="somebody else has replaced it"):
+            replace_keeping(files, expected)
+        assert contents(tmp_path) == before
+    replace_keeping({flags: b"-ts 1"}, {flags: None})
+    with pytest.raises(DocumentError, match="somebody else"):
+        replace_keeping({flags: b"-ts 2"}, {flags: None})

@@ -116,11 +116,25 @@ def test_a_file_without_line_ends_takes_little_memory(path: Path) -> None:
 
 
 def test_latencies_of_another_assignment_are_left_out(path: Path) -> None:
-    path.write_text(line(1) + line(2, layers=20) + line(3, shard="ghost"))
+    path.write_text(line(2, layers=20) + line(1) + line(3, shard="ghost"))
     balancer = LoadBalancer()
     balancer.register_shards([("gpu0", 16), ("gpu1", 16)])
     assert feed(balancer, MetricsFile(path).read()) == (2, 1)
     assert balancer.metrics["gpu0"].forwards == 1  # the ghost is told by the decision
+
+
+def test_what_came_before_another_assignment_is_of_an_earlier_time(path: Path) -> None:
+    path.write_text(line(1) + line(2) + line(3, layers=20) + line(4, layers=20) + line(5))
+    file, balancer = MetricsFile(path), LoadBalancer()
+    balancer.register_shards([("gpu0", 16), ("gpu1", 16)])
+    assert feed(balancer, file.read()) == (3, 2)
+    assert balancer.metrics["gpu0"].forwards == 1
+    assert balancer.metrics["gpu0"].last_latency_us == 1005.0
+    with path.open("a") as writer:
+        writer.write(line(6, layers=20) + line(7))
+    assert feed(balancer, file.read()) == (1, 1)
+    assert balancer.metrics["gpu0"].last_latency_us == 1007.0
+    assert balancer.metrics["gpu0"].forwards == 1
 
 
 def test_reasons_that_quote_what_was_read_do_not_grow_without_end(tmp_path: Path) -> None:

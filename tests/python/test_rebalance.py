@@ -369,7 +369,9 @@ def test_a_shard_that_stops_reporting_is_told_and_nothing_is_decided() -> None:
     decision = balancer.evaluate()
     assert decision.kind == "insufficient_data"
     assert "b has not reported in decode for 200 passes" in decision.reason
+    assert balancer.problems == {"b has stopped reporting in decode, and the others go on": 200}
     balancer.record("b", 900.0, time_unix_s=260.0)
+    assert balancer.problems == {}
     assert balancer.evaluate().kind == "rebalance"
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pshard.deployment import Tables
 from pshard.fleet import Objective
-from pshard.worth import break_even_seconds, certain_gain, pass_seconds
+from pshard.worth import break_even_seconds, certain_gain, least_ratio, pass_seconds
 
 
 def gain(
@@ -80,3 +80,34 @@ def test_a_move_has_paid_back_when_as_much_is_done_as_without_it() -> None:
     speedup, move_seconds = 1.25, 8.0
     served = break_even_seconds(move_seconds, speedup)
     assert served * speedup == pytest.approx(served + move_seconds)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 1 << 32))
+def test_the_least_ratio_of_rising_functions_is_no_more_than_any_that_occurs(seed: int) -> None:
+    """Sums of slowest lanes, as the cost model has them: inside a box their ratio may be less than at all corners."""
+    random = np.random.default_rng(seed)
+    weights = random.uniform(0, 1, (2, 3, 2, 3))  # of two functions: three sums of the slower of two lanes
+    low = random.uniform(0.5, 1.5, 3)
+    high = low * random.uniform(1.0, 1.3, 3)
+
+    def terms(point: np.ndarray) -> tuple[float, float]:
+        old, new = (weights @ point).max(axis=2).sum(axis=1).tolist()
+        return old, new
+
+    least = least_ratio(terms, low, high, 0.01, 4000)
+    grid = [terms(np.array(point)) for point in itertools.product(*np.linspace(low, high, 7).T)]
+    found = min(old / new for old, new in grid)
+    # Every point is within 2.5 % of one of the grid in all coordinates; both functions rise at most in proportion.
+    assert 0.99 * found / 1.025**2 <= least <= found * (1 + 1e-12)
+    assert least_ratio(terms, low, high, 0.01, 8) <= least * (1 + 1e-12)
+
+
+def test_a_ratio_that_is_least_inside_is_found() -> None:
+    def terms(point: np.ndarray) -> tuple[float, float]:
+        (x,) = point
+        return max(1.0, 3 * x - 3), x  # falls until x = 4/3, rises from there
+
+    corners = [old / new for old, new in (terms(np.array([x])) for x in (1.0, 2.0))]
+    assert min(corners) == 1.0
+    assert least_ratio(terms, np.array([1.0]), np.array([2.0]), 0.001, 1000) == pytest.approx(0.75, rel=0.002)

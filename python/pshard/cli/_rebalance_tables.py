@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from pshard.deployment import Way
     from pshard.rebalance import Decision, ShardMetrics
 
 
@@ -58,6 +60,12 @@ def _rows(shard: ShardMetrics, decision: Decision) -> list[list[object]]:
     return rows or [[shard.shard, shard.layers or None, after, *[None] * 7]]
 
 
+def _way(way: Way | None) -> str:
+    if way is None or not math.isfinite(way.bytes_per_second):
+        return ""
+    return f" over {way.link} at {way.bytes_per_second / 1e9:.3g} GB/s"
+
+
 def _move(decision: Decision) -> str:
     parts = [f"{decision.estimated_speedup:.2f} times as fast"]
     if decision.single_stream_speedup != decision.estimated_speedup:
@@ -66,10 +74,17 @@ def _move(decision: Decision) -> str:
     if move is None or not move.layers:
         return f"{', '.join(parts)}."
     if move.bytes_to is None:
-        parts.append(f"{move.layers} layers move; their bytes are not known, so neither is when that pays back")
+        parts.append(
+            f"{move.layers} layers move; their bytes are not known, so neither is when that pays back: give -m or "
+            "--layer-bytes, and --link"
+        )
     else:
-        by_device = ", ".join(f"{format_bytes(n)} to {name}" for name, n in move.bytes_to.items())
+        by_device = ", ".join(
+            f"{format_bytes(n)} to {name}{_way(move.ways.get(name))}" for name, n in move.bytes_to.items()
+        )
         parts.append(f"{move.layers} layers move: {by_device}")
+        if move.seconds is None:
+            parts.append("over which link is not known, so neither is when that pays back: give --link")
     if move.seconds is not None and decision.break_even_seconds is not None:
         parts.append(f"{move.seconds:.2g} s, paid back after {decision.break_even_seconds:.2g} s of serving")
     return f"{'; '.join(parts)}."

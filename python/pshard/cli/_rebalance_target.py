@@ -1,0 +1,184 @@
+"""What ``pshard rebalance`` is given: a map, a plan or layers, made into what can be rebalanced."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pshard.cli._cluster import read_devices
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from pshard.cli._output import Output
+    from pshard.cluster import Cluster
+    from pshard.corrections import Factors
+    from pshard.deployed_document import DeployedDocument, Pipeline
+    from pshard.model import Model
+    from pshard.plan_balancer import Part
+    from pshard.planner import Plan
+    from pshard.rebalance import RebalanceConfig
+    from pshard.rebalance_targets import FlagsFile, Target
+
+PLAN_SETTINGS = (
+    "n_ctx",
+    "n_seq_max",
+    "flash_attn",
+    "type_k",
+    "type_v",
+    "prompt_tokens",
+    "generate_tokens",
+    "n_draft",
+    "strategy",
+)
+
+
+def read_target(
+    out: Output,
+    current: str | None,
+    layers: str | None,
+    metrics: str,
+    config: RebalanceConfig,
+    flags_file: Path | None,
+    registry: Path | None,
+    *,
+    model_name: str | None,
+    mmproj: str | None,
+    device_list: str | None,
+    cluster_file: Path | None,
+    ram: str | None,
+    one_stream: bool,
+    layer_bytes: int | None,
+    link_rate: float | None,
+    **machine: str | None,
+) -> Target:
+    from pshard.deployed_document import DeployedDocument, parse_layers, pipeline_of
+    from pshard.model import read_model
+    from pshard.rebalance_targets import FlagsFile, MapTarget, PipelineTarget
+    from pshard.sources import is_engine
+
+    document = None if current is None else DeployedDocument(current)
+    fields = {} if document is None else document.fields
+    if is_engine(metrics) and "tiers" not in fields:
+        message = (
+            f"{metrics} tells of an engine as a whole, not of shards, so it cannot say which of them is slow. Give a "
+            "plan (`pshard plan --json`) to correct its machine with, or per-shard latencies (JSON lines)."
+        )
+        raise click.UsageError(message)
+    flags = FlagsFile(flags_file)
+    if document is None or "shards" in fields:
+        pipeline = parse_layers(layers or "") if document is None else pipeline_of(fields, document.path)
+        model = None if model_name is None else read_model(model_name)
+        has_cluster = device_list is not None or cluster_file is not None
+        cluster = read_devices(out, device_list, cluster_file, ram) if has_cluster else None
+        return PipelineTarget(
+            pipeline,
+            config,
+            flags,
+            document,
+            objective="latency" if one_stream else "throughput",
+            n_not_loaded=0 if model is None else model.n_layer_nextn,
+            **_moving(pipeline, model, cluster, layer_bytes, link_rate),
+        )
+    if model_name is None:
+        message = "-m is missing: layers of a map or plan are moved by their sizes, which the model's file tells."
+        raise click.UsageError(message)
+    model = read_model(model_name)
+    with _complete(document.path):
+        if "map" not in fields:
+            return _plan_target(out, document, model, metrics, config, flags, registry, ram=ram, **machine)
+        from pshard.map_deployment import MapDeployment
+
+        projector = None
+        if mmproj is not None:
+            from pshard.projector import read_projector
+
+            projector = read_projector(mmproj)
+        cluster = read_devices(out, device_list, cluster_file, ram)
+        return MapTarget(
+            document,
+            lambda fields: MapDeployment(fields, model, cluster, projector=projector),
+            config,
+            flags,
+        )
+
+
+def _moving(
+    pipeline: Pipeline, model: Model | None, cluster: Cluster | None, layer_bytes: int | None, link_rate: float | None
+) -> dict[str, Any]:
+    """Return what is known of moving layers by hand: bytes by size or from the model, links by rate or of a cluster."""
+    from pshard.deployment import Way, ways_from
+
+    known: dict[str, Any] = {"layer_bytes": layer_bytes}
+    if layer_bytes is None and model is not None:
+        known["layer_bytes"] = [layer.n_bytes for layer in model.layers]
+        known["last_bytes"] = model.head_bytes
+    names = [name for name, _ in pipeline.shards]
+    if link_rate is not None:
+        known["ways"] = (Way("the link", link_rate),) * len(names)
+    elif cluster is not None:
+        known["ways"] = ways_from(cluster, cluster.hosts[0].name, names)
+    return known
+
+
+@contextmanager
+def _complete(path: Path) -> Iterator[None]:
+    """Say of a document that lacks something which file it is."""
+    from pshard.errors import DocumentError
+
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        message = f"{path}: lacks something ({error}); give what `pshard map --json` or `pshard plan --json` wrote."
+        raise DocumentError(message) from error
+
+
+def _plan_target(
+    out: Output,
+    document: DeployedDocument,
+    model: Model,
+    metrics: str,
+    config: RebalanceConfig,
+    flags: FlagsFile,
+    registry: Path | None,
+    **machine: Any,
+) -> Target:
+    from pshard.machine import load_machine
+    from pshard.plan_balancer import ENGINE, PlanBalancer, corrected
+    from pshard.planner import DEFAULT_N_BATCH, plan
+    from pshard.rebalance_targets import PlanTarget, corrections_of
+    from pshard.registry import registry_path
+    from pshard.sources import is_engine, shard_names
+
+    profiled = load_machine(machine.pop("machine"), **machine)
+
+    def planned(fields: Mapping[str, Any]) -> tuple[Plan, dict[Part, Factors]]:
+        """Plan again what was planned, for the machine as it was corrected then."""
+        corrections = corrections_of(fields)
+        workload, n_threads = fields["workload"], fields["machine"]["n_threads"]
+        made = plan(
+            model,
+            corrected(profiled, corrections, n_threads),
+            vram_bytes=fields["budget_bytes"],
+            n_threads=n_threads,
+            n_batch=None if workload["n_batch"] == DEFAULT_N_BATCH else workload["n_batch"],
+            tier_max=fields["tiers"][-1]["batch_size"],
+            **{name: workload[name] for name in PLAN_SETTINGS},
+        )
+        if made.to_dict()["llama_cpp"] != fields["llama_cpp"]:
+            out.warn(
+                f"{document.path} was planned for another machine or with other settings; it is compared with what "
+                "these give."
+            )
+        return made, corrections
+
+    shards = [ENGINE] if is_engine(metrics) else shard_names(metrics) or ["gpu0", "host"]
+    parts = model.header.parts
+    if registry is None and parts and registry_path(parts[0]).exists():
+        registry = registry_path(parts[0])
+    made, corrections = planned(document.fields)
+    balancer = PlanBalancer(made, shards, profiled=profiled, corrections=corrections, config=config)
+    return PlanTarget(document, planned, balancer, registry, flags)
