@@ -12,11 +12,12 @@ import random
 import time
 from collections.abc import Iterator
 from functools import cache
+from typing import Any
 
 import pytest
 
 from pshard import groupings, shard_replica
-from pshard.cluster import Cluster, Device, Host, Link, Speed
+from pshard.cluster import Cluster, Device, Host, Link, LinkKind, Speed
 from pshard.errors import NoFeasiblePlanError
 from pshard.fleet import Assignment
 from pshard.model import Model, read_model
@@ -30,8 +31,8 @@ GIB = 1 << 30
 MEMORY = {"rtx-4090-24g": 24, "rtx-3090-24g": 24, "rtx-3060-12g": 12, "rtx-4060-8g": 8, "h100-sxm-80g": 80}
 
 
-def link(kind: str, ends: tuple[str, ...], rate: float, latency: float) -> Link:
-    return Link(kind=kind, ends=ends, bandwidth_bytes_per_second=rate, latency_seconds=latency, source="given")  # type: ignore[arg-type]
+def link(kind: LinkKind, ends: tuple[str, ...], rate: float, latency: float) -> Link:
+    return Link(kind=kind, ends=ends, bandwidth_bytes_per_second=rate, latency_seconds=latency, source="given")
 
 
 def hosts_of(names: list[list[str]], *, slots: list[float], network: float) -> Cluster:
@@ -68,9 +69,9 @@ def test_many_gpus_cost_little_more_than_few(users: int, monkeypatch: pytest.Mon
     model, counts, seconds = read_model("llama-3.3-70b:Q4_K_M"), [], []
     solve = shard_replica.assign
 
-    def counted(*arguments: object, **keywords: object) -> Assignment:
+    def counted(*arguments: Any, **keywords: Any) -> Assignment:
         counts[-1] += 1
-        return solve(*arguments, **keywords)  # type: ignore[arg-type]
+        return solve(*arguments, **keywords)
 
     monkeypatch.setattr(shard_replica, "assign", counted)
     for n_gpu in (32, 256):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -85,7 +86,7 @@ def deployment(
     *,
     capacity_layers: tuple[int, ...] | None = None,
     link_bytes_per_second: np.ndarray | None = None,
-    **more: object,
+    **more: Any,
 ) -> Deployment:
     """Layers of one GiB, predicted to take so long on each device; memories that hold so many."""
     rates = None if link_bytes_per_second is None else link_bytes_per_second.tolist()
@@ -98,7 +99,7 @@ def deployment(
         layer_bytes=np.full((n_layer, len(counts)), GIB, dtype=np.int64),
         capacity_bytes=None if capacity_layers is None else np.array(capacity_layers, dtype=np.int64) * GIB,
         ways=None if rates is None else tuple(Way("pcie", rate) for rate in rates),
-        **more,  # type: ignore[arg-type]
+        **more,
     )
 
 

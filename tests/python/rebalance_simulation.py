@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from rebalance_cases import GIB, Clock, DocumentBalancer, Shards, deployment, run_passes
 
+from pshard.deployment import Deployment
 from pshard.rebalance import LoadBalancer, RebalanceConfig
 
 LAYER_GIB = 0.25
@@ -85,7 +86,7 @@ def simulate(scenario: Scenario, seed: int, *, ours: bool) -> Outcome:
     counts = scenario.counts
     outcome = Outcome(history=[(0, counts)])
 
-    def present(counts: tuple[int, ...]) -> object:
+    def present(counts: tuple[int, ...]) -> Deployment:
         # A layer of the cases is of one GiB; here it is of less, so the link is faster.
         links = np.full(n, LINK_BYTES_PER_SECOND / LAYER_GIB)
         return deployment(predicted, counts, capacity_layers=scenario.capacity_layers, link_bytes_per_second=links)
@@ -93,7 +94,7 @@ def simulate(scenario: Scenario, seed: int, *, ours: bool) -> Outcome:
     balancer = LoadBalancer(RebalanceConfig(eval_interval_secs=1.0), clock=clock)
     document = DocumentBalancer(list(zip(names, counts, strict=True)))
     if ours:
-        balancer.deploy(present(counts))  # type: ignore[arg-type]
+        balancer.deploy(present(counts))
     total = 0.0
     for number in range(scenario.passes):
         factors = noise.latencies_us((1,) * n)
@@ -120,7 +121,7 @@ def simulate(scenario: Scenario, seed: int, *, ours: bool) -> Outcome:
         counts = suggested
         outcome.history.append((number, counts))
         if ours:
-            balancer.deploy(present(counts))  # type: ignore[arg-type]
+            balancer.deploy(present(counts))
         else:
             document = DocumentBalancer(list(zip(names, counts, strict=True)))
     last = scenario.passes - 1

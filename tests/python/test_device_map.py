@@ -21,7 +21,7 @@ from pshard.launch_line import parse_launch_line
 from pshard.launch_memory import line_memory
 from pshard.llama_map import llama_placement
 from pshard.map_problem import MapProblem, Run, is_looked_up_on_gpu
-from pshard.map_types import LayerMap, reserve_bytes
+from pshard.map_types import Goal, LayerMap, reserve_bytes
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -64,9 +64,9 @@ def check_layers(layers: LayerMap, n_layer: int) -> None:
         ("falcon-h1-7b:Q4_K_M", "cpu"),
     ],
 )
-def test_no_device_overflows_and_no_speed_map_loses_to_filling_in_order(name: str, devices: str, goal: str) -> None:
+def test_no_device_overflows_and_no_speed_map_loses_to_filling_in_order(name: str, devices: str, goal: Goal) -> None:
     model = read_model(name)
-    found = map_model(model, cluster(devices), goal=goal)  # type: ignore[arg-type]
+    found = map_model(model, cluster(devices), goal=goal)
     check_layers(found.layers, model.n_layer)
     assert found.greedy is not None
     check_layers(found.greedy, model.n_layer)
@@ -86,10 +86,10 @@ def test_no_device_overflows_and_no_speed_map_loses_to_filling_in_order(name: st
         ("gemma-3-27b:Q4_K_M", "rtx-3060-12g,rtx-3060-12g"),  # tied head, windows
     ],
 )
-def test_pshard_memory_finds_the_same_bytes_for_the_llama_cpp_line(name: str, devices: str, goal: str) -> None:
+def test_pshard_memory_finds_the_same_bytes_for_the_llama_cpp_line(name: str, devices: str, goal: Goal) -> None:
     model = read_model(name)
     here = cluster(devices)
-    found = map_model(model, here, goal=goal)  # type: ignore[arg-type]
+    found = map_model(model, here, goal=goal)
     assert found.llama_cpp is not None
     line = parse_launch_line(["llama-server", "-m", name, *found.llama_cpp.argv])
     free = tuple(device.memory_total_bytes for device in here.accelerators)
@@ -135,7 +135,7 @@ def test_flags_for_the_split_that_llama_cpp_made_give_the_bytes_that_it_took() -
 
 
 @pytest.mark.parametrize("goal", ["decode", "prefill"])
-def test_no_split_of_a_small_model_is_faster(goal: str) -> None:
+def test_no_split_of_a_small_model_is_faster(goal: Goal) -> None:
     model = read_model("qwen3-0.6b:Q8_0")
     here = cluster("rtx-4060-8g,rtx-3060-12g", ram="32G")
     # So little memory that both GPUs and the CPU are needed.
@@ -144,14 +144,14 @@ def test_no_split_of_a_small_model_is_faster(goal: str) -> None:
         for i, device in enumerate(here.devices)
     )
     here = replace(here, devices=devices)
-    found = map_model(model, here, goal=goal)  # type: ignore[arg-type]
-    problem = MapProblem(model, here, MapParameters(), goal, found.load, None, allow_swap=False)  # type: ignore[arg-type]
+    found = map_model(model, here, goal=goal)
+    problem = MapProblem(model, here, MapParameters(), goal, found.load, None, allow_swap=False)
     best = float("inf")
     n = model.n_layer
     for first, second in itertools.combinations_with_replacement(range(n + 1), 2):
         runs = [Run(d, a, b) for d, (a, b) in enumerate([(0, first), (first, second), (second, n)]) if b > a]
         for head in ("first", "last"):
-            layout = problem.measure(runs, head)  # type: ignore[arg-type]
+            layout = problem.measure(runs, head)
             if any(problem.used(layout, run.device) > problem.capacity[run.device] for run in runs):
                 continue
             timed = problem.seconds_of(layout)
@@ -262,8 +262,8 @@ def test_a_projector_is_on_the_first_device_and_makes_the_parameters_a_vision_mo
     assert "projector" in first.non_mapped
     assert first.projector_bytes >= projector.memory("CUDA0").model_bytes
     assert found.layers.devices[1].projector_bytes == 0
-    assert found.to_dict()["parameters"]["kind"] == "vision"  # type: ignore[index]
-    assert plain.to_dict()["parameters"]["kind"] == "text"  # type: ignore[index]
+    assert found.to_dict()["parameters"]["kind"] == "vision"
+    assert plain.to_dict()["parameters"]["kind"] == "text"
     assert found.activation_bytes[1] >= plain.activation_bytes[1]
 
 
@@ -292,7 +292,7 @@ def test_devices_without_order_or_memory_are_random_and_never_overflow() -> None
         )
         goal = rng.choice(["memory", "decode", "prefill"])
         parameters = MapParameters(max_seq_len=rng.choice([512, 4096, 20000]), max_batch_size=rng.choice([1, 3]))
-        found = map_model(model, replace(here, devices=devices), goal=goal, parameters=parameters)  # type: ignore[arg-type]
+        found = map_model(model, replace(here, devices=devices), goal=goal, parameters=parameters)
         check_layers(found.layers, model.n_layer)
         assert found.llama_cpp is None or check_layers(found.llama_cpp.layers, model.n_layer) is None
 
@@ -347,7 +347,7 @@ def test_hosts_that_no_link_joins_do_not_share_a_model(tmp_path: Path) -> None:
     )
     path.write_text(text)
     for goal in ("memory", "decode"):
-        found = map_model(read_model("qwen3-32b:Q4_K_M"), read_cluster(path), goal=goal)  # type: ignore[arg-type]
+        found = map_model(read_model("qwen3-32b:Q4_K_M"), read_cluster(path), goal=goal)
         assert set(found.layers.order) == {"a0", "a-CPU"}
         assert any(note.startswith("b0 is left out") for note in found.notes)
     path.write_text(text + '[[links]]\nkind = "ethernet"\nends = ["a", "b"]\ngeneration = "25g"\n')

@@ -88,7 +88,7 @@ def test_a_slow_device_gets_fewer_layers_and_nothing_overflows() -> None:
         for second in range(n + 1 - first):
             other = (first, second, n - first - second)
             fits = all(
-                layers * int(target.deployment.layer_bytes[0, d]) < target.deployment.capacity_bytes[d]  # type: ignore[index]
+                layers * int(target.deployment.layer_bytes[0, d]) < target.deployment.capacity_bytes[d]
                 for d, layers in enumerate(other)
             )
             if fits:

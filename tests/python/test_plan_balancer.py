@@ -25,13 +25,13 @@ def planned() -> Plan:
 
 def seconds(balanced: PlanBalancer, phase: str) -> float:
     assert balanced.deployment is not None
-    return float(balanced.deployment.tables[phase].work_seconds(balanced.deployment.counts)[0])  # type: ignore[index]
+    return float(balanced.deployment.tables[phase].work_seconds(balanced.deployment.counts)[0])
 
 
 def record(balancer: PlanBalancer, factors: dict[str, float], n: int = 200) -> None:
     for i in range(n):
         for phase, factor in factors.items():
-            balancer.record(ENGINE, seconds(balancer, phase) * factor * 1e6, phase, 1, float(i))  # type: ignore[arg-type]
+            balancer.record(ENGINE, seconds(balancer, phase) * factor * 1e6, phase, 1, float(i))
 
 
 def test_factors_between_decode_and_prefill() -> None:
@@ -47,7 +47,7 @@ def test_a_machine_that_takes_twice_as_long_is_predicted_to() -> None:
     slow = replan(planned(), machine)
     assert planned().stock is not None
     # rates of the profile that are bounded by a peak, and copies' fixed times, leave a little
-    assert slow.old_seconds == pytest.approx(2 * planned().stock.time.total_seconds, rel=0.05)  # type: ignore[union-attr]
+    assert slow.old_seconds == pytest.approx(2 * planned().stock.time.total_seconds, rel=0.05)
     assert "2.00 in decode" in machine.notes[-1]
 
 
@@ -56,7 +56,7 @@ def test_a_slow_cpu_leaves_what_the_gpu_does() -> None:
     assert machine.profile.gpu == planned().machine.profile.gpu
     slow = replan(planned(), machine)
     assert planned().stock is not None
-    assert slow.old_seconds > 1.2 * planned().stock.time.total_seconds  # type: ignore[union-attr]
+    assert slow.old_seconds > 1.2 * planned().stock.time.total_seconds
     assert slow.new_seconds <= slow.old_seconds * (1 + 1e-9)
 
 
@@ -150,12 +150,12 @@ def record_parts(balancer: PlanBalancer, factors: dict[str, float], n: int = 200
         ):
             if seconds > 0:
                 part = "cpu" if name == "host" else "gpu"
-                so_far = balancer.corrections.get(part, Factors()).decode  # type: ignore[call-overload]
+                so_far = balancer.corrections.get(part, Factors()).decode
                 balancer.record(name, seconds * factors[name] / so_far * 1e6, "decode", 1, float(i))
 
 
 def gpu_layers(balancer: PlanBalancer) -> str:
-    argv = balancer.planned.to_dict()["llama_cpp"]["argv"]  # type: ignore[index]
+    argv = balancer.planned.to_dict()["llama_cpp"]["argv"]
     return str(argv[argv.index("-ngl") + 1])
 
 

@@ -278,7 +278,7 @@ def test_a_device_that_flips_is_not_followed_to_and_fro() -> None:
     def present(counts: tuple[int, int]) -> object:
         return deployment(EVEN, counts, link_bytes_per_second=links)
 
-    balancer = LoadBalancer(RebalanceConfig(), present((16, 16)), clock=clock)  # type: ignore[arg-type]
+    balancer = LoadBalancer(RebalanceConfig(), present((16, 16)), clock=clock)
     shards = Shards(EVEN, 0.05, 3)
     run_passes(balancer, shards, 200, clock)
     shards.slowdown = np.array([1.0, 1.5])
@@ -287,7 +287,7 @@ def test_a_device_that_flips_is_not_followed_to_and_fro() -> None:
     assert decision.kind == "rebalance"
     moved = tuple(count for _, count in decision.suggested or ())
     clock.now += 100
-    balancer.deploy(present(moved))  # type: ignore[arg-type]
+    balancer.deploy(present(moved))
     run_passes(balancer, shards, 200, clock, seconds=0.5)
     assert balancer.evaluate().kind == "balanced"
     shards.slowdown = np.ones(2)
@@ -327,11 +327,11 @@ def test_unknown_names_and_impossible_latencies_are_told() -> None:
     feed(balancer, 60, a=100.0, b=100.0)
     before = balancer.metrics["a"].phases["decode"]
     for bad in (-5.0, 0.0, math.nan, math.inf, 1e12, None, "12"):
-        balancer.record("a", bad)  # type: ignore[arg-type]
+        balancer.record("a", bad)
     for _ in range(3):
         balancer.record("ghost", 100.0)
-    balancer.record("a", 100.0, "training")  # type: ignore[arg-type]
-    balancer.record(["a"], 100.0)  # type: ignore[arg-type]
+    balancer.record("a", 100.0, "training")
+    balancer.record(["a"], 100.0)
     after = balancer.metrics["a"]
     assert after.invalid == 7
     assert after.phases["decode"].median == before.median

@@ -28,7 +28,7 @@ def names(heading: str) -> list[str]:
 
 def test_settings_and_their_defaults() -> None:
     assert [(row[0].strip("`"), float(row[1])) for row in rows("## Settings")] == [
-        (field.name, float(field.default)) for field in fields(RebalanceConfig)  # type: ignore[arg-type]
+        (field.name, float(field.default)) for field in fields(RebalanceConfig)
     ]  # fmt: skip
 
 

@@ -228,7 +228,7 @@ def test_what_is_given_is_left_alone() -> None:
         {"tensor_split": (1, 0)},
     ):
         with pytest.raises(NoFeasiblePlanError, match=rf"--fit gives up \({next(iter(given))} given") as error:
-            pshard.fit(model, [GIB, GIB], n_ctx=4096, **given)  # type: ignore[arg-type]
+            pshard.fit(model, [GIB, GIB], n_ctx=4096, **given)
         assert error.value.missing_bytes > 0
     kept = pshard.fit(model, [8 * GIB], n_ctx=4096, n_gpu_layers=20)
     assert (kept.outcome, kept.line) == ("unchanged", "-c 4096 -ngl 20")
