@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from pshard.fleet import Assignment, Objective, assign
+from pshard.fleet.solver import Assignment, Objective, assign
 
 
 def tables(n_layer: int, n_device: int) -> dict[str, Any]:

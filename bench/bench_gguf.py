@@ -18,7 +18,7 @@ import pytest
 from gguf_cases import Q4_K, llama_keys, llama_tensors, write_sparse
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from pshard.gguf_file import read_header
+from pshard.gguf.file import read_header
 
 N_LAYER = 80
 N_TOKENS = 128_000

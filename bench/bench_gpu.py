@@ -27,7 +27,7 @@ from typing import Any
 import pytest
 
 from pshard import _core
-from pshard.nvidia import devices, state
+from pshard.machine.nvidia import devices, state
 
 MIB = 1 << 20
 POLICY = _core.MeasurePolicy(budget_seconds=0.5)

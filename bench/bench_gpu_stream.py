@@ -23,9 +23,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from bench_stream import synthetic
 
 from pshard import _core
-from pshard.cpus import physical_cpus
-from pshard.host_backend import share_cpus
-from pshard.model import Model
+from pshard.machine.cpus import physical_cpus
+from pshard.model.model import Model
+from pshard.run.host_backend import share_cpus
 
 MAX_STREAMING = 1.05
 MAX_HOST_SECONDS = 10e-6

@@ -25,8 +25,8 @@ from projector_cases import write_projector_table
 
 import pshard
 from pshard import _core
-from pshard.model import Model
-from pshard.placements import placement_from_flags
+from pshard.launch.placements import placement_from_flags
+from pshard.model.model import Model
 
 
 def partial_placements(model: _core.Model) -> list[_core.Placement]:

@@ -17,8 +17,8 @@ from gguf_cases import header_of, llama_keys
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from pshard import Plan, load_machine, plan, read_model
-from pshard.machine import Machine
-from pshard.model import Model, model_from_header
+from pshard.machine.machine import Machine
+from pshard.model.model import Model, model_from_header
 
 GIB = 1 << 30
 BUDGET = 12 * GIB

@@ -22,7 +22,7 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from pshard import _core
-from pshard.cpus import physical_cpus
+from pshard.machine.cpus import physical_cpus
 
 MAX_BYTES = 4 << 30
 N_ROWS, N_COLUMNS = 4096, 4096

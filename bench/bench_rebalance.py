@@ -24,7 +24,7 @@ sys.path.append(str(Path(__file__).parents[1] / "tests" / "python"))
 from rebalance_cases import Clock, Shards, deployment, run_passes
 from rebalance_simulation import SCENARIOS, Outcome, follow_two, simulate
 
-from pshard.rebalance import LoadBalancer, RebalanceConfig
+from pshard.rebalance.balancer import LoadBalancer, RebalanceConfig
 
 MAX_RECORD_SECONDS = 1e-6
 MAX_DECIDE_SECONDS = 10e-3

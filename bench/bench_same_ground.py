@@ -25,7 +25,7 @@ from pull_request import MIB, Run, Tier
 from pull_request_terms import FACTOR, N_THREADS, TERMS, case, explanation, profiles, workload
 
 from pshard import _core
-from pshard.machine import Machine
+from pshard.machine.machine import Machine
 
 PRINTED = 0.1  # MiB, of `vram=`
 DOCUMENT = Path(__file__).parents[1] / "docs" / "same-ground.md"

@@ -16,16 +16,17 @@ from typing import Any
 
 import pytest
 
-from pshard import groupings, shard_replica
-from pshard.cluster import Cluster, Device, Host, Link, LinkKind, Speed
+from pshard.cluster.cluster import Cluster, Device, Host, Link, LinkKind, Speed
 from pshard.errors import NoFeasiblePlanError
-from pshard.fleet import Assignment
-from pshard.model import Model, read_model
-from pshard.shard_problem import NotJoinedError, ShardProblem
-from pshard.shard_replica import DoesNotFitError, Replica, plan_replica
-from pshard.shard_types import ShardParameters
-from pshard.sharding import plan_sharding
-from pshard.tensor_parallel import NotDivisibleError
+from pshard.fleet import groupings
+from pshard.fleet.solver import Assignment
+from pshard.model.model import Model, read_model
+from pshard.sharding import replica as shard_replica
+from pshard.sharding.problem import NotJoinedError, ShardProblem
+from pshard.sharding.replica import DoesNotFitError, Replica, plan_replica
+from pshard.sharding.sharding import plan_sharding
+from pshard.sharding.tensor_parallel import NotDivisibleError
+from pshard.sharding.types import ShardParameters
 
 GIB = 1 << 30
 MEMORY = {"rtx-4090-24g": 24, "rtx-3090-24g": 24, "rtx-3060-12g": 12, "rtx-4060-8g": 8, "h100-sxm-80g": 80}

@@ -29,12 +29,12 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "python"))
 from gguf_cases import header_of, llama_keys
 
 from pshard import _core, plan
-from pshard.cpus import physical_cpus
 from pshard.errors import PshardError
-from pshard.execution import ExecutionError, PhaseResult, Workload, execute, workload_of
-from pshard.host_backend import HostCpus, HostMeasured, Wanted, measure_here, measure_host_backend, share_cpus
-from pshard.machine import Machine
-from pshard.model import Model, model_from_header
+from pshard.machine.cpus import physical_cpus
+from pshard.machine.machine import Machine
+from pshard.model.model import Model, model_from_header
+from pshard.run.execution import ExecutionError, PhaseResult, Workload, execute, workload_of
+from pshard.run.host_backend import HostCpus, HostMeasured, Wanted, measure_here, measure_host_backend, share_cpus
 
 MAX_STREAMING = 1.15
 MIN_ROUNDS, MAX_ROUNDS = 8, 60

@@ -20,11 +20,11 @@ from msgspec.structs import replace
 from pull_request import Run, Tier
 
 from pshard import _core
-from pshard.machine import Machine, machine_from_text_profiles
-from pshard.model import Model
-from pshard.profile import Processor, Profile, Series
-from pshard.rates import Rates, bits_per_weight
-from pshard.text_profiles import CPU_FILE, GPU_FILE, Row, read_cpu_profile, read_gpu_profile
+from pshard.machine.machine import Machine, machine_from_text_profiles
+from pshard.machine.profile import Processor, Profile, Series
+from pshard.machine.rates import Rates, bits_per_weight
+from pshard.machine.text_profiles import CPU_FILE, GPU_FILE, Row, read_cpu_profile, read_gpu_profile
+from pshard.model.model import Model
 
 GIB = 1 << 30
 N_THREADS = 8

@@ -84,9 +84,9 @@ class Experiment:
     def make_map(self) -> None:
         """Measure one of the devices, and map the model on two of them."""
         from pshard import read_model
-        from pshard.cpus import physical_cpus
-        from pshard.host_backend import measure_here, share_cpus
-        from pshard.profile import write_profile
+        from pshard.machine.cpus import physical_cpus
+        from pshard.machine.profile import write_profile
+        from pshard.run.host_backend import measure_here, share_cpus
 
         measured = measure_here(read_model(MODEL), share_cpus(physical_cpus(), len(DEVICES)), CONTEXT)
         write_profile(measured.profile, self.folder / "profile.json")

@@ -25,22 +25,22 @@ from pshard.errors import (
 )
 
 if TYPE_CHECKING:
-    from pshard.cluster import Cluster
-    from pshard.cluster_file import read_cluster
+    from pshard.cluster.cluster import Cluster
+    from pshard.cluster.device_list import parse_devices
+    from pshard.cluster.toml_reading import read_cluster
     from pshard.detection import detect_devices
-    from pshard.device_list import parse_devices
-    from pshard.device_map import map_model
-    from pshard.machine import Machine, load_machine
-    from pshard.map_types import DeviceMap, MapParameters
-    from pshard.memory import Draft, estimate_memory
-    from pshard.memory_report import MemoryReport
-    from pshard.model import Model, read_model
-    from pshard.planner import Plan, plan
-    from pshard.projector import Projector, read_projector
-    from pshard.rebalance import Decision, LoadBalancer, RebalanceConfig
-    from pshard.shard_types import ShardingPlan, ShardParameters
-    from pshard.sharding import plan_sharding
-    from pshard.stock_fit import Fit, fit
+    from pshard.machine.machine import Machine, load_machine
+    from pshard.mapping.device_map import map_model
+    from pshard.mapping.types import DeviceMap, MapParameters
+    from pshard.memory.memory import Draft, estimate_memory
+    from pshard.memory.projector import Projector, read_projector
+    from pshard.memory.report import MemoryReport
+    from pshard.memory.stock_fit import Fit, fit
+    from pshard.model.model import Model, read_model
+    from pshard.planning.planner import Plan, plan
+    from pshard.rebalance.balancer import Decision, LoadBalancer, RebalanceConfig
+    from pshard.sharding.sharding import plan_sharding
+    from pshard.sharding.types import ShardingPlan, ShardParameters
 
 __all__ = [
     "Cluster",
@@ -80,32 +80,32 @@ __all__ = [
 ]
 
 _HOME = {
-    "Cluster": "pshard.cluster",
-    "read_cluster": "pshard.cluster_file",
+    "Cluster": "pshard.cluster.cluster",
+    "read_cluster": "pshard.cluster.toml_reading",
     "detect_devices": "pshard.detection",
-    "parse_devices": "pshard.device_list",
-    "Machine": "pshard.machine",
-    "load_machine": "pshard.machine",
-    "Draft": "pshard.memory",
-    "estimate_memory": "pshard.memory",
-    "MemoryReport": "pshard.memory_report",
-    "Model": "pshard.model",
-    "read_model": "pshard.model",
-    "DeviceMap": "pshard.map_types",
-    "MapParameters": "pshard.map_types",
-    "map_model": "pshard.device_map",
-    "Plan": "pshard.planner",
-    "plan": "pshard.planner",
-    "Projector": "pshard.projector",
-    "read_projector": "pshard.projector",
-    "ShardParameters": "pshard.shard_types",
-    "ShardingPlan": "pshard.shard_types",
-    "plan_sharding": "pshard.sharding",
-    "Decision": "pshard.rebalance",
-    "LoadBalancer": "pshard.rebalance",
-    "RebalanceConfig": "pshard.rebalance",
-    "Fit": "pshard.stock_fit",
-    "fit": "pshard.stock_fit",
+    "parse_devices": "pshard.cluster.device_list",
+    "Machine": "pshard.machine.machine",
+    "load_machine": "pshard.machine.machine",
+    "Draft": "pshard.memory.memory",
+    "estimate_memory": "pshard.memory.memory",
+    "MemoryReport": "pshard.memory.report",
+    "Model": "pshard.model.model",
+    "read_model": "pshard.model.model",
+    "DeviceMap": "pshard.mapping.types",
+    "MapParameters": "pshard.mapping.types",
+    "map_model": "pshard.mapping.device_map",
+    "Plan": "pshard.planning.planner",
+    "plan": "pshard.planning.planner",
+    "Projector": "pshard.memory.projector",
+    "read_projector": "pshard.memory.projector",
+    "ShardParameters": "pshard.sharding.types",
+    "ShardingPlan": "pshard.sharding.types",
+    "plan_sharding": "pshard.sharding.sharding",
+    "Decision": "pshard.rebalance.balancer",
+    "LoadBalancer": "pshard.rebalance.balancer",
+    "RebalanceConfig": "pshard.rebalance.balancer",
+    "Fit": "pshard.memory.stock_fit",
+    "fit": "pshard.memory.stock_fit",
 }
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from pshard.gpu_work import (
+from pshard.machine.profile import Sample
+from pshard.machine.rates import bits_per_weight
+from pshard.probe.gpu_work import (
     BesideCpu,
     BesideGpu,
     BothWays,
@@ -18,9 +20,7 @@ from pshard.gpu_work import (
     Handoff,
     PageLock,
 )
-from pshard.probes import Attention, Peak, Product, Read, Result, Start, Storage, Work
-from pshard.profile import Sample
-from pshard.rates import bits_per_weight
+from pshard.probe.probes import Attention, Peak, Product, Read, Result, Start, Storage, Work
 
 CORE_BYTES_PER_SECOND, DRAM_BYTES_PER_SECOND = 12e9, 20e9
 CORE_FLOP_PER_SECOND, CORE_PEAK = 40e9, 100e9

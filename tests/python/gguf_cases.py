@@ -12,7 +12,7 @@ from typing import Any
 
 import gguf
 
-from pshard.gguf_file import GgufHeader, TensorInfo, quant_sizes
+from pshard.gguf.file import GgufHeader, TensorInfo, quant_sizes
 
 DATA = Path(__file__).parents[1] / "data"
 F32, F16, Q8_0, Q4_K = 0, 1, 8, 12

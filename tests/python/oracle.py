@@ -15,8 +15,8 @@ from typing import Any
 from gguf_cases import DATA, header_of, oracle_header
 
 from pshard import _core
-from pshard.model import Model, data_type, model_from_header
-from pshard.placements import placement_from_flags
+from pshard.launch.placements import placement_from_flags
+from pshard.model.model import Model, data_type, model_from_header
 
 MIB = 1 << 20
 

@@ -10,8 +10,8 @@ from gguf_cases import header_of, oracle_models
 from hypothesis import strategies as st
 
 from pshard import _core
-from pshard.model import Model, data_type, model_from_header
-from pshard.rates import bits_per_weight, type_ids
+from pshard.machine.rates import bits_per_weight, type_ids
+from pshard.model.model import Model, data_type, model_from_header
 
 GIB = 1 << 30
 ALL_STRATEGIES = [*_core.strategy_names(), "STOCK"]

@@ -10,8 +10,8 @@ from typing import Any
 from gguf_cases import DATA, header_of
 from memory_errors import MIB, PAGE
 
-from pshard.gguf_file import GgufHeader
-from pshard.projector import Buffers, Encoder, Input, Projector, projector_from_header
+from pshard.gguf.file import GgufHeader
+from pshard.memory.projector import Buffers, Encoder, Input, Projector, projector_from_header
 
 FIRST, LAST = "<!-- projectors -->\n", "<!-- end of projectors -->\n"
 

@@ -10,7 +10,7 @@ import msgspec
 from gguf_cases import DATA, oracle_header
 
 from pshard import _core
-from pshard.model import Model, model_from_header
+from pshard.model.model import Model, model_from_header
 
 FOLDER = DATA / "pull_request"
 MIB = 1 << 20

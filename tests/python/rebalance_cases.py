@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from pshard.deployment import Deployment, Tables, Way
-from pshard.rebalance import LoadBalancer
+from pshard.rebalance.balancer import LoadBalancer
+from pshard.rebalance.deployment import Deployment, Tables, Way
 
 GIB = 1 << 30
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from rebalance_cases import GIB, Clock, DocumentBalancer, Shards, deployment, run_passes
 
-from pshard.deployment import Deployment
-from pshard.rebalance import LoadBalancer, RebalanceConfig
+from pshard.rebalance.balancer import LoadBalancer, RebalanceConfig
+from pshard.rebalance.deployment import Deployment
 
 LAYER_GIB = 0.25
 LINK_BYTES_PER_SECOND = 10e9

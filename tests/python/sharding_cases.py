@@ -8,12 +8,12 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from pshard import _core
-from pshard.cluster import Cluster, Device, Host, Link
-from pshard.cluster_file import read_cluster
-from pshard.device_list import parse_devices
-from pshard.host_links import with_host_links
-from pshard.link_references import reference_link
-from pshard.shard_types import Priced, ShardingPlan
+from pshard.cluster.cluster import Cluster, Device, Host, Link
+from pshard.cluster.device_list import parse_devices
+from pshard.cluster.host_links import with_host_links
+from pshard.cluster.link_references import reference_link
+from pshard.cluster.toml_reading import read_cluster
+from pshard.sharding.types import Priced, ShardingPlan
 
 MIB = 1 << 20
 GIB = 1 << 30

@@ -134,22 +134,41 @@ def test_cpp_rules_can_be_broken(path: str, text: str, message: str) -> None:
     assert cpp_violations(Path(path), text) == [f"{path}: {message}"]
 
 
-def test_python_imports_have_no_cycle() -> None:
-    graph = {
-        name: imported_names(source, MODULES, for_types=False) & MODULES.keys() - {"pshard", name}
-        for name, source in MODULES.items()
-    }
+def folder(module: str) -> str:
+    """`model` for pshard.model.hyperparameters; nothing for what lies in the package itself, which all may use."""
+    return next((name.removeprefix("pshard.") for name in FOLDERS if f"{module}.".startswith(f"{name}.")), "")
+
+
+FOLDERS = {module_name(path) for path in PYTHON_FILES if path.name == "__init__.py" and path.parent != PACKAGE}
+RUNS = {
+    name: imported_names(source, MODULES, for_types=False) & MODULES.keys() - {"pshard", name}
+    for name, source in MODULES.items()
+}
+BETWEEN_FOLDERS = {
+    here: {folder(name) for module, names in RUNS.items() if folder(module) == here for name in names} - {here, ""}
+    for here in map(folder, FOLDERS)
+}
+
+
+@pytest.mark.parametrize("graph", [RUNS, BETWEEN_FOLDERS], ids=["modules", "folders"])
+def test_python_imports_have_no_cycle(graph: dict[str, set[str]]) -> None:
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         pytest.fail(" -> ".join(error.args[1]))
 
 
+def test_a_folder_uses_what_its_modules_use() -> None:
+    assert folder("pshard.model.hyperparameters") == folder("pshard.model") == "model"
+    assert folder("pshard.errors") == folder("pshard") == ""
+    assert BETWEEN_FOLDERS["memory"] >= {"launch", "model"}
+
+
 @pytest.mark.parametrize(
     ("module", "never"),
     [
-        ("pshard.model", {"pshard.machine", "pshard.planner"}),
-        ("pshard.machine", {"pshard.model", "pshard.planner"}),
+        ("pshard.model.model", {"pshard.machine.machine", "pshard.planning.planner"}),
+        ("pshard.machine.machine", {"pshard.model.model", "pshard.planning.planner"}),
     ],
 )
 def test_model_and_machine_know_neither_each_other_nor_the_plan(module: str, never: set[str]) -> None:
@@ -158,7 +177,7 @@ def test_model_and_machine_know_neither_each_other_nor_the_plan(module: str, nev
 
 
 def test_the_plan_knows_both() -> None:
-    assert {"pshard.model", "pshard.machine"} <= reachable("pshard.planner")
+    assert {"pshard.model.model", "pshard.machine.machine"} <= reachable("pshard.planning.planner")
 
 
 def test_only_the_command_line_talks() -> None:
@@ -172,19 +191,19 @@ def test_only_the_command_line_talks() -> None:
     ("source", "names"),
     [
         ("import numpy.linalg", {"numpy"}),
-        ("from pshard import model, plan", {"pshard.model", "pshard"}),
-        ("def f():\n    from pshard.model import Model", {"pshard.model"}),
-        ("from pshard.model import Model, read_model", {"pshard.model"}),
+        ("from pshard.model import model, plan", {"pshard.model.model", "pshard"}),
+        ("def f():\n    from pshard.model.model import Model", {"pshard.model.model"}),
+        ("from pshard.model.model import Model, read_model", {"pshard.model.model"}),
     ],
 )
 def test_imports_are_read_wherever_they_stand(source: str, names: set[str]) -> None:
-    assert imported_names(source, {"pshard", "pshard.model"}) == names
+    assert imported_names(source, {"pshard", "pshard.model.model"}) == names
 
 
 def test_imports_for_types_are_told_apart() -> None:
-    source = "import json\nif TYPE_CHECKING:\n    from pshard.model import Model"
-    assert imported_names(source, {"pshard.model"}) == {"json", "pshard.model"}
-    assert imported_names(source, {"pshard.model"}, for_types=False) == {"json"}
+    source = "import json\nif TYPE_CHECKING:\n    from pshard.model.model import Model"
+    assert imported_names(source, {"pshard.model.model"}) == {"json", "pshard.model.model"}
+    assert imported_names(source, {"pshard.model.model"}, for_types=False) == {"json"}
 
 
 @pytest.mark.parametrize("path", PYTHON_FILES, ids=lambda path: str(path.relative_to(PACKAGE)))

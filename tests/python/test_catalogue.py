@@ -28,7 +28,7 @@ from pshard.catalogue.mixes import (
 from pshard.catalogue.random_weights import SCALE_OFFSETS, random_tensor
 from pshard.catalogue.shapes import load_record, model_names, select_layers
 from pshard.errors import ModelError, SettingError
-from pshard.gguf_file import SkippedArray, read_header
+from pshard.gguf.file import SkippedArray, read_header
 
 PUBLISHED = json.loads((Path(__file__).parent.parent / "data" / "published_sizes.json").read_text())
 SIZES = {entry.name: entry for entry in entries()}
@@ -333,7 +333,7 @@ def test_a_header_reads_like_a_file() -> None:
 
 @pytest.mark.parametrize("model", model_names())
 def test_every_model_is_understood(model: str) -> None:
-    from pshard.model import model_from_header
+    from pshard.model.model import model_from_header
 
     found = model_from_header(header(model))
     assert list(found.warnings) == []

@@ -9,7 +9,7 @@ import pytest
 
 import pshard
 from pshard.cli import main
-from pshard.launch_line import parse_launch_line
+from pshard.launch.line import parse_launch_line
 
 GIB = 1 << 30
 EXPERTS = "qwen3-30b-a3b:Q4_K_M"

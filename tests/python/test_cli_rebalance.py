@@ -10,7 +10,7 @@ from rebalance_cli_cases import DEVICES, HAND, json_of, write_metrics
 
 from pshard import _core, read_model
 from pshard.cli import main
-from pshard.placements import placement_from_flags
+from pshard.launch.placements import placement_from_flags
 
 DATA = Path(__file__).parents[1] / "data" / "engine_metrics"
 

@@ -16,8 +16,8 @@ from rebalance_cli_cases import DEVICES, HAND, json_of, write_metrics
 
 from pshard.cli import main
 from pshard.errors import NoFeasiblePlanError
-from pshard.rebalance import Decision, LoadBalancer
-from pshard.rebalance_targets import MapTarget
+from pshard.rebalance.balancer import Decision, LoadBalancer
+from pshard.rebalance.targets import MapTarget
 
 
 @pytest.fixture

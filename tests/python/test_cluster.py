@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from pshard.cluster import KINDS, Cluster, Device, Host, Link, Path, check_cluster, did_you_mean, faults
+from pshard.cluster.cluster import KINDS, Cluster, Device, Host, Link, Path, check_cluster, did_you_mean, faults
 from pshard.errors import MachineError
 
 GIB = 2**30

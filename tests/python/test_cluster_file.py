@@ -10,17 +10,17 @@ import tomli_w
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pshard.cluster import Cluster
-from pshard.cluster_file import MAX_FILE_BYTES, read_cluster
-from pshard.cluster_write import cluster_toml
-from pshard.device_list import parse_devices
+from pshard.cluster.cluster import Cluster
+from pshard.cluster.device_list import parse_devices
+from pshard.cluster.link_references import generations, link_sheets, reference_link
+from pshard.cluster.toml_lines import toml_lines
+from pshard.cluster.toml_reading import MAX_FILE_BYTES, read_cluster
+from pshard.cluster.toml_writing import cluster_toml
 from pshard.errors import MachineError, SettingError
-from pshard.link_references import generations, link_sheets, reference_link
-from pshard.profile import write_profile
+from pshard.machine.profile import write_profile
+from pshard.machine.reference_rates import build_profile, link_bytes_per_second
+from pshard.machine.references import find_gpu, hosts, join
 from pshard.quantities import parse_bytes, parse_rate, parse_seconds
-from pshard.reference_rates import build_profile, link_bytes_per_second
-from pshard.references import find_gpu, hosts, join
-from pshard.toml_lines import toml_lines
 
 GIB = 2**30
 

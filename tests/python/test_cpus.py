@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pshard.cpus import physical_cpus
+from pshard.machine.cpus import physical_cpus
 
 
 def siblings(root: Path, lists: dict[int, str]) -> Path:

@@ -6,10 +6,19 @@ from types import SimpleNamespace
 
 import pytest
 
-from pshard import detect as detection
-from pshard.detect import Topology, cpu_model, detect, match_gpu, pcie_slot, physical_cores, topology, usable_ram_bytes
 from pshard.errors import SettingError
-from pshard.machine import load_machine
+from pshard.machine import detect as detection
+from pshard.machine.detect import (
+    Topology,
+    cpu_model,
+    detect,
+    match_gpu,
+    pcie_slot,
+    physical_cores,
+    topology,
+    usable_ram_bytes,
+)
+from pshard.machine.machine import load_machine
 
 GIB = 2**30
 

@@ -12,15 +12,15 @@ import pytest
 from device_samples import Machine
 from msgspec.structs import replace
 
-from pshard.cluster import Device, Link, Speed
-from pshard.cluster_file import read_cluster
-from pshard.cluster_write import cluster_toml
+from pshard.cluster.cluster import Device, Link, Speed
+from pshard.cluster.toml_reading import read_cluster
+from pshard.cluster.toml_writing import cluster_toml
 from pshard.detection import PROBES, Finding, System, cpu, detect_devices
 from pshard.detection.network import Port, ports
 from pshard.detection.system import ToolError, count, mebibytes, whole_number
-from pshard.reference_rates import build_profile
-from pshard.references import hosts, join
-from pshard.stored import current_key, store
+from pshard.machine.reference_rates import build_profile
+from pshard.machine.references import hosts, join
+from pshard.machine.stored import current_key, store
 
 
 @pytest.fixture

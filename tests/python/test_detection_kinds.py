@@ -46,8 +46,7 @@ from device_samples import (
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from pshard import nvidia as driver
-from pshard.cluster import Device
+from pshard.cluster.cluster import Device
 from pshard.detection import (
     PROBES,
     System,
@@ -63,7 +62,8 @@ from pshard.detection import (
     tpu,
 )
 from pshard.detection.pci import pci_name
-from pshard.nvidia import SWITCH
+from pshard.machine import nvidia as driver
+from pshard.machine.nvidia import SWITCH
 
 GIB = 2**30
 

@@ -12,16 +12,17 @@ import pytest
 from msgspec.structs import replace
 
 from pshard import _core, estimate_memory, read_model
-from pshard.cluster import Cluster
-from pshard.device_list import parse_devices
-from pshard.device_map import MapParameters, map_model
-from pshard.device_speeds import device_speeds
+from pshard.cluster.cluster import Cluster
+from pshard.cluster.device_list import parse_devices
 from pshard.errors import NoFeasiblePlanError, SettingError
-from pshard.launch_line import parse_launch_line
-from pshard.launch_memory import line_memory
-from pshard.llama_map import llama_placement
-from pshard.map_problem import MapProblem, Run, is_looked_up_on_gpu
-from pshard.map_types import Goal, LayerMap, reserve_bytes
+from pshard.fleet.device_speeds import device_speeds
+from pshard.fleet.usable_devices import reserve_bytes
+from pshard.launch.line import parse_launch_line
+from pshard.mapping.device_map import MapParameters, map_model
+from pshard.mapping.llama_map import llama_placement
+from pshard.mapping.problem import MapProblem, Run, is_looked_up_on_gpu
+from pshard.mapping.types import Goal, LayerMap
+from pshard.memory.launch_memory import line_memory
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -337,7 +338,7 @@ def test_estimate_memory_agrees_on_one_gpu() -> None:
 
 
 def test_hosts_that_no_link_joins_do_not_share_a_model(tmp_path: Path) -> None:
-    from pshard.cluster_file import read_cluster
+    from pshard.cluster.toml_reading import read_cluster
 
     path = tmp_path / "cluster.toml"
     text = "".join(

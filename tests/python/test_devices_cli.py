@@ -9,8 +9,8 @@ import pytest
 from test_cluster_file import TWO_HOSTS
 
 from pshard.cli import main
-from pshard.cluster_file import read_cluster
-from pshard.link_references import link_sheets
+from pshard.cluster.link_references import link_sheets
+from pshard.cluster.toml_reading import read_cluster
 
 DOCS = Path(__file__).parents[2] / "docs" / "devices.md"
 
@@ -93,8 +93,8 @@ def test_the_documents_example_is_a_cluster(tmp_path: Path) -> None:
 def test_the_document_names_every_key_and_kind() -> None:
     from msgspec.structs import fields
 
-    from pshard.cluster import KINDS, LINK_KINDS
-    from pshard.cluster_file import DeviceEntry, HostEntry, LinkEntry
+    from pshard.cluster.cluster import KINDS, LINK_KINDS
+    from pshard.cluster.toml_reading import DeviceEntry, HostEntry, LinkEntry
 
     text = DOCS.read_text()
     keys = {field.name for entry in (HostEntry, DeviceEntry, LinkEntry) for field in fields(entry)}

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from pshard import _core, catalogue, plan
-from pshard.document import TIE
-from pshard.machine import Machine, load_machine
-from pshard.model import Model, read_model
+from pshard.machine.machine import Machine, load_machine
+from pshard.model.model import Model, read_model
+from pshard.planning.document import TIE
 
 GIB = 1 << 30
 DOC = Path(__file__).parents[2] / "docs" / "plan.md"

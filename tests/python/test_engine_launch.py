@@ -10,11 +10,11 @@ import pytest
 from sharding_cases import accelerators, cluster, strategies, two_hosts
 
 from pshard import _core, read_model
-from pshard.engine_launch import launch
 from pshard.errors import EngineError
-from pshard.launch_line import parse_launch_line
-from pshard.shard_types import ShardParameters
-from pshard.sharding import plan_sharding
+from pshard.launch.line import parse_launch_line
+from pshard.sharding.engine_launch import launch
+from pshard.sharding.sharding import plan_sharding
+from pshard.sharding.types import ShardParameters
 
 MIB = 1 << 20
 GIB = 1 << 30

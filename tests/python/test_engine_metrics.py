@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pshard.engine_metrics import EngineReader, Totals, parse_engine_metrics, read_engine_metrics
 from pshard.errors import MetricsError
+from pshard.rebalance.engine_metrics import EngineReader, Totals, parse_engine_metrics, read_engine_metrics
 
 DATA = Path(__file__).parents[1] / "data" / "engine_metrics"
 

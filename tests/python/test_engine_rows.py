@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from test_measure import measured
 
-from pshard.engine_rows import EngineRows, is_engine_file, read_engine_rows, with_engine_rows
 from pshard.errors import MachineError
-from pshard.machine import load_machine
-from pshard.profile import encode_profile, parse_profile
-from pshard.profile_checks import problems
+from pshard.machine.machine import load_machine
+from pshard.machine.profile import encode_profile, parse_profile
+from pshard.machine.profile_checks import problems
+from pshard.probe.engine_rows import EngineRows, is_engine_file, read_engine_rows, with_engine_rows
 
 DATA = Path(__file__).parents[1] / "data"
 FIELDS = (

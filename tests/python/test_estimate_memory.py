@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import pshard
 from pshard import Draft, MemoryReport, Model, SettingError, _core, estimate_memory
-from pshard.model import model_from_header, type_name
+from pshard.model.model import model_from_header, type_name
 
 GIB = 1 << 30
 FLASH = {0: "off", 1: "on", -1: "auto"}

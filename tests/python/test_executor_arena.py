@@ -10,12 +10,12 @@ import pytest
 from planning_cases import MODEL_NAMES, cut_model
 
 from pshard import _core, plan
-from pshard.cpus import physical_cpus
 from pshard.errors import PshardError
-from pshard.execution import Workload, execute, workload_of
-from pshard.host_backend import share_cpus
-from pshard.machine import load_machine
-from pshard.model import Model, model_from_header
+from pshard.machine.cpus import physical_cpus
+from pshard.machine.machine import load_machine
+from pshard.model.model import Model, model_from_header
+from pshard.run.execution import Workload, execute, workload_of
+from pshard.run.host_backend import share_cpus
 
 F32, F16, Q8_0, Q4_K = 0, 1, 8, 12
 BATCHES = (1, 7, 64, 256)

@@ -8,7 +8,7 @@ import oracle
 import pytest
 
 from pshard import _core
-from pshard.placements import placement_from_flags
+from pshard.launch.placements import placement_from_flags
 
 # llama.cpp turned it off in launches with layers on a GPU, their caches in host memory (-nkvo), and these tensors
 # overridden to the CPU: then nothing between the cache and the next product with a weight on a GPU draws the attention

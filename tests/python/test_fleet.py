@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pshard.errors import SettingError
-from pshard.fleet import Assignment, Objective, assign
+from pshard.fleet.solver import Assignment, Objective, assign
 
 
 class Case:

@@ -10,7 +10,7 @@ import pytest
 from gguf_cases import oracle_models
 
 from pshard import _core, catalogue
-from pshard.model import Model, model_from_header
+from pshard.model.model import Model, model_from_header
 
 PRODUCTS = (_core.OpKind.mul_mat, _core.OpKind.mul_mat_id)
 TOKENS = 8

@@ -11,7 +11,7 @@ import pytest
 from gguf_cases import F32, Q4_K, Q8_0, RawGguf, llama_keys, llama_tensors, text, write_llama, write_sparse
 
 from pshard.errors import GgufError
-from pshard.gguf_file import SkippedArray, read_header
+from pshard.gguf.file import SkippedArray, read_header
 
 
 @pytest.fixture

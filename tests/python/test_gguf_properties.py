@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pshard.errors import GgufError, ModelError
-from pshard.gguf_file import GgufHeader, SkippedArray, read_header
-from pshard.model import model_from_header
+from pshard.gguf.file import GgufHeader, SkippedArray, read_header
+from pshard.model.model import model_from_header
 
 # A read chunk, gguf's table of types and the interpreter's own small change, whatever the file; and a few times the
 # file, since a key of one byte becomes a Python object.

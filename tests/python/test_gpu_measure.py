@@ -12,8 +12,16 @@ from hypothesis import strategies as st
 
 from pshard.cli._output import Output
 from pshard.cli._profile_tables import print_profile
-from pshard.gpu_measure import set_up_and_seconds_per_byte
-from pshard.gpu_work import (
+from pshard.machine.machine import Machine
+from pshard.machine.profile import Key, encode_profile, parse_profile
+from pshard.machine.profile_checks import problems
+from pshard.machine.rates import bits_per_weight
+from pshard.machine.reference_rates import build_profile
+from pshard.machine.references import find_gpu, hosts, join
+from pshard.model.model import read_model
+from pshard.planning.planner import plan
+from pshard.probe.gpu_measure import set_up_and_seconds_per_byte
+from pshard.probe.gpu_work import (
     FULL_CHUNKS,
     TYPES,
     BesideCpu,
@@ -30,17 +38,9 @@ from pshard.gpu_work import (
     gpu_works_for,
     quick_gpu_works,
 )
-from pshard.machine import Machine
-from pshard.measure import profile_from, reference_parts
-from pshard.model import read_model
-from pshard.planner import plan
-from pshard.plots import draw_profile
-from pshard.probes import ProbeFailed, full_tasks, quick_tasks, run, tasks_for
-from pshard.profile import Key, encode_profile, parse_profile
-from pshard.profile_checks import problems
-from pshard.rates import bits_per_weight
-from pshard.reference_rates import build_profile
-from pshard.references import find_gpu, hosts, join
+from pshard.probe.measure import profile_from, reference_parts
+from pshard.probe.plots import draw_profile
+from pshard.probe.probes import ProbeFailed, full_tasks, quick_tasks, run, tasks_for
 
 KEY = Key(cpu="Example CPU", n_cores=4, n_threads=4, ram_bytes=32 << 30, kernel="Linux 6.1", gpu="GeForce RTX 3060")
 LIMIT = 24 << 30

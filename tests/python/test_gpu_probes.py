@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from pshard import _core
-from pshard.cpus import physical_cpus
-from pshard.gpu_probes import GpuProber
-from pshard.gpu_work import TYPES, BesideCpu, GpuWork, full_gpu_works
-from pshard.probes import CpuProber
+from pshard.machine.cpus import physical_cpus
+from pshard.probe.gpu_probes import GpuProber
+from pshard.probe.gpu_work import TYPES, BesideCpu, GpuWork, full_gpu_works
+from pshard.probe.probes import CpuProber
 
 DEVICES = _core.query_gpus()
 SHORT = _core.MeasurePolicy(budget_seconds=0.05)

@@ -10,7 +10,7 @@ import pytest
 import pshard.cli.map
 import pshard.cli.shard  # noqa: F401 - so that they can be patched by name
 from pshard.cli import main
-from pshard.cluster import Cluster, Device, Host
+from pshard.cluster.cluster import Cluster, Device, Host
 
 HOST = '[[hosts]]\nname = "box"\nmemory = "16G"\n'
 GPU = '[[devices]]\nname = "gpu"\nkind = "nvidia"\nmemory = "8G"\n'

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pshard.errors import DocumentError, MachineError
-from pshard.kept_file import former_path, replace_keeping, restore
+from pshard.rebalance.kept_file import former_path, replace_keeping, restore
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pshard import _core, catalogue
-from pshard.launch import common_arguments, number_pattern, stock_arguments
-from pshard.model import Model, model_from_header, read_model
-from pshard.placements import placement_from_flags
+from pshard.launch.flags import common_arguments, number_pattern, stock_arguments
+from pshard.launch.placements import placement_from_flags
+from pshard.model.model import Model, model_from_header, read_model
 
 MIB = 1 << 20
 # One quantisation of each model: placements do not depend on it.

@@ -7,7 +7,7 @@ import shlex
 import pytest
 
 from pshard.errors import SettingError
-from pshard.launch_line import CACHE_TYPES, KNOWN_FLAGS, LaunchLine, parse_launch_line
+from pshard.launch.line import CACHE_TYPES, KNOWN_FLAGS, LaunchLine, parse_launch_line
 
 
 def parse(text: str) -> LaunchLine:

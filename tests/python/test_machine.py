@@ -11,11 +11,11 @@ from msgspec.structs import replace
 from pshard import _core
 from pshard.cli.machines import command
 from pshard.errors import MachineError, SettingError
-from pshard.machine import load_machine
-from pshard.profile import SCHEMA_VERSION, write_profile
-from pshard.reference_rates import build_profile
-from pshard.references import default_host, find_gpu, join
-from pshard.stored import current_key, store
+from pshard.machine.machine import load_machine
+from pshard.machine.profile import SCHEMA_VERSION, write_profile
+from pshard.machine.reference_rates import build_profile
+from pshard.machine.references import default_host, find_gpu, join
+from pshard.machine.stored import current_key, store
 
 GIB = 2**30
 Q4_K, F16 = 12, 1
@@ -191,7 +191,7 @@ def test_core_refuses_what_it_cannot_price():
 
 
 def test_machine_without_gpu(monkeypatch):
-    monkeypatch.setattr("pshard.detect._devices", lambda: ([], "no driver"))
+    monkeypatch.setattr("pshard.machine.detect._devices", lambda: ([], "no driver"))
     machine = load_machine()
     assert not machine.has_gpu and machine.vram_bytes == 0 and machine.core().up.chunk_bytes == []
     with pytest.raises(SettingError, match="there is no GPU"):

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from pshard import Cluster, Model, map_model, read_model
-from pshard.device_list import parse_devices
-from pshard.device_map import DeviceMap
+from pshard.cluster.device_list import parse_devices
 from pshard.errors import SettingError
-from pshard.map_deployment import MapDeployment
-from pshard.map_types import Load, MapParameters
-from pshard.rebalance import LoadBalancer
-from pshard.worth import pass_seconds
+from pshard.mapping.device_map import DeviceMap
+from pshard.mapping.types import Load, MapParameters
+from pshard.rebalance.balancer import LoadBalancer
+from pshard.rebalance.map_deployment import MapDeployment
+from pshard.rebalance.worth import pass_seconds
 
 
 @cache

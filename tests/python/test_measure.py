@@ -7,16 +7,16 @@ import pytest
 from fake_probes import FakeProber, noisy
 from msgspec.structs import replace
 
-from pshard.machine import Machine
-from pshard.measure import peak_shares, profile_from, reference_parts, with_series
-from pshard.model import read_model
-from pshard.planner import plan
-from pshard.probes import Attention, Product, Read, Start, Storage, full_tasks, quick_tasks, run
-from pshard.profile import Key, Series, encode_profile, parse_profile
-from pshard.profile_checks import problems
-from pshard.rates import Rates, bits_per_weight
-from pshard.reference_rates import build_profile
-from pshard.references import find_gpu, hosts, join
+from pshard.machine.machine import Machine
+from pshard.machine.profile import Key, Series, encode_profile, parse_profile
+from pshard.machine.profile_checks import problems
+from pshard.machine.rates import Rates, bits_per_weight
+from pshard.machine.reference_rates import build_profile
+from pshard.machine.references import find_gpu, hosts, join
+from pshard.model.model import read_model
+from pshard.planning.planner import plan
+from pshard.probe.measure import peak_shares, profile_from, reference_parts, with_series
+from pshard.probe.probes import Attention, Product, Read, Start, Storage, full_tasks, quick_tasks, run
 
 KEY = Key(cpu="Example CPU", n_cores=4, n_threads=4, ram_bytes=32 << 30, kernel="Linux 6.1")
 GPU_KEY = replace(KEY, gpu="GeForce RTX 3060")

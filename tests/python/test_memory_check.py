@@ -11,8 +11,8 @@ import oracle
 import pytest
 
 from pshard import estimate_memory
-from pshard.launch_line import parse_launch_line
-from pshard.memory_check import CheckError, ask, comparable, compare, print_arguments, read_print
+from pshard.launch.line import parse_launch_line
+from pshard.memory.check import CheckError, ask, comparable, compare, print_arguments, read_print
 
 GIB = 1 << 30
 # Printed by llama-fit-params (llama.cpp 0c1e57098) for llama31-8b-q4km, -c 8192, on null devices of 24 and 12 GiB.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import oracle
 import pytest
 
-from pshard.architectures import ARCHITECTURES
-from pshard.memory import UNREPLAYED_FACTOR
+from pshard.memory.memory import UNREPLAYED_FACTOR
+from pshard.model.architectures import ARCHITECTURES
 
 
 def differences(name: str) -> list[oracle.Row]:

@@ -9,8 +9,8 @@ import pytest
 from gguf_cases import header_of, llama_keys, llama_tensors
 
 from pshard import Model, SettingError, estimate_memory
-from pshard.memory_settings import override_warnings
-from pshard.model import model_from_header
+from pshard.memory.settings import override_warnings
+from pshard.model.model import model_from_header
 
 GIB = 1 << 30
 DENSE, EXPERTS, WINDOWS, LATENT, ENCODER = (

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pshard.metrics_file import MAX_LINE_BYTES, MetricsFile, Sample, feed
-from pshard.rebalance import LoadBalancer
-from pshard.sources import is_engine, shard_names
+from pshard.rebalance.balancer import LoadBalancer
+from pshard.rebalance.metrics_file import MAX_LINE_BYTES, MetricsFile, Sample, feed
+from pshard.rebalance.sources import is_engine, shard_names
 
 
 def line(i: int, shard: str = "gpu0", **changes: object) -> str:

@@ -21,9 +21,9 @@ from gguf_cases import (
 )
 
 from pshard import _core
-from pshard.architectures import ARCHITECTURES
 from pshard.errors import GgufError, ModelError, SettingError
-from pshard.model import Model, data_type, model_from_header, read_model
+from pshard.model.architectures import ARCHITECTURES
+from pshard.model.model import Model, data_type, model_from_header, read_model
 
 MIB = 1 << 20
 ROUNDING_MIB = 0.006  # the log prints two decimals

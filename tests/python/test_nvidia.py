@@ -9,8 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from pshard import _core, nvidia
-from pshard.nvidia import State, devices, state
+from pshard import _core
+from pshard.machine import nvidia
+from pshard.machine.nvidia import State, devices, state
 
 
 class Error(IntEnum):

@@ -24,7 +24,7 @@ from planning_cases import (
 )
 
 from pshard import _core
-from pshard.model import Model
+from pshard.model.model import Model
 
 Lane, Where = _core.Lane, _core.Where
 WORKLOAD = _core.Workload(1024, 256)

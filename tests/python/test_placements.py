@@ -10,7 +10,7 @@ import pytest
 
 from pshard import _core
 from pshard.errors import SettingError
-from pshard.placements import placement_from_flags
+from pshard.launch.placements import placement_from_flags
 
 GROUPS = [group for group in _core.Group if group < _core.Group.embedding]
 

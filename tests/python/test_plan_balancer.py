@@ -9,10 +9,10 @@ import pytest
 from rebalance_cases import Clock
 
 from pshard import Plan, _core, load_machine, plan, read_model
-from pshard.corrections import Factors, corrected_machine
 from pshard.errors import SettingError
-from pshard.plan_balancer import ENGINE, Part, PlanBalancer, _stock_seconds, corrected, replan
-from pshard.rebalance import RebalanceConfig
+from pshard.rebalance.balancer import RebalanceConfig
+from pshard.rebalance.corrections import Factors, corrected_machine
+from pshard.rebalance.plan_balancer import ENGINE, Part, PlanBalancer, _stock_seconds, corrected, replan
 
 GIB = 1 << 30
 

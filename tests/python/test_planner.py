@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from planning_cases import GIB
 
 from pshard import Machine, Model, NoFeasiblePlanError, Plan, SettingError, _core, load_machine, plan
-from pshard.model import model_from_header
+from pshard.model.model import model_from_header
 
 MIB = 1 << 20
 

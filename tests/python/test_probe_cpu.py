@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pshard import _core
-from pshard.cpus import physical_cpus
+from pshard.machine.cpus import physical_cpus
 
 SHORTEST = _core.MeasurePolicy(budget_seconds=1e-6, min_count=2, max_count=2)
 

@@ -8,7 +8,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
 from pshard import _core
-from pshard.cpus import physical_cpus
+from pshard.machine.cpus import physical_cpus
 
 KERNELS = [
     (type, layout)

@@ -6,8 +6,8 @@ import pytest
 from fake_probes import FakeProber, noisy
 
 from pshard.errors import SettingError
-from pshard.model import read_model
-from pshard.probes import (
+from pshard.model.model import read_model
+from pshard.probe.probes import (
     FULL_SECONDS,
     QUICK_SECONDS,
     Attention,

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pshard.errors import MachineError
-from pshard.machine import load_machine
-from pshard.profile import (
+from pshard.machine.machine import load_machine
+from pshard.machine.profile import (
     Capacities,
     Curve,
     Figure,
@@ -29,7 +29,7 @@ from pshard.profile import (
     read_profile,
     write_profile,
 )
-from pshard.references import machine_names
+from pshard.machine.references import machine_names
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "profile.md"
 

@@ -10,15 +10,17 @@ from fake_probes import FakeProber, noisy
 from msgspec.structs import replace
 from test_engine_rows import PRODUCT, record, sql
 
-from pshard import _core, nvidia, profiling
+from pshard import _core
 from pshard.cli import main
 from pshard.errors import MachineError, SettingError
-from pshard.machine import load_machine, stored_machine
-from pshard.nvidia import Device, State
-from pshard.probes import Attention, CpuProber, Peak, ProbeFailed, Product, Read, Start, quick_tasks
-from pshard.profile import read_profile, write_profile
-from pshard.profiling import import_figures, measure_machine
-from pshard.stored import current_key, store, stored_path
+from pshard.machine import nvidia
+from pshard.machine.machine import load_machine, stored_machine
+from pshard.machine.nvidia import Device, State
+from pshard.machine.profile import read_profile, write_profile
+from pshard.machine.stored import current_key, store, stored_path
+from pshard.probe import profiling
+from pshard.probe.probes import Attention, CpuProber, Peak, ProbeFailed, Product, Read, Start, quick_tasks
+from pshard.probe.profiling import import_figures, measure_machine
 
 
 @pytest.fixture(autouse=True)
@@ -242,7 +244,7 @@ def test_two_runs_do_not_measure_at_once(probes, capsys):
 
 
 def test_a_gpu_that_is_not_there_is_a_usage_error(probes, capsys):
-    from pshard.nvidia import devices
+    from pshard.machine.nvidia import devices
 
     if devices()[0]:
         assert main(["profile", "--device", "99"]) == 2
@@ -357,7 +359,7 @@ def test_the_memory_of_a_gpu_can_be_given(capsys, folder):
 
 
 def test_a_machine_without_a_gpu_has_no_text_profiles(probes, capsys, folder):
-    from pshard.nvidia import devices
+    from pshard.machine.nvidia import devices
 
     if devices()[0]:
         pytest.skip("a GPU is here")
@@ -369,7 +371,7 @@ def test_a_machine_without_a_gpu_has_no_text_profiles(probes, capsys, folder):
 
 
 def test_the_real_probes_answer_in_the_same_form():
-    from pshard.cpus import physical_cpus
+    from pshard.machine.cpus import physical_cpus
 
     works = [Start(1), Read(1), Peak(1), Product(type="Q4_0", n_rows=1024, n_columns=1024, batch=1, n_threads=1),
              Product(type="Q4_K", layout="interleaved", n_rows=1024, n_columns=1024, batch=4, n_threads=1),

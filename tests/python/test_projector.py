@@ -13,10 +13,10 @@ from memory_errors import PAGE
 from projector_cases import FIRST, LAST, as_reserved, cases, header, projector, projector_table, reserved
 
 from pshard import ModelError, _core, estimate_memory, read_projector
-from pshard.encoder_bounds import BOUND_FACTOR
-from pshard.launch_line import parse_launch_line
-from pshard.projector import Encoder, projector_from_header
-from pshard.stock_fit import fit_line
+from pshard.launch.line import parse_launch_line
+from pshard.memory.encoder_bounds import BOUND_FACTOR
+from pshard.memory.projector import Encoder, projector_from_header
+from pshard.memory.stock_fit import fit_line
 
 GIB = 1 << 30
 

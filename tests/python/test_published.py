@@ -21,11 +21,11 @@ import pytest
 import pshard
 from pshard import _core
 from pshard.catalogue import header, published, shapes
-from pshard.machine import Machine
-from pshard.model import Model, data_type, model_from_header, read_model
-from pshard.placements import placement_from_flags
-from pshard.reference_rates import build_profile
-from pshard.references import gpus, hosts, join
+from pshard.launch.placements import placement_from_flags
+from pshard.machine.machine import Machine
+from pshard.machine.reference_rates import build_profile
+from pshard.machine.references import gpus, hosts, join
+from pshard.model.model import Model, data_type, model_from_header, read_model
 
 ROOT = Path(__file__).parents[2]
 MIB = 1 << 20

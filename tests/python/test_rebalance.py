@@ -10,7 +10,7 @@ import pytest
 from rebalance_cases import GIB, Clock, DocumentBalancer, Shards, deployment, run_passes
 
 from pshard.errors import SettingError
-from pshard.rebalance import LoadBalancer, RebalanceConfig
+from pshard.rebalance.balancer import LoadBalancer, RebalanceConfig
 
 EVEN = np.array([500.0, 500.0])
 

@@ -11,7 +11,7 @@ import pytest
 
 from pshard.cli import main
 from pshard.cli.rebalance import SETTINGS
-from pshard.rebalance import RebalanceConfig
+from pshard.rebalance.balancer import RebalanceConfig
 
 PAGE = (Path(__file__).parents[2] / "docs" / "rebalancing.md").read_text()
 

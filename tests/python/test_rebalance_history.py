@@ -14,8 +14,8 @@ from rebalance_cases import Clock, Shards, deployment, run_passes
 from rebalance_simulation import follow_two
 
 from pshard.errors import DocumentError
-from pshard.rebalance import LoadBalancer, RebalanceConfig
-from pshard.rebalance_history import MOST_LEFT, Aside, History, HistoryFile, history_path
+from pshard.rebalance.balancer import LoadBalancer, RebalanceConfig
+from pshard.rebalance.history import MOST_LEFT, Aside, History, HistoryFile, history_path
 
 EVEN = np.array([500.0, 500.0])
 SHARDS = ("gpu0", "gpu1")

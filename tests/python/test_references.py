@@ -11,10 +11,18 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from pshard.errors import SettingError
-from pshard.machine import load_machine
-from pshard.rates import FAMILIES, SPREAD_BETWEEN, SPREAD_OTHER_FAMILY, Rates, bits_per_weight, estimate, type_ids
-from pshard.reference_rates import build_profile, efficiency, gpu_memory_bytes_per_second
-from pshard.references import (
+from pshard.machine.machine import load_machine
+from pshard.machine.rates import (
+    FAMILIES,
+    SPREAD_BETWEEN,
+    SPREAD_OTHER_FAMILY,
+    Rates,
+    bits_per_weight,
+    estimate,
+    type_ids,
+)
+from pshard.machine.reference_rates import build_profile, efficiency, gpu_memory_bytes_per_second
+from pshard.machine.references import (
     MACHINES,
     default_host,
     find_gpu,

@@ -79,9 +79,9 @@ def test_check_tells_by_its_exit_code(tmp_path: Path, capsys: pytest.CaptureFixt
     assert {fault["kind"] for fault in found["faults"] if not fault["is_note"]} >= {"never_uploaded"}
     arguments = ["--gpu", "rtx-3060-12g", "--ram", "128G@51GB/s", "--cpu", "8c", "--pcie", "4x16"]
     registry.unlink()
-    from pshard.machine import load_machine
-    from pshard.model import read_model
-    from pshard.planner import plan
+    from pshard.machine.machine import load_machine
+    from pshard.model.model import read_model
+    from pshard.planning.planner import plan
     from pshard.registry.write import write_plan
 
     options = dict(zip([name.lstrip("-") for name in arguments[::2]], arguments[1::2], strict=True))

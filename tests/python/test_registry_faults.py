@@ -9,7 +9,7 @@ import registry_cases as cases
 from gguf_cases import oracle_header
 
 from pshard import _core
-from pshard.model import Model, model_from_header
+from pshard.model.model import Model, model_from_header
 from pshard.registry.faults import find_faults, never_uploaded
 from pshard.registry.format import Override, Registry, Section, Tier
 from pshard.registry.overrides import overrides_of

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from planning_cases import models
 
 from pshard import _core, catalogue
-from pshard.model import Model, model_from_header, read_model
+from pshard.model.model import Model, model_from_header, read_model
 from pshard.registry.errors import RegistryError
 from pshard.registry.format import LINE_BYTES, STRATEGIES, Override
 from pshard.registry.overrides import (

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pshard import _core
-from pshard.machine import load_machine
-from pshard.model import Model, model_from_header, read_model
-from pshard.planner import Plan, plan
+from pshard.machine.machine import load_machine
+from pshard.model.model import Model, model_from_header, read_model
+from pshard.planning.planner import Plan, plan
 from pshard.registry import registry_path, write
 from pshard.registry.choice import Option, choose, worth_loading
 from pshard.registry.faults import find_faults, initial_tier

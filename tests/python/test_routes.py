@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from pshard.cluster import Cluster, Device, Host, Link
-from pshard.routes import Routes
+from pshard.cluster.cluster import Cluster, Device, Host, Link
+from pshard.cluster.routes import Routes
 
 HOSTS = ("a", "b", "c")
 DEVICES = tuple(

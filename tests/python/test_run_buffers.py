@@ -9,9 +9,9 @@ import pytest
 from sharding_cases import cluster
 
 from pshard import read_model
-from pshard.run_buffers import run_buffers
-from pshard.shard_problem import ShardProblem
-from pshard.shard_types import ShardParameters
+from pshard.fleet.run_buffers import run_buffers
+from pshard.sharding.problem import ShardProblem
+from pshard.sharding.types import ShardParameters
 
 
 @pytest.mark.parametrize(

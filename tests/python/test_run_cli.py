@@ -19,11 +19,15 @@ import gguf_cases
 import numpy as np
 import pytest
 
-from pshard import _core, host_backend
+from pshard import _core
 from pshard.cli import main
-from pshard.cpus import physical_cpus
 from pshard.errors import SettingError
-from pshard.execution import (
+from pshard.machine.cpus import physical_cpus
+from pshard.machine.machine import load_machine
+from pshard.model.model import Model, model_from_header, read_model
+from pshard.run import host_backend
+from pshard.run.document import MEASURED, PREDICTED, describe, metrics_lines, trace_of
+from pshard.run.execution import (
     CHECKING_NOTE,
     ExecutionError,
     PhaseResult,
@@ -33,11 +37,8 @@ from pshard.execution import (
     split_kind,
     wanted_of,
 )
-from pshard.host_backend import HostCpus, HostMeasured, Wanted, measure_host_backend, rows_per_expert, share_cpus
-from pshard.machine import load_machine
-from pshard.model import Model, model_from_header, read_model
-from pshard.run_document import MEASURED, PREDICTED, describe, metrics_lines, trace_of
-from pshard.run_sources import workload_of_layers, workload_of_map
+from pshard.run.host_backend import HostCpus, HostMeasured, Wanted, measure_host_backend, rows_per_expert, share_cpus
+from pshard.run.sources import workload_of_layers, workload_of_map
 
 Q4_K, Q8_0, F16, F32 = 12, 8, 1, 0
 

@@ -20,7 +20,7 @@ from planning_cases import (
 )
 
 from pshard import _core
-from pshard.model import Model
+from pshard.model.model import Model
 
 WORKLOAD = _core.Workload(1024, 256)
 

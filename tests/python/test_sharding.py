@@ -15,18 +15,18 @@ from msgspec.structs import replace
 from sharding_cases import accelerators, check, cluster, hosts_with, strategies, two_hosts
 
 from pshard import _core, read_model
-from pshard.cluster import Cluster, Device, Host, Link
-from pshard.cluster_file import read_cluster
-from pshard.collectives import all_reduce_seconds, gather_seconds
+from pshard.cluster.cluster import Cluster, Device, Host, Link
+from pshard.cluster.routes import Routes
+from pshard.cluster.toml_reading import read_cluster
 from pshard.errors import NoFeasiblePlanError, SettingError
-from pshard.routes import Routes
-from pshard.scaled_model import model_of_size
-from pshard.shard_heuristic import heuristic
-from pshard.shard_problem import NotJoinedError, ShardProblem
-from pshard.shard_replica import DoesNotFitError, StageOf, flow, plan_replica
-from pshard.shard_types import ShardParameters
-from pshard.sharding import plan_sharding
-from pshard.tensor_parallel import NotDivisibleError, apportion, apportion_within, divide, rank_models
+from pshard.fleet.collectives import all_reduce_seconds, gather_seconds
+from pshard.sharding.heuristic import heuristic
+from pshard.sharding.problem import NotJoinedError, ShardProblem
+from pshard.sharding.replica import DoesNotFitError, StageOf, flow, plan_replica
+from pshard.sharding.scaled_model import model_of_size
+from pshard.sharding.sharding import plan_sharding
+from pshard.sharding.tensor_parallel import NotDivisibleError, apportion, apportion_within, divide, rank_models
+from pshard.sharding.types import ShardParameters
 
 MIB = 1 << 20
 GIB = 1 << 30

@@ -16,11 +16,11 @@ from gguf_cases import oracle_header
 import pshard
 from pshard import _core
 from pshard.errors import NoFeasiblePlanError, SettingError
-from pshard.launch_line import parse_launch_line
-from pshard.launch_memory import context_settings
-from pshard.model import Model, model_from_header
-from pshard.placements import placement_from_flags
-from pshard.stock_fit import Fit, fit_line
+from pshard.launch.line import parse_launch_line
+from pshard.launch.placements import placement_from_flags
+from pshard.memory.launch_memory import context_settings
+from pshard.memory.stock_fit import Fit, fit_line
+from pshard.model.model import Model, model_from_header
 
 ROWS = Path(__file__).parents[1] / "data" / "stock_fit.json.gz"
 PAGE = Path(__file__).parents[2] / "docs" / "fit.md"

@@ -7,11 +7,11 @@ import threading
 import pytest
 from msgspec.structs import replace
 
-from pshard import nvidia, stored
 from pshard.errors import MachineError
-from pshard.machine import load_machine, stored_machine
-from pshard.profile import Key, encode_profile, read_profile
-from pshard.stored import changes, current_key, find_stored, profile_folder, store, stored_path
+from pshard.machine import nvidia, stored
+from pshard.machine.machine import load_machine, stored_machine
+from pshard.machine.profile import Key, encode_profile, read_profile
+from pshard.machine.stored import changes, current_key, find_stored, profile_folder, store, stored_path
 
 KEY = Key(
     cpu="Example CPU",
@@ -167,7 +167,7 @@ def test_this_machine_has_a_key_that_survives_a_file():
 def test_the_key_of_a_gpu_comes_from_driver_and_slot(monkeypatch):
     from types import SimpleNamespace
 
-    from pshard import detect
+    from pshard.machine import detect
 
     device = SimpleNamespace(name="GeForce RTX 3060", pci_bus_id="0000:01:00.0")
     monkeypatch.setattr(nvidia, "devices", lambda: ([device], ""))
@@ -184,8 +184,8 @@ def test_the_key_of_a_gpu_comes_from_driver_and_slot(monkeypatch):
 
 
 def test_a_stale_profile_is_used_with_a_warning():
-    from pshard.model import read_model
-    from pshard.planner import plan
+    from pshard.model.model import read_model
+    from pshard.planning.planner import plan
 
     here = current_key()
     path = store(profile(replace(here, kernel="Linux 2.6.0", gpu=here.gpu)))

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from pshard import _core, load_machine
 from pshard.errors import MachineError, SettingError
-from pshard.imported import write_text_profiles
-from pshard.machine import Machine, machine_from_text_profiles
-from pshard.profile import Profile, Series
-from pshard.stored import current_key, store
-from pshard.text_profiles import (
+from pshard.machine.imported import write_text_profiles
+from pshard.machine.machine import Machine, machine_from_text_profiles
+from pshard.machine.profile import Profile, Series
+from pshard.machine.stored import current_key, store
+from pshard.machine.text_profiles import (
     CPU_FILE,
     CPU_VARIABLE,
     GPU_FILE,

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pshard.deployment import Tables
-from pshard.fleet import Objective
-from pshard.worth import break_even_seconds, certain_gain, least_ratio, pass_seconds
+from pshard.fleet.solver import Objective
+from pshard.rebalance.deployment import Tables
+from pshard.rebalance.worth import break_even_seconds, certain_gain, least_ratio, pass_seconds
 
 
 def gain(

@@ -12,7 +12,7 @@ from pshard.catalogue.shapes import Record, load_record, model_names
 from pshard.errors import ModelError
 
 if TYPE_CHECKING:
-    from pshard.gguf_file import GgufHeader, TensorInfo
+    from pshard.gguf.file import GgufHeader, TensorInfo
 
 DEFAULT_QUANTISATION = "Q4_K_M"
 
@@ -97,7 +97,7 @@ def header(name: str) -> GgufHeader:
     ModelError
         If the catalogue has no such model or quantisation.
     """
-    from pshard.gguf_file import GgufHeader, SkippedArray
+    from pshard.gguf.file import GgufHeader, SkippedArray
 
     model, quantisation = resolve(name)
     record = load_record(model)
@@ -150,7 +150,7 @@ def _file_bytes(record: Record, quantisation: str) -> int:
 def _tensor_table(record: Record, quantisation: str) -> tuple[TensorInfo, ...]:
     from gguf import GGMLQuantizationType
 
-    from pshard.gguf_file import TensorInfo
+    from pshard.gguf.file import TensorInfo
 
     offset = _data_start(record)
     tensors = []

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from gguf import GGUFWriter
 
-    from pshard.gguf_file import TensorInfo
+    from pshard.gguf.file import TensorInfo
 
 
 def write_skeleton(
@@ -136,7 +136,7 @@ def _add_metadata(writer: GGUFWriter, architecture: str, metadata: dict[str, obj
     """Add all but the tokenizer, in whose place the file says that it has none and how many tokens to expect."""
     from gguf import GGUFValueType
 
-    from pshard.gguf_file import SkippedArray
+    from pshard.gguf.file import SkippedArray
 
     for key, value in metadata.items():
         match value:

@@ -10,7 +10,7 @@ import click
 
 if TYPE_CHECKING:
     from pshard.cli._output import Output
-    from pshard.cluster import Cluster
+    from pshard.cluster.cluster import Cluster
 
 
 def with_cluster(command: Callable[..., None]) -> Callable[..., None]:
@@ -38,11 +38,11 @@ def read_devices(out: Output, device_list: str | None, cluster_file: Path | None
         message = "--cluster says what there is; leave out --devices and --ram."
         raise click.UsageError(message)
     if cluster_file is not None:
-        from pshard.cluster_file import read_cluster
+        from pshard.cluster.toml_reading import read_cluster
 
         return read_cluster(cluster_file)
     if device_list is not None:
-        from pshard.device_list import parse_devices
+        from pshard.cluster.device_list import parse_devices
 
         return parse_devices(device_list, ram=ram)
     if ram is not None:

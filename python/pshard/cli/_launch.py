@@ -11,7 +11,7 @@ from pshard.cli._output import Output
 from pshard.errors import SettingError
 
 if TYPE_CHECKING:
-    from pshard.launch_line import LaunchLine
+    from pshard.launch.line import LaunchLine
 
 MIB = 1 << 20
 
@@ -76,7 +76,7 @@ def with_launch_line(command: Callable[..., None]) -> Callable[..., None]:
 
 def read_line(out: Output, tokens: tuple[str, ...], program: str | None = None) -> LaunchLine:
     """Parse a launch line, whose `program` is llama-server unless said, and say on stderr what of it is not counted."""
-    from pshard.launch_line import DEFAULT_PROGRAM, parse_launch_line
+    from pshard.launch.line import DEFAULT_PROGRAM, parse_launch_line
 
     if not tokens:
         message = "give a model, and llama.cpp's flags behind it."

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from pshard.cli._output import Output, format_bytes
 
 if TYPE_CHECKING:
-    from pshard.launch_line import LaunchLine
-    from pshard.memory_check import CheckRow
-    from pshard.memory_report import DeviceMemory, MemoryReport, ProjectorMemory
+    from pshard.launch.line import LaunchLine
+    from pshard.memory.check import CheckRow
+    from pshard.memory.report import DeviceMemory, MemoryReport, ProjectorMemory
 
 MIB = 1 << 20
 

@@ -9,7 +9,7 @@ from pshard.cli._output import Output, format_bytes
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pshard.profile import Curve, Entry, Figure, Link, Processor, Profile, Series
+    from pshard.machine.profile import Curve, Entry, Figure, Link, Processor, Profile, Series
 
 GIGA = 1e9
 # Columns that fit beside the names; of more batches, those of this list are shown.
@@ -114,7 +114,7 @@ def _print_rates(out: Output, label: str, processor: Processor) -> None:
 
 
 def _rate(entry: Series, batch: float) -> str | None:
-    from pshard.rates import Rates
+    from pshard.machine.rates import Rates
 
     if not entry.batch[0] <= batch <= entry.batch[-1]:
         return None
@@ -177,7 +177,7 @@ def _print_gpu(out: Output, gpu: Processor) -> None:
 
 
 def _at(curve: Curve, chunk: float) -> str | None:
-    from pshard.rates import Rates
+    from pshard.machine.rates import Rates
 
     if not curve.chunk_bytes[0] <= chunk <= curve.chunk_bytes[-1]:
         return None

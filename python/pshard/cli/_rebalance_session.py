@@ -10,24 +10,24 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from pshard.tally import Tally
+from pshard.rebalance.tally import Tally
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from pshard.audit import AuditLog
     from pshard.cli._output import Output
-    from pshard.rebalance import Decision, ShardMetrics
-    from pshard.rebalance_targets import Target
-    from pshard.sources import Source
+    from pshard.rebalance.audit import AuditLog
+    from pshard.rebalance.balancer import Decision, ShardMetrics
+    from pshard.rebalance.sources import Source
+    from pshard.rebalance.targets import Target
 
 
 class KeptHistory:
     """The history of a target's balancer, between calls: beside what --apply writes, or where it was asked for."""
 
     def __init__(self, target: Target, path: Path | None, *, applies: bool) -> None:
-        from pshard.rebalance_history import HistoryFile, history_path
+        from pshard.rebalance.history import HistoryFile, history_path
 
         self._target = target
         self._writes = applies or path is not None
@@ -162,8 +162,8 @@ class Session:
     def _show(
         self, decision: Decision, metrics: list[ShardMetrics], flags: tuple[str, ...], written: list[Path]
     ) -> None:
-        from pshard.audit import describe_shard
         from pshard.cli._rebalance_tables import print_decision
+        from pshard.rebalance.audit import describe_shard
 
         self._out.json(
             {

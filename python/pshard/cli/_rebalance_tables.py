@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from pshard.deployment import Way
-    from pshard.rebalance import Decision, ShardMetrics
+    from pshard.rebalance.balancer import Decision, ShardMetrics
+    from pshard.rebalance.deployment import Way
 
 
 def print_decision(

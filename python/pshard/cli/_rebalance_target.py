@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from pshard.cli._output import Output
-    from pshard.cluster import Cluster
-    from pshard.corrections import Factors
-    from pshard.deployed_document import DeployedDocument, Pipeline
-    from pshard.model import Model
-    from pshard.plan_balancer import Part
-    from pshard.planner import Plan
-    from pshard.rebalance import RebalanceConfig
-    from pshard.rebalance_targets import FlagsFile, Target
+    from pshard.cluster.cluster import Cluster
+    from pshard.model.model import Model
+    from pshard.planning.planner import Plan
+    from pshard.rebalance.balancer import RebalanceConfig
+    from pshard.rebalance.corrections import Factors
+    from pshard.rebalance.deployed_document import DeployedDocument, Pipeline
+    from pshard.rebalance.plan_balancer import Part
+    from pshard.rebalance.targets import FlagsFile, Target
 
 PLAN_SETTINGS = (
     "n_ctx",
@@ -55,10 +55,10 @@ def read_target(
     link_rate: float | None,
     **machine: str | None,
 ) -> Target:
-    from pshard.deployed_document import DeployedDocument, parse_layers, pipeline_of
-    from pshard.model import read_model
-    from pshard.rebalance_targets import FlagsFile, MapTarget, PipelineTarget
-    from pshard.sources import is_engine
+    from pshard.model.model import read_model
+    from pshard.rebalance.deployed_document import DeployedDocument, parse_layers, pipeline_of
+    from pshard.rebalance.sources import is_engine
+    from pshard.rebalance.targets import FlagsFile, MapTarget, PipelineTarget
 
     document = None if current is None else DeployedDocument(current)
     fields = {} if document is None else document.fields
@@ -90,11 +90,11 @@ def read_target(
     with _complete(document.path):
         if "map" not in fields:
             return _plan_target(out, document, model, metrics, config, flags, registry, ram=ram, **machine)
-        from pshard.map_deployment import MapDeployment
+        from pshard.rebalance.map_deployment import MapDeployment
 
         projector = None
         if mmproj is not None:
-            from pshard.projector import read_projector
+            from pshard.memory.projector import read_projector
 
             projector = read_projector(mmproj)
         cluster = read_devices(out, device_list, cluster_file, ram)
@@ -110,7 +110,7 @@ def _moving(
     pipeline: Pipeline, model: Model | None, cluster: Cluster | None, layer_bytes: int | None, link_rate: float | None
 ) -> dict[str, Any]:
     """Return what is known of moving layers by hand: bytes by size or from the model, links by rate or of a cluster."""
-    from pshard.deployment import Way, ways_from
+    from pshard.rebalance.deployment import Way, ways_from
 
     known: dict[str, Any] = {"layer_bytes": layer_bytes}
     if layer_bytes is None and model is not None:
@@ -146,12 +146,12 @@ def _plan_target(
     registry: Path | None,
     **machine: Any,
 ) -> Target:
-    from pshard.machine import load_machine
-    from pshard.plan_balancer import ENGINE, PlanBalancer, corrected
-    from pshard.planner import DEFAULT_N_BATCH, plan
-    from pshard.rebalance_targets import PlanTarget, corrections_of
+    from pshard.machine.machine import load_machine
+    from pshard.planning.planner import DEFAULT_N_BATCH, plan
+    from pshard.rebalance.plan_balancer import ENGINE, PlanBalancer, corrected
+    from pshard.rebalance.sources import is_engine, shard_names
+    from pshard.rebalance.targets import PlanTarget, corrections_of
     from pshard.registry import registry_path
-    from pshard.sources import is_engine, shard_names
 
     profiled = load_machine(machine.pop("machine"), **machine)
 

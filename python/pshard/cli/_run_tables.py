@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pshard.cli._output import Output, format_bytes
-from pshard.run_document import predicted_rate, predicted_ttft
+from pshard.run.document import predicted_rate, predicted_ttft
 
 if TYPE_CHECKING:
-    from pshard.execution import Execution, PhaseResult
+    from pshard.run.execution import Execution, PhaseResult
 
 WHERE = {"host": "threads of this machine in place of a GPU", "cuda": "the GPU"}
 

@@ -19,7 +19,7 @@ def command(out: Output, /, *, registry: Path, model: str) -> None:
     REGISTRY is a file, or the model that it lies beside. Exit code 1 means that the runtime would trip over something.
     """
     from pshard.cli.show import fault_document, print_faults
-    from pshard.model import read_model
+    from pshard.model.model import read_model
     from pshard.registry import find_registry
     from pshard.registry.errors import RegistryError
     from pshard.registry.faults import find_faults

@@ -11,7 +11,7 @@ import click
 from pshard.cli._output import Output, format_bytes, with_output
 
 if TYPE_CHECKING:
-    from pshard.cluster import Cluster, Device, Link
+    from pshard.cluster.cluster import Cluster, Device, Link
     from pshard.detection import Detection
 
 
@@ -46,18 +46,18 @@ def command(
     GPUs, TPUs, NPUs and AI ASICs are found by their drivers' files, libraries and tools; a tool that is absent or does
     not answer is told, and stops nothing. The CPU is always listed.
     """
-    from pshard.cluster_write import cluster_toml
+    from pshard.cluster.toml_writing import cluster_toml
 
     if cluster_file is not None and device_list is not None:
         message = "--cluster and --devices both say what there is; give one of them."
         raise click.UsageError(message)
     detection = None
     if cluster_file is not None:
-        from pshard.cluster_file import read_cluster
+        from pshard.cluster.toml_reading import read_cluster
 
         cluster = read_cluster(cluster_file)
     elif device_list is not None:
-        from pshard.device_list import parse_devices
+        from pshard.cluster.device_list import parse_devices
 
         cluster = parse_devices(device_list)
     else:

@@ -10,7 +10,7 @@ from pshard.cli._launch import LINE_SETTINGS, devices_or_here, read_line, size_o
 from pshard.cli._output import Output, with_output
 
 if TYPE_CHECKING:
-    from pshard.memory_report import DeviceMemory
+    from pshard.memory.report import DeviceMemory
 
 MIB = 1 << 20
 
@@ -34,8 +34,8 @@ def command(out: Output, /, *, line: tuple[str, ...], devices: tuple[int, ...] |
     other defaults), the model first or with -m, and llama.cpp's flags, those of --fit among them: -fitt (--fit-target)
     MiB[,MiB...] and -fitc (--fit-ctx) N. Exit code 3 where --fit gives up, because what it would change is given.
     """
-    from pshard.launch_memory import line_model
-    from pshard.stock_fit import fit_line
+    from pshard.memory.launch_memory import line_model
+    from pshard.memory.stock_fit import fit_line
 
     launch = read_line(out, line, "llama-fit-params")
     result = fit_line(launch, line_model(launch), devices_or_here(out, devices), ram_bytes)

@@ -10,7 +10,7 @@ import click
 from pshard.cli._output import Output, format_bytes, with_output
 
 if TYPE_CHECKING:
-    from pshard.model import Model
+    from pshard.model.model import Model
 
 KV_TOKENS = 1024
 
@@ -25,7 +25,7 @@ def command(out: Output, model: str, type_k: str, type_v: str) -> None:
 
     MODEL is the path of a GGUF, or a name that `pshard models` lists.
     """
-    from pshard.model import read_model
+    from pshard.model.model import read_model
 
     inspected = read_model(model)
     document = describe(inspected, type_k, type_v)

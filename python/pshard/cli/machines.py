@@ -17,8 +17,8 @@ def command(out: Output) -> None:
     """
     from msgspec import to_builtins
 
-    from pshard.reference_rates import gpu_memory_bytes_per_second
-    from pshard.references import MACHINES, default_host, gpus, hosts
+    from pshard.machine.reference_rates import gpu_memory_bytes_per_second
+    from pshard.machine.references import MACHINES, default_host, gpus, hosts
 
     out.table(
         ["GPU", "year", "VRAM GiB", "GB/s", "FP16 TFLOP/s", "INT8 TOP/s", "PCIe", "default host"],

@@ -9,10 +9,10 @@ import click
 
 from pshard.cli._cluster import parse_image_shape, read_devices, with_cluster
 from pshard.cli._output import Output, format_bytes, with_output
-from pshard.launch_line import CACHE_TYPES
+from pshard.launch.line import CACHE_TYPES
 
 if TYPE_CHECKING:
-    from pshard.map_types import DeviceMap, Goal, LayerMap, Load
+    from pshard.mapping.types import DeviceMap, Goal, LayerMap, Load
 
 COUNT = click.IntRange(1, (1 << 31) - 1)
 
@@ -81,9 +81,9 @@ def command(
     --json says which), and not slower than filling the devices in order, which is shown beside it. Exit code 3 where it
     does not fit.
     """
-    from pshard.device_map import MapParameters, map_model
-    from pshard.model import read_model
-    from pshard.projector import read_projector
+    from pshard.mapping.device_map import MapParameters, map_model
+    from pshard.memory.projector import read_projector
+    from pshard.model.model import read_model
 
     found = map_model(
         read_model(model),

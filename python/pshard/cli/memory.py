@@ -10,8 +10,8 @@ from pshard.cli._launch import LINE_SETTINGS, devices_or_here, read_line, size_o
 from pshard.cli._output import Output, with_output
 
 if TYPE_CHECKING:
-    from pshard.launch_line import LaunchLine
-    from pshard.memory_check import CheckRow
+    from pshard.launch.line import LaunchLine
+    from pshard.memory.check import CheckRow
 
 
 @click.command("memory", context_settings=LINE_SETTINGS)
@@ -48,7 +48,7 @@ def command(
     what driver and libraries take besides is an allowance with its source.
     """
     from pshard.cli._memory_tables import print_check, print_report
-    from pshard.launch_memory import line_memory
+    from pshard.memory.launch_memory import line_memory
 
     launch = read_line(out, line)
     free = devices_or_here(out, devices)
@@ -73,8 +73,8 @@ def _check(
     line: LaunchLine, devices: tuple[int, ...], binary: str, timeout_seconds: float
 ) -> tuple[tuple[CheckRow, ...], list[str], list[str]]:
     """Put the print mode's figures beside ours for the same line, as far as it can be said there."""
-    from pshard.launch_memory import line_memory
-    from pshard.memory_check import ask, comparable, compare, print_arguments
+    from pshard.memory.check import ask, comparable, compare, print_arguments
+    from pshard.memory.launch_memory import line_memory
 
     arguments, left_out = print_arguments(line, has_gpu=bool(devices))
     engine = ask(binary, arguments, timeout_seconds)

@@ -10,11 +10,11 @@ import click
 
 from pshard.cli._launch import MIB, size_option
 from pshard.cli._output import Output, with_output
-from pshard.launch_line import CACHE_TYPES
+from pshard.launch.line import CACHE_TYPES
 
 if TYPE_CHECKING:
-    from pshard.machine import Machine
-    from pshard.model import Model
+    from pshard.machine.machine import Machine
+    from pshard.model.model import Model
 
 CHOOSES_LAYERS = "pshard chooses what lies on the GPU, and prints the flags for it"
 # llama.cpp's options that would decide what a plan decides: names, takes a value, why not.
@@ -155,9 +155,9 @@ def command(
     pshard runtime reads.
     """
     from pshard.cli._plan_tables import print_plan
-    from pshard.machine import load_machine
-    from pshard.model import read_model
-    from pshard.planner import plan
+    from pshard.machine.machine import load_machine
+    from pshard.model.model import read_model
+    from pshard.planning.planner import plan
     from pshard.registry.write import write_plan
 
     if (model is None) == (model_option is None):

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pshard.cli._output import P
-    from pshard.machine import Machine
-    from pshard.probes import Work
-    from pshard.profile import Profile
+    from pshard.machine.machine import Machine
+    from pshard.machine.profile import Profile
+    from pshard.probe.probes import Work
 
 
 def _into(command: Callable[P, None]) -> Callable[P, None]:
@@ -67,7 +67,7 @@ def command(
     """
     if context.invoked_subcommand is not None:
         return
-    from pshard.profiling import measure_machine
+    from pshard.probe.profiling import measure_machine
 
     with _progress() as on_task:
         outcome = measure_machine(
@@ -121,7 +121,7 @@ def show(out: Output, /, *, name: str | None, plot: Path | None) -> None:
     for warning in machine.warnings:
         out.warn(warning)
     if plot is not None:
-        from pshard.plots import draw_profile
+        from pshard.probe.plots import draw_profile
 
         draw_profile(machine.profile, plot)
     out.json({"schema_version": 1, "plot": str(plot) if plot else None, "profile": machine.profile})
@@ -160,7 +160,7 @@ def import_(
     FILE is the output of llama.cpp's `test-backend-ops perf --output sql`, whose rates replace the profile's own for
     their operation, type and layout; or the planner pull request's cpu_profile.txt and gpu_profile.txt, both at once.
     """
-    from pshard.profiling import import_figures
+    from pshard.probe.profiling import import_figures
 
     imported = import_figures(files, base=base, n_threads=n_threads, vram_bytes=vram_bytes, output=output)
     out.json(
@@ -186,7 +186,7 @@ def export(out: Output, /, *, folder: Path, name: str | None, n_threads: int | N
 
     FILE is as in `pshard profile show`. The pull request's files describe a GPU, so the machine needs one.
     """
-    from pshard.imported import write_text_profiles
+    from pshard.machine.imported import write_text_profiles
 
     machine = _machine(name)
     for warning in machine.warnings:
@@ -200,7 +200,7 @@ def export(out: Output, /, *, folder: Path, name: str | None, n_threads: int | N
 
 def _machine(name: str | None) -> Machine:
     from pshard.errors import MachineError
-    from pshard.machine import load_machine, stored_machine
+    from pshard.machine.machine import load_machine, stored_machine
 
     if name is not None:
         return load_machine(name)

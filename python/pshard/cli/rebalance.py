@@ -15,7 +15,7 @@ from pshard.cli._launch import rate_option, size_option
 from pshard.cli._output import Output, with_output
 
 if TYPE_CHECKING:
-    from pshard.audit import AuditLog
+    from pshard.rebalance.audit import AuditLog
 
 
 # Options of `RebalanceConfig`, whose names and defaults they have; a test holds them together.
@@ -115,11 +115,11 @@ def command(
     file of JSON lines, as `pshard run` writes it, or llama-server's or vLLM's Prometheus counters (a URL or a file),
     which tell of the engine as a whole. Nothing is written without --apply.
     """
-    from pshard.audit import AuditLog
     from pshard.cli._rebalance_session import KeptHistory, Session
     from pshard.cli._rebalance_target import read_target
-    from pshard.rebalance import RebalanceConfig
-    from pshard.sources import source_of
+    from pshard.rebalance.audit import AuditLog
+    from pshard.rebalance.balancer import RebalanceConfig
+    from pshard.rebalance.sources import source_of
 
     if layers is not None and metrics is None:
         current, metrics = None, current  # the one argument is then the metrics
@@ -149,8 +149,8 @@ def command(
 
 def _first_written(current: str | None, flags_file: Path | None) -> Path:
     """Return the first file that --apply wrote, beside which it keeps what there was."""
-    from pshard.deployed_document import DeployedDocument
-    from pshard.kept_file import former_path
+    from pshard.rebalance.deployed_document import DeployedDocument
+    from pshard.rebalance.kept_file import former_path
 
     if current is not None and (former_path(current).exists() or "shards" not in DeployedDocument(current).fields):
         return Path(current)
@@ -161,7 +161,7 @@ def _first_written(current: str | None, flags_file: Path | None) -> Path:
 
 
 def _undo(out: Output, audit: AuditLog, path: Path) -> None:
-    from pshard.kept_file import restore
+    from pshard.rebalance.kept_file import restore
 
     restored = [str(file) for file in restore(path)]
     audit.write("undone", {"paths": restored})

@@ -15,12 +15,12 @@ from click.core import ParameterSource
 
 from pshard.cli._launch import size_option
 from pshard.cli._output import Output, with_output
-from pshard.launch_line import CACHE_TYPES
+from pshard.launch.line import CACHE_TYPES
 
 if TYPE_CHECKING:
-    from pshard.execution import Execution, Phase, Workload
-    from pshard.host_backend import HostCpus, HostMeasured
-    from pshard.model import Model
+    from pshard.model.model import Model
+    from pshard.run.execution import Execution, Phase, Workload
+    from pshard.run.host_backend import HostCpus, HostMeasured
 
 DEFAULT_PROMPT, DEFAULT_GENERATE = 2048, 256
 STEEPEST_ROUTING = 10.0
@@ -115,10 +115,10 @@ def command(
     reach. Products, attention and copies are executed; norms and other small work are not, and are not priced.
     """
     from pshard import _core
-    from pshard.execution import ExecutionError, execute
-    from pshard.host_backend import share_cpus
-    from pshard.model import read_model
-    from pshard.run_document import describe, metrics_lines, trace_of
+    from pshard.model.model import read_model
+    from pshard.run.document import describe, metrics_lines, trace_of
+    from pshard.run.execution import ExecutionError, execute
+    from pshard.run.host_backend import share_cpus
 
     if sum(value is not None for value in (registry, map_file, layers)) > 1:
         message = "--registry, --map and --layers each say what to run; give one."
@@ -220,7 +220,7 @@ def _exponent(routing: str) -> float:
 
 
 def _all_cpus() -> list[int]:
-    from pshard.cpus import physical_cpus
+    from pshard.machine.cpus import physical_cpus
 
     return physical_cpus()
 
@@ -236,7 +236,7 @@ def _on_devices(
     model: Model, map_file: Path | None, counts: list[int] | None, n_ctx: int | None, work: dict[str, Any]
 ) -> tuple[Workload, tuple[str, ...]]:
     from pshard.errors import SettingError
-    from pshard.run_sources import workload_of_layers, workload_of_map
+    from pshard.run.sources import workload_of_layers, workload_of_map
 
     if map_file is None:
         assert counts is not None
@@ -253,7 +253,7 @@ def _host(
     backend: str, model: Model, work: dict[str, Any], n_devices: int, on_pass: Progress
 ) -> tuple[HostCpus | None, HostMeasured | None]:
     """CPUs that stand in for GPUs, and what they reach; neither for a real GPU."""
-    from pshard.host_backend import measure_here, share_cpus
+    from pshard.run.host_backend import measure_here, share_cpus
 
     if backend == "cuda":
         return None, None
@@ -277,10 +277,10 @@ def _planned(
     measured: HostMeasured | None,
     options: dict[str, Any],
 ) -> Workload:
-    from pshard.execution import workload_of
-    from pshard.machine import Machine, load_machine
-    from pshard.planner import plan
-    from pshard.run_sources import MIB, workload_of_registry
+    from pshard.machine.machine import Machine, load_machine
+    from pshard.planning.planner import plan
+    from pshard.run.execution import workload_of
+    from pshard.run.sources import MIB, workload_of_registry
 
     if registry is not None:
         return workload_of_registry(
@@ -308,7 +308,7 @@ def _planned(
 
 def _machines(workload: Workload, measured: HostMeasured | None, name: str | None) -> dict[int, Any]:
     """Return what each phase is priced with: what was measured here, or the machine that stands for this GPU."""
-    from pshard.machine import load_machine
+    from pshard.machine.machine import load_machine
 
     several = len(workload.arena_bytes) > 1
     if measured is not None:

@@ -11,11 +11,11 @@ import click
 from pshard.cli._cluster import read_devices, with_cluster
 from pshard.cli._output import Output, format_bytes, with_output
 from pshard.errors import EngineError, NoFeasiblePlanError
-from pshard.launch_line import CACHE_TYPES
+from pshard.launch.line import CACHE_TYPES
 
 if TYPE_CHECKING:
-    from pshard.engine_launch import Launch
-    from pshard.shard_types import Priced, ShardingPlan
+    from pshard.sharding.engine_launch import Launch
+    from pshard.sharding.types import Priced, ShardingPlan
 
 COUNT = click.IntRange(1, (1 << 31) - 1)
 
@@ -67,11 +67,11 @@ def command(
     Every strategy that is possible is priced with the memory of each device, its speed and the links. For one user the
     speed of a single stream decides, for more the tokens of all together. Exit code 3 where nothing fits.
     """
-    from pshard.engine_launch import launch
-    from pshard.model import read_model
-    from pshard.scaled_model import model_of_size
-    from pshard.shard_types import ShardParameters
-    from pshard.sharding import plan_sharding
+    from pshard.model.model import read_model
+    from pshard.sharding.engine_launch import launch
+    from pshard.sharding.scaled_model import model_of_size
+    from pshard.sharding.sharding import plan_sharding
+    from pshard.sharding.types import ShardParameters
 
     if (model is None) == (params is None):
         message = "give a model, or --params with --quant."

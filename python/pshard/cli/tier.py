@@ -97,8 +97,8 @@ def _switch(
     section: Section, loaded: Loaded, n_tokens: int, model_name: str, machine_name: str | None
 ) -> tuple[int, float | None]:
     """Bytes and seconds of the change from a prompt's tier to the one that decodes; None without a GPU to price."""
-    from pshard.machine import load_machine
-    from pshard.model import read_model
+    from pshard.machine.machine import load_machine
+    from pshard.model.model import read_model
     from pshard.registry.context import context_of
     from pshard.registry.errors import RegistryError
     from pshard.registry.rules import switch_cost, tier_for

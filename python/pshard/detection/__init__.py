@@ -15,13 +15,13 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
-from pshard.cluster import Cluster, Device, Host, check_cluster
+from pshard.cluster.cluster import Cluster, Device, Host, check_cluster
+from pshard.cluster.host_links import with_host_links
 from pshard.detection import accel, amd, apple, cpu, gaudi, intel, neuron, nvidia, others, tpu
 from pshard.detection.finding import Finding
 from pshard.detection.network import Port, ports
 from pshard.detection.speeds import with_speeds
 from pshard.detection.system import TOOL_SECONDS, System
-from pshard.host_links import with_host_links
 
 __all__ = ["Detection", "Finding", "Port", "System", "detect_devices"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pshard.cluster import KINDS, Device
+from pshard.cluster.cluster import KINDS, Device
 from pshard.detection.cpu import memory_bytes
 from pshard.detection.finding import Finding, facts
 from pshard.detection.pci import numa_node, pci_name

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pshard.cluster import Device, Link
+from pshard.cluster.cluster import Device, Link
+from pshard.cluster.link_references import reference_link
 from pshard.detection.finding import Finding, facts
 from pshard.detection.pci import DEVICES, DISPLAY, PciDevice, pci_devices, pci_name
 from pshard.detection.system import MAX_NUMBER, System
-from pshard.link_references import reference_link
 
 VENDOR = 0x1002
 NODES = "/sys/class/kfd/kfd/topology/nodes"

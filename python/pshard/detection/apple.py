@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from pshard.cluster import Device
+from pshard.cluster.cluster import Device
 from pshard.detection.finding import Finding, facts
 from pshard.detection.system import System, ToolError, whole_number
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 
-from pshard.cluster import Device, cpu_name
-from pshard.detect import cpu_model, physical_cores, usable_ram_bytes
+from pshard.cluster.cluster import Device, cpu_name
 from pshard.detection.finding import Finding, facts
 from pshard.detection.system import System
+from pshard.machine.detect import cpu_model, physical_cores, usable_ram_bytes
 
 MEMINFO = "/proc/meminfo"
 NODES = "/sys/devices/system/node"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pshard.cluster import Device, Fact, Link
+from pshard.cluster.cluster import Device, Fact, Link
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

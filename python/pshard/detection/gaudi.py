@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from itertools import combinations
 
-from pshard.cluster import Device, Link
+from pshard.cluster.cluster import Device, Link
+from pshard.cluster.link_references import reference_link
 from pshard.detection.accel import CLASS, accels
 from pshard.detection.finding import Finding, facts
 from pshard.detection.pci import DEVICES, numa_node
 from pshard.detection.system import System, ToolError, mebibytes, whole_number
-from pshard.link_references import reference_link
 
 QUERY = "index,name,bus_id,driver_version,module_id,memory.total,memory.free"
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from pshard.cluster import Device
+from pshard.cluster.cluster import Device
 from pshard.detection.cpu import memory_bytes
 from pshard.detection.finding import Finding, facts
 from pshard.detection.pci import DEVICES, DISPLAY, PciDevice, pci_devices, pci_name

@@ -6,11 +6,11 @@ from typing import Any
 
 import msgspec
 
-from pshard.cluster import Device, Link
+from pshard.cluster.cluster import Device, Link
+from pshard.cluster.link_references import reference_link
 from pshard.detection.finding import Finding, facts
 from pshard.detection.pci import numa_node
 from pshard.detection.system import System, ToolError, count, whole_number
-from pshard.link_references import reference_link
 
 TOOL = "/opt/aws/neuron/bin/neuron-ls"
 SYSFS = "/sys/devices/virtual/neuron_device"

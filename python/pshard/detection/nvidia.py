@@ -10,15 +10,15 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
-from pshard import nvidia
-from pshard.cluster import NO_SPEED, Device, Link, Speed
+from pshard.cluster.cluster import NO_SPEED, Device, Link, Speed
+from pshard.cluster.host_links import slot_facts
+from pshard.cluster.link_references import reference_link
 from pshard.detection.cpu import memory_bytes
 from pshard.detection.finding import Finding, facts
 from pshard.detection.pci import DISPLAY, PciDevice, pci_devices, pci_name
 from pshard.detection.system import System, ToolError, mebibytes, whole_number
-from pshard.host_links import slot_facts
-from pshard.link_references import reference_link
-from pshard.nvidia import SWITCH, Board, bus_address
+from pshard.machine import nvidia
+from pshard.machine.nvidia import SWITCH, Board, bus_address
 
 VENDOR = 0x10DE
 QUERY = "name,pci.bus_id,memory.total,memory.free,compute_cap,pcie.link.gen.max,pcie.link.width.max"
@@ -219,7 +219,7 @@ def _device(system: System, board: Board, name: str, on_bus: PciDevice | None, o
 
 def _speed(board: Board) -> tuple[Speed, str]:
     """Name the reference GPU that stands in for the board's speed until it is measured, and say so."""
-    from pshard.detect import match_gpu
+    from pshard.machine.detect import match_gpu
 
     if not board.total_bytes:
         return NO_SPEED, ""

@@ -7,7 +7,7 @@ from itertools import zip_longest
 
 import msgspec
 
-from pshard.cluster import KINDS, Device
+from pshard.cluster.cluster import KINDS, Device
 from pshard.detection.cpu import memory_bytes
 from pshard.detection.finding import Finding, facts
 from pshard.detection.pci import ACCELERATOR, DEVICES, PciDevice, pci_devices, pci_name

@@ -6,11 +6,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from pshard.cluster import Fact
-from pshard.detect import pcie_slot
+from pshard.cluster.cluster import Fact
+from pshard.cluster.host_links import slot_facts
 from pshard.detection.finding import facts
 from pshard.detection.system import System
-from pshard.host_links import slot_facts
+from pshard.machine.detect import pcie_slot
 
 DEVICES = "/sys/bus/pci/devices"
 NAMES = ("/usr/share/misc/pci.ids", "/usr/share/hwdata/pci.ids")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from pshard.cluster import Cluster, Device, Speed
-from pshard.detect import nearest_host, physical_cores
+from pshard.cluster.cluster import Cluster, Device, Speed
 from pshard.errors import MachineError
-from pshard.stored import Stored, any_stored, current_key, find_stored
+from pshard.machine.detect import nearest_host, physical_cores
+from pshard.machine.stored import Stored, any_stored, current_key, find_stored
 
 
 def with_speeds(cluster: Cluster) -> Cluster:

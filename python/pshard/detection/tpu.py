@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pshard.cluster import Device, Fact
+from pshard.cluster.cluster import Device, Fact
+from pshard.cluster.link_references import generations, reference_link
 from pshard.detection.finding import Finding, facts
 from pshard.detection.pci import DEVICES, pci_devices
 from pshard.detection.system import System, whole_number
-from pshard.link_references import generations, reference_link
 
 VENDOR = 0x1AE0
 GIB = 2**30

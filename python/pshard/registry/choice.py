@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from pshard import _core
-    from pshard.model import Model
+    from pshard.model.model import Model
 
 N_GROUP_BITS = 16
 MIN_RATE_SHARE = 0.5

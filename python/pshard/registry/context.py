@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pshard import _core
-    from pshard.model import Model
+    from pshard.model.model import Model
     from pshard.registry.format import Settings
 
 
@@ -19,7 +19,7 @@ def context_of(settings: Settings, cache_ubatch: int, model: Model) -> _core.Con
         A cache type that does not exist.
     """
     from pshard import _core
-    from pshard.model import data_type
+    from pshard.model.model import data_type
 
     context = _core.ContextParameters()
     context.pshard_runtime = True

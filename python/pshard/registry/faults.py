@@ -24,7 +24,7 @@ from pshard.registry.overrides import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from pshard.model import Model
+    from pshard.model.model import Model
     from pshard.registry.format import Registry, Section, Tier, Variant
 
 MIB = 1 << 20

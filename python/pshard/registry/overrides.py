@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from pshard import _core
-    from pshard.model import Model
+    from pshard.model.model import Model
     from pshard.registry.format import Tier
 
 PINNED, LANE_A, LANE_B, CPU = range(4)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pshard import _core
-    from pshard.model import Model
+    from pshard.model.model import Model
     from pshard.registry.format import Section, Tier
 
 # The runtime looks for a micro-batch only for prompts from this length on, among tiers from this size on.

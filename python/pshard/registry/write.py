@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from os import PathLike
 
     from pshard import _core
-    from pshard.model import Model
-    from pshard.planner import Plan
+    from pshard.model.model import Model
+    from pshard.planning.planner import Plan
 
 MIB = 1 << 20
 DISABLED_UBATCH = 512
@@ -93,7 +93,7 @@ def write_plan(plan: Plan, path: str | PathLike[str] | None = None) -> WriteResu
 
 def settings_of(plan: Plan) -> Settings:
     """Return what a plan's section is for. The first version's strategy cannot be forced in the second's runtime."""
-    from pshard.model import data_type
+    from pshard.model.model import data_type
 
     settings = plan.settings
     return Settings(

@@ -1,0 +1,1 @@
+"""What mapping, sharding and rebalancing share: bytes and seconds of layers on each device, and the solver."""

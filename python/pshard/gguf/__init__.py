@@ -1,0 +1,1 @@
+"""What the header of a GGUF file says: nothing in it is believed before it is checked."""

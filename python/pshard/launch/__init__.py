@@ -1,0 +1,1 @@
+"""llama.cpp's command lines, read and written."""

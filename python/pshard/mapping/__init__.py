@@ -1,0 +1,1 @@
+"""Whole layers on several devices: ``pshard map``."""

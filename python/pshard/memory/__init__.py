@@ -1,0 +1,1 @@
+"""What a launch takes of every memory, to the byte, and what ``--fit`` makes of it."""

@@ -1,0 +1,1 @@
+"""Measuring a machine: which probes run, what they found, and the profile that is made of it."""

@@ -1,0 +1,585 @@
+"""What is measured of a machine: which probes, in which order, with how much time each, and the run through them.
+
+The probes themselves are in C++ (`_core.CpuProbe`; those of a GPU are listed in `gpu_work`). The order is by what
+decides most, so that a run which ends early keeps the figures that matter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from pshard.errors import SettingError
+from pshard.machine.profile import Sample
+from pshard.probe.gpu_work import GpuWork, gpu_works_for
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from pshard import _core
+    from pshard.machine.profile import Layout
+    from pshard.model.model import Model
+
+# Types that have native kernels, those first that most files consist of.
+TYPES = ("Q4_K", "Q6_K", "Q8_0", "F16", "Q4_0")
+INTERLEAVED_TYPES = ("Q4_K", "Q4_0")
+
+# A minute and six, less what a slow machine may overrun in its last probe, and the start of the program.
+QUICK_SECONDS, FULL_SECONDS = 50.0, 335.0
+QUICK_BATCHES, FULL_BATCHES = (1, 512, 16), (1, 512, 16, 64, 4)
+# Rows per expert: a prompt of 512 tokens gives 32 to each of 128 experts, of which 8 are used.
+QUICK_EXPERT_BATCHES, FULL_EXPERT_BATCHES = (1, 32), (1, 32, 4, 128)
+
+# Of a feed-forward layer, large enough that starting the product is no part of its seconds.
+N_ROWS, N_COLUMNS = 4096, 4096
+EXPERT_ROWS, EXPERT_COLUMNS, EXPERTS_USED = 768, 2048, 8
+# More rows of weights make a product of a large batch longer and its rate hardly another: enough that rounding the
+# activations, which is done once for all rows, is a small part.
+ROWS_OF_LARGE_BATCHES, ROWS_PER_THREAD, LARGE_BATCH = 2048, 128, 16
+N_HEADS, N_KV_HEADS, HEAD_SIZE = 32, 8, 128
+# Cells of the cache: of a shallow one the key heads stay in a core's cache while all their query heads pass.
+QUICK_DEPTHS, FULL_DEPTHS = (4096,), (4096, 1024, 16384)
+# Query tokens. From 64 on llama.cpp attends in tiles, below token by token, so the rate jumps between 32 and 64.
+ATTENTION_BATCHES = (1, 512, 32, 64)
+STORAGE_BYTES, STORAGE_CHUNK_BYTES = 1 << 30, 16 << 20
+
+# A figure that is less certain than this says nothing.
+REFUSED_SPREAD = 0.5
+# A probe gets at least this much, however late it is.
+LEAST_SECONDS = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """Sequential reads of an array far larger than the caches."""
+
+    n_threads: int
+
+    def __str__(self) -> str:
+        return f"memory, {_threads(self.n_threads)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What starting an operation costs."""
+
+    n_threads: int
+
+    def __str__(self) -> str:
+        return f"start of an operation, {_threads(self.n_threads)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Peak:
+    """Products of 8-bit numbers in registers, which no kernel exceeds."""
+
+    n_threads: int
+
+    def __str__(self) -> str:
+        return f"arithmetic, {_threads(self.n_threads)}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Product:
+    """A matrix product: `n_rows` × `n_columns` weights with `batch` rows of activations.
+
+    `n_used` 0: one matrix. Else `n_used` different experts, each with `batch` rows.
+    """
+
+    type: str
+    n_rows: int
+    n_columns: int
+    batch: int
+    n_threads: int
+    layout: Layout = "plain"
+    n_used: int = 0
+
+    def __str__(self) -> str:
+        what = "experts, " if self.n_used else ""
+        layout = " interleaved" if self.layout == "interleaved" else ""
+        return f"{what}{self.type}{layout}, batch {self.batch}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attention:
+    """Fused attention of `batch` query tokens over an F16 cache of `depth` tokens."""
+
+    n_heads: int
+    n_kv_heads: int
+    head_size: int
+    depth: int
+    batch: int
+    n_threads: int
+
+    def __str__(self) -> str:
+        heads = "" if self.n_heads > self.n_kv_heads else ", heads alone"
+        return f"attention, batch {self.batch}, {self.depth} tokens{heads}"
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """Sequential, cold reads of the first bytes of a file."""
+
+    path: str
+    n_bytes: int
+
+    def __str__(self) -> str:
+        return f"storage, {self.path}"
+
+
+Work = Read | Start | Peak | Product | Attention | Storage | GpuWork
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One probe and the seconds that its repetitions may take."""
+
+    work: Work
+    budget_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a probe found: of each repetition the bytes read and FLOP done.
+
+    `is_cold`: no repetition found what it read in a cache. `note` is the probe's own remark. `parts` are further
+    figures of the same probe, by name.
+    """
+
+    work: Work
+    sample: Sample
+    n_bytes: float = 0.0
+    n_flop: float = 0.0
+    is_cold: bool = True
+    note: str = ""
+    parts: Mapping[str, Result] = field(default_factory=dict)
+
+    @property
+    def spread(self) -> float:
+        """Relative half-width of the figure's range: a drift widens it, since nobody knows which half was right."""
+        return max(self.sample.spread, self.sample.drift if self.sample.is_noisy else 0.0)
+
+
+@dataclass(slots=True)
+class Run:
+    """What a run through the tasks gave.
+
+    Attributes
+    ----------
+    results : list of Result
+    refused : list of (Work, str)
+        Probes without a figure, with the reason.
+    left : list of Work
+        Probes that were not reached.
+    interrupted : bool
+        A person ended it.
+    seconds : float
+        What it took.
+    """
+
+    results: list[Result] = field(default_factory=list)
+    refused: list[tuple[Work, str]] = field(default_factory=list)
+    left: list[Work] = field(default_factory=list)
+    interrupted: bool = False
+    seconds: float = 0.0
+
+
+class Prober(Protocol):
+    """What measures. Raises ProbeFailed where a figure cannot be trusted at all."""
+
+    def measure(self, work: Work, budget_seconds: float) -> Result:
+        """Repeat `work` until its spread is small enough, or its seconds are over."""
+
+
+class ProbeFailed(Exception):
+    """A probe has no figure: its result was wrong, the clock too coarse, the machine lacks something."""
+
+
+class CpuProber:
+    """The probes of the C++ core, on this machine's CPU.
+
+    Parameters
+    ----------
+    cpus : sequence of int
+        One worker is pinned to each.
+    max_bytes : int
+        Memory that all probes together may take.
+    path : str
+        Instructions to use, one of `_core.cpu_paths()`; the fastest by default.
+    """
+
+    def __init__(self, cpus: Sequence[int], *, max_bytes: int, path: str = "") -> None:
+        from pshard import _core
+
+        self.probe = _core.CpuProbe(list(cpus), max_bytes=max_bytes, path=path)
+        self.path = self.probe.path
+
+    def measure(self, work: Work, budget_seconds: float) -> Result:
+        """As `Prober.measure`."""
+        from pshard import _core
+
+        policy = _core.MeasurePolicy(budget_seconds=budget_seconds)
+        try:
+            return result_of(work, self._found(work, policy))
+        except (_core.ProbeError, ValueError) as error:  # a ValueError is a shape that has no kernel
+            raise ProbeFailed(str(error)) from error
+
+    def _found(self, work: Work, policy: _core.MeasurePolicy) -> _core.ProbeResult:
+        from pshard import _core
+
+        probe = self.probe
+        match work:
+            case Read():
+                return probe.read(n_threads=work.n_threads, policy=policy)
+            case Start():
+                return probe.op_cost(n_threads=work.n_threads, policy=policy).op
+            case Peak():
+                return probe.peak(n_threads=work.n_threads, policy=policy).bytes
+            case Product() if work.n_used:
+                return probe.experts(
+                    work.type,
+                    work.layout,
+                    n_rows=work.n_rows,
+                    n_columns=work.n_columns,
+                    batch=work.batch,
+                    n_used=work.n_used,
+                    n_threads=work.n_threads,
+                    policy=policy,
+                )
+            case Product():
+                return probe.product(
+                    work.type,
+                    work.layout,
+                    n_rows=work.n_rows,
+                    n_columns=work.n_columns,
+                    batch=work.batch,
+                    n_threads=work.n_threads,
+                    policy=policy,
+                )
+            case Attention():
+                return probe.attention(
+                    n_heads=work.n_heads,
+                    n_kv_heads=work.n_kv_heads,
+                    head_size=work.head_size,
+                    depth=work.depth,
+                    batch=work.batch,
+                    n_threads=work.n_threads,
+                    policy=policy,
+                )
+            case Storage():
+                return _core.probe_storage(
+                    work.path, n_bytes=work.n_bytes, chunk_bytes=STORAGE_CHUNK_BYTES, policy=policy
+                )
+            case _:
+                msg = f"{work} is no probe of the CPU"
+                raise ProbeFailed(msg)
+
+
+def result_of(work: Work, found: _core.ProbeResult) -> Result:
+    """Convert what a probe of the core returned."""
+    time = found.time
+    sample = Sample(
+        median_seconds=time.median_seconds,
+        minimum_seconds=time.minimum_seconds,
+        spread=time.spread,
+        drift=time.drift,
+        count=time.count,
+        is_settled=time.is_settled,
+        is_noisy=time.is_noisy,
+    )
+    return Result(work, sample, found.n_bytes, found.n_flop, found.is_cold, found.note)
+
+
+def quick_tasks(n_threads: int, gpu_works: Sequence[GpuWork] = ()) -> list[Task]:
+    """List what decides most: reading, decode and prefill of the common types.
+
+    Parameters
+    ----------
+    n_threads : int
+        CPU threads, at least 1.
+    gpu_works : sequence of GpuWork
+        Probes of a GPU, as `gpu_work` lists them; none by default.
+
+    Returns
+    -------
+    list of Task
+        Their budgets sum to two thirds of `QUICK_SECONDS`; setting up takes the rest.
+    """
+    works: list[Work] = [Start(n_threads), Read(n_threads), Peak(n_threads)]
+    works += _products(TYPES, "plain", QUICK_BATCHES, n_threads)
+    works += _attention(QUICK_DEPTHS, n_threads)
+    works += _products(INTERLEAVED_TYPES, "interleaved", QUICK_BATCHES, n_threads)
+    works += _experts(TYPES[:1], "plain", QUICK_EXPERT_BATCHES, n_threads)
+    works += _experts(INTERLEAVED_TYPES[:1], "interleaved", QUICK_EXPERT_BATCHES, n_threads)
+    works += [Read(count) for count in thread_counts(n_threads)[:1] if count < n_threads]
+    return _within(_in_turns(works, gpu_works), QUICK_SECONDS)
+
+
+def full_tasks(n_threads: int, storage_path: str = "", gpu_works: Sequence[GpuWork] = ()) -> list[Task]:
+    """List all that a profile holds.
+
+    Parameters
+    ----------
+    n_threads : int
+        CPU threads, at least 1.
+    storage_path : str
+        A large file, whose file system is measured too; none by default.
+    gpu_works : sequence of GpuWork
+        As of `quick_tasks`.
+
+    Returns
+    -------
+    list of Task
+        Their budgets sum to two thirds of `FULL_SECONDS`.
+    """
+    works: list[Work] = [Start(n_threads), Read(n_threads), Peak(n_threads)]
+    works += _products(TYPES, "plain", FULL_BATCHES, n_threads)
+    works += _attention(FULL_DEPTHS, n_threads)
+    works += _products(INTERLEAVED_TYPES, "interleaved", FULL_BATCHES, n_threads)
+    works += _experts(TYPES, "plain", FULL_EXPERT_BATCHES, n_threads)
+    works += _experts(INTERLEAVED_TYPES, "interleaved", FULL_EXPERT_BATCHES, n_threads)
+    works += [Read(count) for count in thread_counts(n_threads) if count < n_threads]
+    works += [Storage(storage_path, STORAGE_BYTES)] if storage_path else []
+    return _within(_in_turns(works, gpu_works), FULL_SECONDS)
+
+
+def tasks_for(
+    model: Model, n_threads: int, seconds: float, storage_path: str = "", lock_limit_bytes: int | None = None
+) -> tuple[list[Task], list[str]]:
+    """List the shapes and types of one model.
+
+    Parameters
+    ----------
+    model : Model
+    n_threads : int
+        CPU threads, at least 1.
+    seconds : float
+        What all of it may take.
+    storage_path : str
+        The model's file, to measure the file system that it lies on.
+    lock_limit_bytes : int, optional
+        Measure a GPU too, and page-lock so much host memory; no GPU by default.
+
+    Returns
+    -------
+    list of Task
+        For each type the shape that most of its bytes have, the types with most bytes first.
+    list of str
+        Types of the model that have no native kernel.
+
+    Raises
+    ------
+    SettingError
+        None of its types can be measured.
+    """
+    from pshard.model.model import type_name
+
+    shapes: dict[tuple[bool, str], dict[tuple[int, int], int]] = defaultdict(lambda: defaultdict(int))
+    for tensor in model.tensors:
+        is_table = tensor.name.startswith("token_embd.") and not model.tied_head  # looked up, not multiplied
+        if len(tensor.shape) in (2, 3) and not is_table:
+            columns, rows = tensor.shape[:2]
+            shapes[len(tensor.shape) == 3, type_name(tensor.type)][rows, columns] += tensor.n_bytes
+    missing = sorted({name for _, name in shapes if name not in TYPES} - {"F32"})
+    by_bytes = sorted(shapes, key=lambda kind: (-sum(shapes[kind].values()), kind))
+    wanted = [kind for kind in by_bytes if kind[1] in TYPES]
+    if not wanted:
+        msg = (
+            f"{model.name}: no native kernel for its types ({', '.join(missing)}); measure the common ones "
+            "(`pshard profile`), and import the engine's own figures (`pshard profile import`)"
+        )
+        raise SettingError(msg)
+    works: list[Work] = [Start(n_threads), Read(n_threads), Peak(n_threads)]
+    on_gpu: list[tuple[str, int, int, int, int]] = []
+    for routed, name in wanted:
+        rows, columns = max(shapes[routed, name], key=lambda shape: (shapes[routed, name][shape], shape))
+        experts = (model.hyperparameters.n_expert, max(1, model.hyperparameters.n_expert_used)) if routed else (0, 0)
+        on_gpu.append((name, rows, columns, *experts))
+        layouts: tuple[Layout, ...] = ("plain", "interleaved") if name in INTERLEAVED_TYPES else ("plain",)
+        for layout in layouts:
+            if routed:
+                works += _experts([name], layout, FULL_EXPERT_BATCHES, n_threads, rows, columns, experts[1])
+            else:
+                works += _products([name], layout, FULL_BATCHES, n_threads, rows, columns)
+    attending = [layer.parameters for layer in model.layers if layer.parameters.head_dim_v > 0]
+    heads = attending[len(attending) // 2] if attending else None
+    if heads is not None:
+        works += _attention(FULL_DEPTHS, n_threads, heads.n_head, heads.n_head_kv, heads.head_dim_k)
+    works += [Storage(storage_path, STORAGE_BYTES)] if storage_path else []
+    gpu_works: list[GpuWork] = []
+    if lock_limit_bytes is not None:
+        shape = (heads.n_head, heads.n_head_kv, heads.head_dim_k) if heads is not None else None
+        gpu_works = gpu_works_for(on_gpu, shape, lock_limit_bytes)
+    return _within(_in_turns(works, gpu_works), seconds), missing
+
+
+def thread_counts(n_threads: int) -> list[int]:
+    """Thread counts that reading is measured at: powers of two up to `n_threads`, and itself."""
+    counts = {1 << power for power in range(n_threads.bit_length())}
+    return sorted({count for count in counts if count < n_threads} | {n_threads})
+
+
+def run(
+    tasks: Sequence[Task],
+    prober: Prober,
+    *,
+    limit_seconds: float,
+    clock: Callable[[], float],
+    on_task: Callable[[Work, float, float], None] = lambda work, done, left: None,
+) -> Run:
+    """Run through the tasks.
+
+    Parameters
+    ----------
+    tasks : sequence of Task
+    prober : Prober
+    limit_seconds : float
+        What all of it may take. Whoever sets up slowly shortens the repetitions of the rest.
+    clock : callable
+        Seconds from any moment.
+    on_task : callable
+        Called before each with the work, the share that is done, and the seconds that the rest will take at this pace.
+
+    Returns
+    -------
+    Run
+        Ctrl-C ends it early; what was measured stays. What something else disturbed is measured once more at the end,
+        if time is left, and the steadier of both counts.
+    """
+    done = Run(left=[task.work for task in tasks])
+    found: dict[Work, Result | ProbeFailed] = {}
+    total = ahead = sum(task.budget_seconds for task in tasks)
+    start = clock()
+    try:
+        for task in tasks:
+            spent = clock() - start
+            left = limit_seconds - spent
+            if left <= 0.0:
+                break
+            pace = spent / (total - ahead) if ahead < total else limit_seconds / total
+            on_task(task.work, 1.0 - ahead / total, min(left, pace * ahead))
+            found[task.work] = _measure(prober, task.work, task.budget_seconds * min(1.0, left / ahead))
+            done.left.pop(0)
+            ahead -= task.budget_seconds
+        for task in [task for task in tasks if _is_disturbed(found.get(task.work))]:
+            left = limit_seconds - (clock() - start)
+            if left <= 0.0:
+                break
+            on_task(task.work, 1.0, left)
+            again = _measure(prober, task.work, min(task.budget_seconds, left))
+            found[task.work] = min(found[task.work], again, key=_spread)
+    except KeyboardInterrupt:
+        done.interrupted = True
+    done.seconds = clock() - start
+    for work, outcome in found.items():
+        if isinstance(outcome, Result) and outcome.spread < REFUSED_SPREAD:
+            done.results.append(outcome)
+        elif isinstance(outcome, Result):
+            done.refused.append((work, f"its runs differ by {outcome.spread:.0%}; something else runs here"))
+        else:
+            done.refused.append((work, str(outcome)))
+    return done
+
+
+def _measure(prober: Prober, work: Work, seconds: float) -> Result | ProbeFailed:
+    try:
+        return prober.measure(work, max(LEAST_SECONDS, seconds))
+    except ProbeFailed as error:
+        return error
+
+
+def _is_disturbed(outcome: Result | ProbeFailed | None) -> bool:
+    return isinstance(outcome, Result) and (outcome.sample.is_noisy or outcome.spread >= REFUSED_SPREAD)
+
+
+def _spread(outcome: Result | ProbeFailed) -> float:
+    return outcome.spread if isinstance(outcome, Result) else math.inf
+
+
+def _products(
+    types: Iterable[str],
+    layout: Layout,
+    batches: Sequence[int],
+    n_threads: int,
+    n_rows: int = N_ROWS,
+    n_columns: int = N_COLUMNS,
+) -> list[Work]:
+    """Products of all types at one batch, then at the next."""
+    most = max(ROWS_OF_LARGE_BATCHES, ROWS_PER_THREAD * n_threads)
+    return [
+        Product(
+            type=name,
+            layout=layout,
+            n_rows=min(n_rows, most) if batch > LARGE_BATCH else n_rows,
+            n_columns=n_columns,
+            batch=batch,
+            n_threads=n_threads,
+        )
+        for batch in batches
+        for name in types
+    ]
+
+
+def _experts(
+    types: Iterable[str],
+    layout: Layout,
+    batches: Sequence[int],
+    n_threads: int,
+    n_rows: int = EXPERT_ROWS,
+    n_columns: int = EXPERT_COLUMNS,
+    n_used: int = EXPERTS_USED,
+) -> list[Work]:
+    return [
+        Product(
+            type=name,
+            layout=layout,
+            n_rows=n_rows,
+            n_columns=n_columns,
+            batch=batch,
+            n_threads=n_threads,
+            n_used=n_used,
+        )
+        for batch in batches
+        for name in types
+    ]
+
+
+def _attention(
+    depths: Sequence[int],
+    n_threads: int,
+    n_heads: int = N_HEADS,
+    n_kv_heads: int = N_KV_HEADS,
+    head_size: int = HEAD_SIZE,
+) -> list[Work]:
+    """All batches at each depth, and one token with one query head per key head: so reading is told from arithmetic."""
+    shapes = [(n_heads, batch) for batch in ATTENTION_BATCHES]
+    if n_heads > n_kv_heads:
+        shapes.insert(1, (n_kv_heads, 1))
+    return [
+        Attention(
+            n_heads=heads, n_kv_heads=n_kv_heads, head_size=head_size, depth=depth, batch=batch, n_threads=n_threads
+        )
+        for depth in depths
+        for heads, batch in shapes
+    ]
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' if count > 1 else ''}"
+
+
+def _in_turns(works: Sequence[Work], gpu_works: Sequence[GpuWork]) -> list[Work]:
+    """Mix both lists evenly, each in its order, so that a run which ends early has the most important of both."""
+    placed = [
+        (index / len(kind), which, work)
+        for which, kind in enumerate((works, gpu_works))
+        for index, work in enumerate(kind)
+    ]
+    return [work for _, _, work in sorted(placed, key=lambda place: place[:2])]
+
+
+def _within(works: Sequence[Work], seconds: float) -> list[Task]:
+    """Share two thirds of the seconds out evenly: the rest is for setting up, which no budget counts."""
+    return [Task(work, 2.0 / 3.0 * seconds / len(works)) for work in works]

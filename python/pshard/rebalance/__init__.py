@@ -1,0 +1,1 @@
+"""Layers moved when measured latencies say so: ``pshard rebalance``."""
