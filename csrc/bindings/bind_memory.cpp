@@ -161,11 +161,13 @@ void bind_reports(py::module_& m) {
       .def_readonly("attends_on_gpu", &EncoderBuffers::attends_on_gpu);
   m.def(
       "encoder_buffers",
-      [](const pshard::Encoder& encoder, int64_t width, int64_t height, int64_t n_images, bool flash_attn, bool on_gpu) {
-        return pshard::encoder_buffers(
-            pshard::encoder_block(encoder, {.width = width, .height = height, .n_images = n_images, .flash_attn = flash_attn}), on_gpu);
+      [](const pshard::Encoder& encoder, int64_t width, int64_t height, int64_t n_images, bool flash_attn, bool on_gpu,
+         int64_t tile_columns) {
+        const pshard::EncoderInput input{
+            .width = width, .height = height, .n_images = n_images, .tile_columns = tile_columns, .flash_attn = flash_attn};
+        return pshard::encoder_buffers(pshard::encoder_block(encoder, input), on_gpu);
       },
-      "encoder"_a, "width"_a, "height"_a, "n_images"_a, "flash_attn"_a, "on_gpu"_a,
+      "encoder"_a, "width"_a, "height"_a, "n_images"_a, "flash_attn"_a, "on_gpu"_a, "tile_columns"_a = 0,
       "What one pass of an encoder of images or sound computes in.");
   py::class_<ComputeBuffers>(m, "ComputeBuffers")
       .def(py::init<const Model&, const ContextParameters&, int64_t, int>(), "model"_a, "context"_a, "n_tokens"_a, "n_gpu"_a = 1,
@@ -229,6 +231,7 @@ void bind_memory(py::module_& m) {
   m.def("gpu_head_bytes", &pshard::gpu_head_bytes, "model"_a);
   m.def("host_head_bytes", &pshard::host_head_bytes, "model"_a);
   m.def("embedding_bytes", &pshard::embedding_bytes, "model"_a);
+  m.def("resident_memory", &pshard::resident_memory, "model"_a, "placement"_a, "context"_a, "Weights and caches alone.");
   m.def("memory", &pshard::memory, "model"_a, "placement"_a, "context"_a, "n_tokens"_a, "Bytes per device for one placement.");
   m.def("kernel_demand", &pshard::kernel_demand, "model"_a, "placement"_a, "context"_a, "n_tokens"_a,
         "What CUDA kernels take besides the compute buffers, by GPU.");

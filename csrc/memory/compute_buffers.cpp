@@ -21,6 +21,14 @@ int64_t block_floor(const Block& block, const BlockPlacement& placement) {
   return live.empty() ? 0 : *std::max_element(live.begin(), live.end());
 }
 
+// Where an attention weight of the first layer is.
+Where place_in_first_layer(const Tensor& weight, const Placement& placement) {
+  for (const TensorException& exception : placement.exceptions) {
+    if (exception.name == weight.name) return exception.where;
+  }
+  return placement.layer(0)[Group::attention];
+}
+
 // Of what differs most between states; equality decides.
 size_t hash_of(const ReplayState& state) {
   size_t hash = 0;
@@ -35,7 +43,10 @@ size_t hash_of(const ReplayState& state) {
 }  // namespace
 
 ComputeBuffers::ComputeBuffers(const Model& model, const ContextParameters& context, int64_t n_tokens, int n_gpu)
-    : n_states_(model.hyperparameters().n_states), n_devices_(static_cast<size_t>(n_gpu) + 1), few_tokens_(n_tokens < kOffloadMinTokens) {
+    : n_states_(model.hyperparameters().n_states),
+      has_encoder_(model.hyperparameters().traits.has_encoder),
+      n_devices_(static_cast<size_t>(n_gpu) + 1),
+      few_tokens_(n_tokens < kOffloadMinTokens) {
   const Pass pass = reserved_pass(model, context, n_tokens);
   const std::vector<Layer>& layers = model.layers();
   for (size_t i = 0; i < layers.size(); ++i) describe_layer(model, context, pass, i);
@@ -46,46 +57,60 @@ ComputeBuffers::ComputeBuffers(const Model& model, const ContextParameters& cont
   path_.resize(layers.size() + 2);
   if (pass.pshard_runtime && pass.flash_attn) cast_inputs_ = input_bit(GraphInput::mask) | input_bit(GraphInput::mask_window);
 
-  // Before the pass the host holds the graph inputs, in the order in which they are read, and behind the tokens room for embeddings that
-  // may be given instead.
-  InputList order;
-  const auto find_inputs = [&](const Block& block) {
-    for (const Operation& operation : block.operations) {
-      for (const int32_t operand : operation.inputs) {
-        if (!is_value(operand) || !block.values[static_cast<size_t>(operand)].is_input) continue;
-        const Value& value = block.values[static_cast<size_t>(operand)];
-        input_bytes_[static_cast<size_t>(value.input)] = value.n_bytes;
-        order.add(value.input);
-      }
-    }
-  };
   for (const Block& block : blocks_) {
-    has_rooms_ = has_rooms_ || std::any_of(block.values.begin(), block.values.end(), [](const Value& value) { return value.is_room; });
-  }
-  find_inputs(blocks_[blocks_.size() - 2]);
-  for (const size_t block : layer_block_) find_inputs(blocks_[block]);
-  find_inputs(blocks_.back());
-  const Hyperparameters& h = model.hyperparameters();
-  const int64_t embeddings_bytes = h.n_embd * (1 + h.n_deepstack) * kActivationBytes * pass.n_tokens;
-  const auto start = [&](int64_t n_copies) {
-    ReplayState state(n_gpu);
-    Arena& host = state.arena(Where::cpu);
-    ReplayState::InputOffsets& inputs = state.inputs_in(Where::cpu);
-    const auto hold = [&](int64_t n_bytes) {
-      const int64_t offset = host.allocate(n_bytes);
-      for (int64_t copy = 1; copy < n_copies; ++copy) static_cast<void>(host.allocate(n_bytes));
-      return offset;
-    };
-    for (const GraphInput input : order) {
-      const auto i = static_cast<size_t>(input);
-      if (input_bytes_[i] > 0) inputs[i] = hold(input_bytes_[i]);
-      if (input == GraphInput::tokens) hold(embeddings_bytes);
+    for (const Operation& operation : block.operations) {
+      if (operation.is_first_layers) reads_first_layer_ = operation.weight;
     }
-    return state;
+  }
+  list_leaves();
+  const Hyperparameters& h = model.hyperparameters();
+  embeddings_bytes_ = h.n_embd * (1 + h.n_deepstack) * kActivationBytes * pass.n_tokens;
+  for (size_t place = 0; place < ReplayState(n_gpu).inputs.size(); ++place) places_.push_back(static_cast<Where>(place));
+  if (has_rooms_) return;
+  for (const bool pipeline : {false, true}) states_.push_back({.state = state_before(pipeline), .transitions = {}});
+}
+
+void ComputeBuffers::list_leaves() {
+  InputBits listed = 0;
+  const auto list = [&](size_t step, const Block& block) {
+    for (const int32_t leaf : block.leaves) {
+      const Value& value = block.values[static_cast<size_t>(leaf)];
+      has_rooms_ = has_rooms_ || value.is_room;
+      if (value.is_input) {
+        input_bytes_[static_cast<size_t>(value.input)] = value.n_bytes;
+        if ((listed & input_bit(value.input)) != 0) continue;
+        listed |= input_bit(value.input);
+      }
+      leaves_.push_back({.step = step, .value = leaf, .input = value.input, .n_bytes = value.n_bytes});
+    }
   };
-  states_.push_back({.state = start(1), .transitions = {}});
-  for (size_t place = 0; place < states_.front().state.inputs.size(); ++place) places_.push_back(static_cast<Where>(place));
-  states_.push_back({.state = start(kPipelineCopies), .transitions = {}});
+  list(0, blocks_[blocks_.size() - 2]);
+  for (size_t i = 0; i < layer_block_.size(); ++i) list(i + 1, blocks_[layer_block_[i]]);
+  list(path_.size() - 1, blocks_.back());
+}
+
+// Before the pass the host holds the graph inputs, and behind the tokens room for embeddings that may be given instead; other rooms are
+// where they are read.
+ReplayState ComputeBuffers::state_before(bool pipeline) const {
+  ReplayState state(static_cast<int>(n_devices_) - 1);
+  ReplayState::InputOffsets& inputs = state.inputs_in(Where::cpu);
+  const auto hold = [&](int64_t n_bytes) {
+    Arena& host = state.arena(Where::cpu);
+    const int64_t offset = host.allocate(n_bytes);
+    for (int64_t copy = 1; pipeline && copy < kPipelineCopies; ++copy) static_cast<void>(host.allocate(n_bytes));
+    return offset;
+  };
+  const bool is_given_states = input_bytes_[static_cast<size_t>(GraphInput::given)] > 0;  // beside tokens
+  for (const Leaf& leaf : leaves_) {
+    if (leaf.input == GraphInput::none) {
+      const Where home = path_[leaf.step].scheduled().homes[static_cast<size_t>(leaf.value)];
+      state.rooms.push_back(state.arena(home).allocate(leaf.n_bytes));
+      continue;
+    }
+    if (leaf.n_bytes > 0) inputs[static_cast<size_t>(leaf.input)] = hold(leaf.n_bytes);
+    if (leaf.input == GraphInput::tokens && !is_given_states) hold(embeddings_bytes_);
+  }
+  return state;
 }
 
 // Layers of one class share a block, unless a layer behind them reads its state here.
@@ -181,14 +206,17 @@ size_t ComputeBuffers::layer_pattern(const Placement& placement, size_t layer, s
   if (shared_cache >= 0) where[Group::cache] = placement.layer(static_cast<size_t>(shared_cache))[Group::cache];
   const bool makes_states = layer == 0 && n_states_ > 1;  // by a weight of the head
   const auto find = [&](std::vector<TensorException> exceptions) {
-    return pattern_index({.layer = where,
-                          .head = makes_states ? placement.head : Where::cpu,
-                          .op_offload = interned_op_offload_,
-                          .ties_norms = interned_ties_norms_,
-                          .next_cache = loads ? interned_[next][Group::cache] : Where::cpu,
-                          .exceptions = std::move(exceptions)});
+    return pattern_index(
+        {.layer = where,
+         .head = makes_states ? placement.head : Where::cpu,
+         .op_offload = interned_op_offload_,
+         .ties_norms = interned_ties_norms_,
+         .next_cache = loads ? interned_[next][Group::cache] : Where::cpu,
+         .exceptions = std::move(exceptions),
+         .first_attention = reads_first_layer_ ? std::optional(place_in_first_layer(*reads_first_layer_, placement)) : std::nullopt});
   };
-  if (!placement.exceptions.empty() || shared_cache >= 0 || makes_states) return find(exceptions_of(placement, layer));
+  if (!placement.exceptions.empty() || shared_cache >= 0 || makes_states || reads_first_layer_)
+    return find(exceptions_of(placement, layer, has_encoder_));
   size_t& pattern = placement_pattern_[own * (interned_.size() + 1) + next];
   if (pattern == kUnknownPattern) pattern = find({});
   return pattern;
@@ -232,7 +260,11 @@ void ComputeBuffers::lay_path(const Placement& placement, bool ties_norms) {
     neighbours.after = i + 1 < path_.size() ? patterns_[path_[i + 1].pattern].ends[path_[i + 1].block].first : Where::cpu;
     step.cell = &cell(step.pattern, step.block, neighbours);
     neighbours.before = patterns_[step.pattern].ends[step.block].last;
+    neighbours.last_lane.reset();  // in a lane that streams, what its own blocks decide
+    const Where last_lane = step.scheduled().last_lane;
+    if (!is_streamed(last_lane) && !is_streamed(neighbours.before)) neighbours.last_lane = last_lane;
     neighbours.copied_inputs |= step.scheduled().copied_inputs;
+    step.scheduled().hand_on_shared(neighbours);
   }
 }
 
@@ -307,9 +339,9 @@ void ComputeBuffers::look_ahead_at_inputs() {
     const auto is_here = [&](size_t b) { return path_[i].handed_homes[b] == place_on(device_of(block.first_lane)); };
     for (size_t b = 0; b < kHandedCount; ++b) {
       const Handed& handed = block.block->handed[b];
-      outlook.ends[b] = handed.out != kNoValue && ahead.reads(static_cast<Beside>(b)) && !reads[b];
+      outlook.ends[b] = handed.out != kNoValue && ahead.reads_part(static_cast<Beside>(b)) && !reads[b];
       const bool was_copied = outlook.continues && !is_here(b);
-      const bool reads_first = block.first_split.reads(static_cast<Beside>(b)) && !was_copied;
+      const bool reads_first = block.first_split.reads_part(static_cast<Beside>(b)) && !was_copied;
       reads[b] = block.reads_later[b] || reads_first || (handed.passes() && reads[b]);
     }
     ahead = {};
@@ -318,6 +350,7 @@ void ComputeBuffers::look_ahead_at_inputs() {
     std::erase_if(ahead.copies, [&](const CopyAhead& copy) { return copy.of && is_here(static_cast<size_t>(*copy.of)); });
     if (block.streamed.size() == 1) ahead.append(outlook.ahead);
   }
+  look_ahead_at_shared();
   // The host's originals are read by its own operations and by every copy that is made of them.
   PerPlace<InputBits> copied{};
   for (Step& step : path_) {
@@ -329,7 +362,8 @@ void ComputeBuffers::look_ahead_at_inputs() {
       wanted[lane] |= step.outlook.ahead.bits() & ~cast;
     }
     InputBits& read = step.outlook.last_reads[Where::cpu];
-    read = wanted[Where::cpu];
+    read = wanted[Where::cpu] | step.scheduled().viewed_later | step.outlook.ahead.viewed();
+    if (!step.outlook.continues) read |= step.scheduled().first_split.viewed();
     for (const Where place : places_) {
       if (place == Where::cpu) continue;
       read |= wanted[place] & ~copied[place];
@@ -342,6 +376,43 @@ void ComputeBuffers::look_ahead_at_inputs() {
     const InputBits read = last;
     last &= ~later_host;
     later_host |= read;
+  }
+}
+
+// What is shared as a whole is read where it is, or once for each place that gets a copy of it: until the last of these it stays.
+void ComputeBuffers::look_ahead_at_shared() {
+  constexpr auto kShared = static_cast<size_t>(Beside::shared);
+  Step* last = nullptr;  // that reads the original
+  bool is_ahead = false;
+  uint32_t copies = 0;  // bits of places
+  Where home = Where::cpu;
+  const auto end = [&](const Step& where) {
+    if (last == nullptr || last == &where) return;
+    (is_ahead ? last->outlook.ends[kShared] : last->outlook.drops_shared) = true;
+    for (Step* step = last + 1; step <= &path_.back() && step->scheduled().block->handed[kShared].passes(); ++step) {
+      step->outlook.drops_shared = true;
+    }
+  };
+  for (Step& step : path_) {
+    const ScheduledBlock& block = step.scheduled();
+    const Handed& handed = block.block->handed[kShared];
+    const auto read = [&](uint32_t places, bool ahead) {
+      if (places == 0 || (places & ~copies) == 0) return;
+      last = &step;
+      is_ahead = ahead;
+      copies |= places & ~place_bit(home);
+    };
+    read(block.whole_reads, false);
+    if (handed.out != kNoValue && !handed.passes()) {
+      end(step);
+      home = block.homes[static_cast<size_t>(handed.out)];
+      copies = 0;
+      last = nullptr;
+    }
+    if (handed.out != kNoValue && step.outlook.ahead.reads_whole()) read(place_bit(place_on(device_of(block.last_lane))), true);
+    if (handed.out != kNoValue) continue;
+    end(step);
+    last = nullptr;
   }
 }
 
@@ -365,26 +436,11 @@ ComputeBuffers::Transition ComputeBuffers::advance(size_t state, const Step& ste
   return states_[state].transitions.emplace_back(Transition{.variant = variant, .next = next, .peaks = peaks_.size() - 1});
 }
 
-// Rooms are there before the pass, behind its inputs, each where its reader runs.
-size_t ComputeBuffers::first_state(bool pipeline) {
-  const size_t first = pipeline ? 1 : 0;
-  if (!has_rooms_) return first;
-  ReplayState state = states_[first].state;
-  for (const Step& step : path_) {
-    const ScheduledBlock& scheduled = step.scheduled();
-    for (size_t v = 0; v < scheduled.block->values.size(); ++v) {
-      const Value& value = scheduled.block->values[v];
-      if (value.is_room) state.rooms.push_back(state.arena(scheduled.homes[v]).allocate(value.n_bytes));
-    }
-  }
-  return state_index(state);
-}
-
 ComputeBytes ComputeBuffers::operator()(const Placement& placement) {
   lay_path(placement, false);
   look_ahead(placement.pipeline);
   ComputeBytes result;
-  size_t state = first_state(placement.pipeline);
+  size_t state = has_rooms_ ? state_index(state_before(placement.pipeline)) : placement.pipeline ? 1 : 0;
   ReplayPeaks total{};
   int64_t last_stream_bytes = 0;
   for (const Step& step : path_) {

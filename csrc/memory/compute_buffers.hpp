@@ -96,11 +96,13 @@ class ComputeBuffers {
   void intern_patterns(const Placement& placement, bool ties_norms);
   Cell& cell(size_t pattern, size_t block, const Neighbours& neighbours);
   size_t state_index(const ReplayState& state);
-  size_t first_state(bool pipeline);
+  void list_leaves();
+  [[nodiscard]] ReplayState state_before(bool pipeline) const;
   void lay_path(const Placement& placement, bool ties_norms);
   void look_ahead(bool pipeline);
   void look_ahead_at_lanes();
   void look_ahead_at_inputs();
+  void look_ahead_at_shared();
   const StreamedCopies* joined(const StreamedCopies& part, const StreamedCopies* rest);
   size_t variant_index(Cell& cell, const ReplayOutlook& outlook);
   Transition advance(size_t state, const Step& step);
@@ -113,7 +115,17 @@ class ComputeBuffers {
   std::vector<std::vector<int64_t>> cache_bytes_;  // by block: the tensors of its KV or state
   std::vector<size_t> layer_block_;                // by layer
   int64_t n_states_ = 1;
+  bool has_encoder_ = false;
+  const Tensor* reads_first_layer_ = nullptr;  // a weight of the first layer that all layers read
+  struct Leaf {
+    size_t step = 0;  // of the path
+    int32_t value = kNoValue;
+    GraphInput input = GraphInput::none;  // a room where it is none
+    int64_t n_bytes = 0;
+  };
+  std::vector<Leaf> leaves_;  // of the pass, inputs once
   bool has_rooms_ = false;
+  int64_t embeddings_bytes_ = 0;
   bool loads_before_norm_ = false;
   InputBytes input_bytes_{};
   InputBits cast_inputs_ = 0;
@@ -121,7 +133,7 @@ class ComputeBuffers {
   std::vector<Where> places_;
   bool few_tokens_ = false;
   std::vector<Pattern> patterns_;
-  std::vector<State> states_;  // the first two are the states before the pass, without and with pipeline copies
+  std::vector<State> states_;  // the first two are the states before the pass, without and with pipeline copies, unless it has rooms
   std::unordered_multimap<size_t, size_t> states_by_hash_;
   std::vector<ReplayPeaks> peaks_;     // of the transitions
   std::deque<StreamedCopies> joined_;  // copies of splits that span blocks

@@ -30,10 +30,10 @@ EncoderBuffers encoder_buffers(const Block& block, bool on_gpu) {
   const BlockPlacement placement{.layer = LayerPlacement::uniform(where), .embedding = where, .head = where};
   const ScheduledBlock scheduled = schedule_block(block, placement, {}, {}, 0);
   ReplayState state(1);
-  if (block.residual_in != kNoValue) {
-    state.residual_home = where;
-    state.residual_bytes = block.values[static_cast<size_t>(block.residual_in)].n_bytes;
-    state.residual_offset = state.arena(where).allocate(state.residual_bytes);
+  for (const int32_t leaf : block.leaves) {
+    const auto v = static_cast<size_t>(leaf);
+    if (!block.values[v].is_room) continue;
+    state.rooms.push_back(state.arena(scheduled.homes[v]).allocate(block.values[v].n_bytes));
   }
   const InputBytes input_bytes = place_inputs(block, state);
   ReplayOutlook outlook;

@@ -69,7 +69,10 @@ std::vector<KernelDemand> kernel_demand(const Model& model, const Placement& pla
   for (size_t i = 0; i < layers.size(); ++i) {
     const auto [found, is_new] = by_class.try_emplace(layers[i].layer_class);
     if (is_new) found->second = demand_of(layer_block(model, layers[i], pass, false));
-    for (const auto& [group, demand] : found->second) add(gpus, placement.layer(i)[group], demand);
+    for (const auto& [group, demand] : found->second) {
+      const bool is_of_layer = static_cast<int>(group) < kLayerGroupCount;  // Gemma 3n's first layer multiplies by what is with the head
+      add(gpus, is_of_layer ? placement.layer(i)[group] : placement.head, demand);
+    }
   }
   for (const auto& [group, demand] : demand_of(head_block(model, pass))) add(gpus, placement.head, demand);
   return gpus;

@@ -130,9 +130,11 @@ CacheCells cache_cells(const Model& model, const ContextParameters& context) {
   for (const Layer& layer : model.layers()) window = std::max(window, layer.parameters.window);
   if (window > 0 && !context.swa_full) {
     const int64_t n_ubatch = std::min({context.n_ubatch, context.n_batch, cells.full * cells.n_streams});
-    const int64_t sharing = context.kv_unified ? context.n_seq_max : 1;
+    const bool shares = context.kv_unified && !model.hyperparameters().traits.caches_by_sequence;
+    const int64_t sharing = shares ? context.n_seq_max : 1;
     cells.window = pad(std::min(cells.full, window * sharing + n_ubatch), context.cell_padding);
   }
+  if (model.hyperparameters().traits.caches_by_sequence) cells.n_streams = context.n_seq_max;
   return cells;
 }
 
@@ -155,7 +157,15 @@ std::vector<int64_t> cache_tensor_bytes(const Model& model, const Layer& layer, 
     }
     add(context.type_k, p.n_head_kv * p.head_dim_k, n);
     add(context.type_v, v_row, n);
-    add(context.type_k, p.indexer_dim, n);
+    if (p.compression == 0) {
+      add(context.type_k, p.indexer_dim, n);
+      add(context.type_v, p.indexer_dim_v, n);
+    } else {
+      const int64_t compressed = (cells.full + p.compression - 1) / p.compression;
+      const int64_t n_compressed = pad(compressed, context.cell_padding) * cells.n_streams;
+      add(context.type_k, p.n_head_kv * p.head_dim_k, n_compressed);
+      add(context.type_k, p.indexer_dim, n_compressed);
+    }
   }
   add(kFloat, p.conv_state, context.n_seq_max);
   add(kFloat, p.scan_state, context.n_seq_max);
@@ -177,7 +187,8 @@ Pass reserved_pass(const Model& model, const ContextParameters& context, int64_t
   const CacheCells cells = cache_cells(model, context);
   Pass pass;
   pass.n_seqs = context.n_seq_max;
-  pass.n_outputs = context.n_outputs_max > 0 ? std::min(n_tokens, context.n_outputs_max) : n_tokens;
+  const bool limits_outputs = context.n_outputs_max > 0 && !model.hyperparameters().traits.has_encoder;
+  pass.n_outputs = limits_outputs ? std::min(n_tokens, context.n_outputs_max) : n_tokens;
   pass.n_tokens = pad(n_tokens, pass.n_seqs);  // equal parts for all sequences
   pass.n_streams = cells.n_streams;
   pass.n_kv = cells.full;

@@ -44,10 +44,8 @@ class Replay {
       const ReplayState::HandedOn& handed = state.handed[b];
       const int32_t in = block_.handed[b].in;
       take_over(in, {.offset = handed.offset, .n_bytes = handed.n_bytes}, handed.home);
-      if (in != kNoValue && handed.copy_offset != kNowhere) {
-        at(in, handed.copy_place) = {.readers = 0, .offset = handed.copy_offset, .n_bytes = handed.n_bytes};
-      }
     }
+    take_copies_of_shared();
     if (outlook.continues) first_end_ = end_of_split(scheduled, 0);
     take_rooms();
     for (size_t d = 0; d < state.arenas.size(); ++d) peaks_[d].bytes = state.arenas[d].extent();
@@ -77,13 +75,8 @@ class Replay {
       }
       const Instance& handed = at(holder(next, home(next)), home(next));
       state_.handed[b] = {.home = home(next), .offset = handed.offset, .n_bytes = handed.n_bytes};
-      if (static_cast<Beside>(b) != Beside::shared || !shared().passes()) continue;
-      for_each_copy(next, [&](Where place) {
-        if ((outlook_.whole_reads & place_bit(place)) == 0) return;
-        state_.handed[b].copy_place = place;
-        state_.handed[b].copy_offset = at(next, place).offset;
-      });
     }
+    leave_copies_of_shared();
     return peaks_;
   }
 
@@ -113,13 +106,32 @@ class Replay {
     at(value, place) = instance;
   }
 
-  void take_rooms() {
-    auto room = state_.rooms.begin();
-    for (size_t v = 0; v < block_.values.size() && room != state_.rooms.end(); ++v) {
-      if (!block_.values[v].is_room) continue;
-      at(static_cast<int32_t>(v), homes_[v]) = {.readers = 0, .offset = *room++, .n_bytes = block_.values[v].n_bytes};
+  void take_copies_of_shared() {
+    if (shared().in == kNoValue) return;
+    for (size_t p = 0; p < n_places_; ++p) {
+      if (state_.shared_copies[p] == kNowhere) continue;
+      const int64_t n_bytes = state_.handed[static_cast<size_t>(Beside::shared)].n_bytes;
+      at(shared().in, static_cast<Where>(p)) = {.readers = 0, .offset = state_.shared_copies[p], .n_bytes = n_bytes};
     }
-    state_.rooms.erase(state_.rooms.begin(), room);
+  }
+
+  void leave_copies_of_shared() {
+    std::fill(state_.shared_copies.begin(), state_.shared_copies.end(), kNowhere);
+    const int32_t next = shared().out;
+    if (next == kNoValue) return;
+    for_each_copy(next, [&](Where place) {
+      if (is_read_later(place)) state_.shared_copies[static_cast<size_t>(place)] = at(next, place).offset;
+    });
+  }
+
+  void take_rooms() {
+    auto offset = state_.rooms.begin();
+    for (const int32_t leaf : block_.leaves) {
+      if (!value_of(leaf).is_room) continue;
+      if (offset == state_.rooms.end()) break;
+      at(leaf, home(leaf)) = {.readers = 0, .offset = *offset++, .n_bytes = value_of(leaf).n_bytes};
+    }
+    state_.rooms.erase(state_.rooms.begin(), offset);
   }
 
   void count_readers() {
@@ -129,7 +141,7 @@ class Replay {
       if (copies_rope_factors(scheduled_, i)) ++rope_factor_readers_[index(scheduled.device)];
       for_each_input(block_.operations[i], [&](int32_t value) {
         const Where place = read_in(value, scheduled);
-        count_read(value, place, is_handed_on(value) && is_ahead(i));
+        count_read(value, place, was_copied_ahead(value) && is_ahead(i));
       });
     }
     for (const FusedRun& run : scheduled_.fused) count_read(run.value, fused_in(scheduled_, run));
@@ -138,11 +150,13 @@ class Replay {
     };
     if (shared().passes()) {
       for_each_copy(shared().in, [&](Where place) {
-        if ((outlook_.whole_reads & place_bit(place)) != 0) ++at(shared().in, place).readers;
+        if (is_read_later(place)) ++at(shared().in, place).readers;
       });
     }
     hand_on(block_.residual_out);
-    for (const Handed& handed : block_.handed) hand_on(handed.out);
+    for (const Handed& handed : block_.handed) {
+      if (&handed != &shared() || !outlook_.drops_shared) hand_on(handed.out);
+    }
     for (size_t v = 0; v < block_.values.size(); ++v) {
       const auto value = static_cast<int32_t>(v);
       if (block_.values[v].is_kept) count_read(value, home(value));
@@ -151,8 +165,13 @@ class Replay {
 
   // The operation was already in the split in which the block before ended: what it reads from elsewhere has been copied there.
   [[nodiscard]] bool is_ahead(size_t operation) const { return operation < first_end_; }
-  [[nodiscard]] bool is_handed_on(int32_t value) const { return value != shared().in && part_of_handed(scheduled_, value).has_value(); }
+  [[nodiscard]] bool was_copied_ahead(int32_t value) const {
+    if (viewed_input(scheduled_, value) != GraphInput::none) return true;
+    return value != shared().in && part_of_handed(scheduled_, value).has_value();
+  }
   [[nodiscard]] const Handed& shared() const { return block_.handed[static_cast<size_t>(Beside::shared)]; }
+
+  [[nodiscard]] bool is_read_later(Where place) const { return (outlook_.whole_reads & place_bit(place)) != 0; }
 
   // Where a value is, or will be, besides its home.
   template <typename Visit>
@@ -194,12 +213,17 @@ class Replay {
     }
   }
 
-  void add(int32_t value, Where place) {
+  void add_copy(int32_t value, Where place) {
+    const int64_t n_bytes = value_of(value).n_bytes;
+    at(value, place) = {.readers = at(value, place).readers, .offset = allocate_copy(place, n_bytes), .n_bytes = n_bytes};
+  }
+
+  void add_result(int32_t value, const ScheduledOperation& scheduled) {
     const Value& v = value_of(value);
-    Instance& instance = at(value, place);
-    const bool is_copy = home(value) != place;
-    instance.n_bytes = v.n_bytes + (place != Where::cpu && !is_copy ? v.gpu_scratch_bytes : 0);
-    instance.offset = is_copy ? allocate_copy(place, instance.n_bytes) : allocate(place, instance.n_bytes);
+    Instance& instance = at(value, place_on(scheduled.device));
+    instance.n_bytes = v.n_bytes;
+    if (is_gpu(scheduled.device)) instance.n_bytes += v.gpu_scratch_bytes + (scheduled.copies_cache ? v.gpu_scratch_of_copies : 0);
+    instance.offset = allocate(place_on(scheduled.device), instance.n_bytes);
   }
 
   void release(int32_t value, Where place) {
@@ -280,12 +304,12 @@ class Replay {
       release(value, Where::cpu);
     } else if (at(value, place).offset != kNowhere) {
       return;
-    } else if (is_ahead && is_handed_on(value)) {
+    } else if (is_ahead && was_copied_ahead(value)) {
       at(value, place).offset = take_ahead();
       at(value, place).n_bytes = value_of(value).n_bytes;
     } else {
       release(holder(value, home(value)), home(value));
-      add(value, place);
+      add_copy(value, place);
     }
   }
 
@@ -294,7 +318,13 @@ class Replay {
     auto copy = outlook_.ahead.copies.begin();
     const auto copy_up_to = [&](int32_t n_inputs) {
       for (; opens && copy != outlook_.ahead.copies.end() && copy->n_inputs_before <= n_inputs; ++copy) {
-        state_.ahead.push_back(allocate_copy(place_on(device_of(scheduled_.last_lane)), copy->n_bytes));
+        const Where place = place_on(device_of(scheduled_.last_lane));
+        if (copy->is_whole) {
+          if (at(shared().out, place).offset == kNowhere) add_copy(shared().out, place);
+        } else {
+          state_.ahead.push_back(allocate_copy(place, copy->n_bytes));
+          if (copy->viewed != GraphInput::none) release_input(copy->viewed, Where::cpu);
+        }
       }
     };
     int32_t n_inputs = 0;
@@ -386,8 +416,8 @@ class Replay {
     if (operation.is_view) return end_fused(i);
     const ScheduledOperation& scheduled = scheduled_.operations[i];
     if (is_gpu(scheduled.device) && state_.uncast != 0) cast_inputs_of(operation);
-    const Where home = place_on(scheduled.device);
-    if (operation.output != kNoValue && !is_written_over(operation) && !reuse(operation, home)) add(operation.output, home);
+    if (operation.output != kNoValue && !is_written_over(operation) && !reuse(operation, scheduled))
+      add_result(operation.output, scheduled);
     for (const int32_t operand : operation.inputs) {
       if (operand == kNoValue) break;
       if (is_value(operand)) {
@@ -423,12 +453,29 @@ class Replay {
     return scheduled_.bases[static_cast<size_t>(operation.output)] != operation.output;
   }
 
-  bool reuse(const Operation& operation, Where place) {
+  // A graph input, or the copy of one, that nobody reads afterwards.
+  bool reuse_input(int32_t value, int32_t output, Where lane) {
+    const GraphInput input = value_of(value).input;
+    int64_t& offset = input_offset(input, lane);
+    const bool is_last = !outlook_.pipeline && (outlook_.last_reads[lane] & input_bit(input)) != 0;
+    if (!is_last || offset < 0 || at(value, lane).readers != 1 || (lane == Where::cpu && is_copied_ahead(input))) return false;
+    at(output, place_on(device_of(lane))) = {
+        .readers = at(output, place_on(device_of(lane))).readers, .offset = offset, .n_bytes = value_of(output).n_bytes};
+    offset = kNowhere;
+    return true;
+  }
+
+  bool reuse(const Operation& operation, const ScheduledOperation& scheduled) {
+    const Where place = place_on(scheduled.device);
     const int64_t n_bytes = value_of(operation.output).n_bytes;
     for (size_t i = 0; i < operation.inputs.size(); ++i) {
       const int32_t value = operation.inputs[i];
       if ((operation.overwrites >> i & 1) == 0) continue;
       if (holder(value, place) != value) continue;  // never through a view
+      if (is_input(value)) {
+        if (reuse_input(value, operation.output, read_in(value, scheduled))) return true;
+        continue;
+      }
       Instance& parent = at(value, place);
       if (parent.offset < 0 || parent.readers != 1) continue;
       Instance& output = at(operation.output, place);
@@ -471,6 +518,7 @@ ReplayState::ReplayState(int n_gpu) {
   for (int gpu = 0; gpu < n_gpu; ++gpu) arenas.emplace_back(kGpuAlignment);
   inputs.resize(static_cast<size_t>(std::max(Where::cpu, pinned_on(n_gpu - 1))) + 1);
   for (InputOffsets& offsets : inputs) offsets.fill(kNowhere);
+  shared_copies.assign(inputs.size(), kNowhere);
 }
 
 ReplayPeaks replay(const ScheduledBlock& scheduled, const ReplayOutlook& outlook, const InputBytes& input_bytes, ReplayState& state) {

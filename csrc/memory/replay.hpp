@@ -54,12 +54,10 @@ struct ReplayState {
     Where home = Where::cpu;
     int64_t offset = kNowhere;
     int64_t n_bytes = 0;
-    // Of the whole, which later blocks read in the same place.
-    Where copy_place = Where::cpu;
-    int64_t copy_offset = kNowhere;
     bool operator==(const HandedOn&) const = default;
   };
   std::array<HandedOn, kHandedCount> handed{};  // by Beside
+  std::vector<int64_t> shared_copies;           // by place: of the whole of what is shared, which later blocks read there
   std::vector<int64_t> rooms{};                 // offsets of those that later blocks read first, in their order
   std::vector<int64_t> ahead{};                 // offsets of what was copied when the split began and is not read yet
   Arrivals here{};                              // for the split that runs
@@ -78,6 +76,7 @@ struct ReplayOutlook {
   ReadsAhead ahead{};                      // what later blocks read in the split in which this block ends: copied when it starts
   uint32_t whole_reads = 0;                // by later blocks
   std::array<bool, kHandedCount> ends{};   // and then nobody reads the original of what is handed on
+  bool drops_shared = false;               // later blocks read no more of what is shared than the copies that there are
   const StreamedCopies* last = nullptr;    // for the split in which this block ends, later blocks included
   const StreamedCopies* behind = nullptr;  // for the split behind that one
   PerPlace<InputBits> last_reads{};        // inputs that are read in a place here for the last time; the host's also by being copied

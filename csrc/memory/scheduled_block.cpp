@@ -61,12 +61,30 @@ int64_t cache_copy_bytes(const ScheduledBlock& scheduled, size_t i, int32_t oper
   return cache.n_bytes + (is_gpu(scheduled.operations[i].device) ? cache.gpu_padding_bytes : 0);
 }
 
+GraphInput viewed_input(const ScheduledBlock& scheduled, int32_t value) {
+  const int32_t base = scheduled.bases[static_cast<size_t>(value)];
+  return base != value ? scheduled.block->values[static_cast<size_t>(base)].input : GraphInput::none;
+}
+
 std::optional<Beside> part_of_handed(const ScheduledBlock& scheduled, int32_t value) {
   for (size_t b = 0; b < kHandedCount; ++b) {
     const int32_t in = scheduled.block->handed[b].in;
     if (in != kNoValue && scheduled.bases[static_cast<size_t>(value)] == in) return static_cast<Beside>(b);
   }
   return std::nullopt;
+}
+
+void ScheduledBlock::hand_on_shared(Neighbours& neighbours) const {
+  const Handed& shared = block->handed[static_cast<size_t>(Beside::shared)];
+  if (!shared.passes()) {
+    neighbours.shared_home.reset();
+    if (shared.out != kNoValue) neighbours.shared_home = device_of(homes[static_cast<size_t>(shared.out)]);
+    neighbours.shared_copies = 0;
+    return;
+  }
+  for (const ScheduledOperation& operation : operations) {
+    if ((whole_reads & place_bit(place_on(operation.device))) != 0) neighbours.shared_copies |= device_bit(operation.device);
+  }
 }
 
 Where fused_in(const ScheduledBlock& scheduled, const FusedRun& run) {
@@ -140,14 +158,26 @@ ScheduledBlock schedule_block(const Block& block, const BlockPlacement& placemen
       const Value& v = block.values[static_cast<size_t>(operand)];
       if (v.is_room) result.homes[static_cast<size_t>(operand)] = place_on(scheduled.device);
       if (const std::optional<Beside> of = part_of_handed(result, operand)) {
-        if (operand == block.handed[static_cast<size_t>(Beside::shared)].in) {
+        const bool is_whole = operand == block.handed[static_cast<size_t>(Beside::shared)].in;
+        const bool is_new = std::find(handed_reads.begin(), handed_reads.end(), operand) == handed_reads.end();
+        if (is_new) handed_reads.push_back(operand);
+        if (is_new && first_split) result.first_split.add({.n_bytes = v.n_bytes, .of = of, .is_whole = is_whole});
+        if (is_whole) {
           result.whole_reads |= place_bit(place_on(scheduled.device));
           continue;
         }
-        const bool is_new = std::find(handed_reads.begin(), handed_reads.end(), operand) == handed_reads.end();
-        if (is_new) handed_reads.push_back(operand);
-        if (is_new && first_split) result.first_split.add({.n_bytes = v.n_bytes, .of = of});
         result.reads_later[static_cast<size_t>(*of)] |= !first_split;
+      }
+      if (const GraphInput viewed = viewed_input(result, operand); viewed != GraphInput::none) {
+        const bool is_new = std::find(handed_reads.begin(), handed_reads.end(), operand) == handed_reads.end();
+        if (scheduled.device == Device::host || !is_new) {
+          result.inputs[Where::cpu] |= scheduled.device == Device::host ? input_bit(viewed) : 0;
+          continue;
+        }
+        handed_reads.push_back(operand);
+        if (first_split) result.first_split.add({.n_bytes = v.n_bytes, .viewed = viewed});
+        if (!first_split) result.viewed_later |= input_bit(viewed);
+        continue;
       }
       if (!v.is_input) continue;
       const Where place = place_of(v.input, scheduled.lane, cast_inputs);

@@ -30,12 +30,15 @@ class PerPlace {
   std::array<T, static_cast<size_t>(pinned_on(kMaxGpus - 1)) + 1> values_{};
 };
 
-// What a split that goes on beyond its block will read from elsewhere, as far as that is no graph input: a part of what the blocks pass on
-// beside the residual, or of a cache that several layers read.
+// What a split that goes on beyond its block will read from elsewhere, as far as that is no graph input: of what the blocks pass on beside
+// the residual a part, of which every reader has a copy, or the whole, of which there is one for all readers in a place; a part of a cache
+// that several layers read; or a view of a graph input, which like any view is copied for its reader.
 struct CopyAhead {
   int32_t n_inputs_before = 0;  // graph inputs of the list that are read before it
   int64_t n_bytes = 0;
-  std::optional<Beside> of{};  // of a cache where there is none
+  std::optional<Beside> of{};
+  bool is_whole = false;
+  GraphInput viewed = GraphInput::none;
   bool operator==(const CopyAhead&) const = default;
 };
 
@@ -44,12 +47,23 @@ struct ReadsAhead {
   InputList inputs{};
   std::vector<CopyAhead> copies{};
 
-  void add(const CopyAhead& copy) { copies.push_back({inputs.size(), copy.n_bytes, copy.of}); }
+  void add(CopyAhead copy) {
+    copy.n_inputs_before = inputs.size();
+    copies.push_back(copy);
+  }
   void append(const ReadsAhead& behind);
-  [[nodiscard]] bool reads(Beside of) const {
-    return std::any_of(copies.begin(), copies.end(), [&](const CopyAhead& copy) { return copy.of == of; });
+  [[nodiscard]] bool reads_part(Beside of) const {
+    return std::any_of(copies.begin(), copies.end(), [&](const CopyAhead& copy) { return copy.of == of && !copy.is_whole; });
+  }
+  [[nodiscard]] bool reads_whole() const {
+    return std::any_of(copies.begin(), copies.end(), [](const CopyAhead& copy) { return copy.is_whole; });
   }
   [[nodiscard]] InputBits bits() const { return inputs.bits(); }
+  [[nodiscard]] InputBits viewed() const {
+    InputBits bits = 0;
+    for (const CopyAhead& copy : copies) bits |= copy.viewed != GraphInput::none ? input_bit(copy.viewed) : 0;
+    return bits;
+  }
   bool operator==(const ReadsAhead&) const = default;
 };
 
@@ -76,6 +90,7 @@ struct ScheduledBlock {
   std::vector<int32_t> bases;                    // by value: what a view looks into, else the value itself
   PerPlace<InputBits> inputs{};                  // graph inputs that are read in each place
   ReadsAhead first_split{};                      // what the first split reads; of what is handed on as if it were elsewhere
+  InputBits viewed_later = 0;                    // of which views are copied behind the first split
   uint32_t whole_reads = 0;                      // one bit per place: where all of what is shared is read at once
   std::array<bool, kHandedCount> reads_later{};  // of that, behind the first split
   InputBits cast_inputs = 0;                     // masks that their first reader on the GPU casts from f32 to f16, for all lanes
@@ -87,11 +102,16 @@ struct ScheduledBlock {
   std::vector<FusedRun> fused;                   // those that nothing interrupts, by the operation that they live until
   Where first_lane = Where::cpu;                 // of its first operation; an encoder's head has none
   Where last_lane = Where::cpu;
+
+  // Tells the block behind where it finds what layers share.
+  void hand_on_shared(Neighbours& neighbours) const;
 };
 // `cache_bytes`: of each tensor of the layer's KV or state. `cast_inputs`: see above.
 [[nodiscard]] ScheduledBlock schedule_block(const Block& block, const BlockPlacement& placement, const Neighbours& neighbours,
                                             const std::vector<int64_t>& cache_bytes, InputBits cast_inputs);
 
+// The graph input into which the value is a view, `none` where it is no such.
+[[nodiscard]] GraphInput viewed_input(const ScheduledBlock& scheduled, int32_t value);
 // What is handed on of which the value is a part.
 [[nodiscard]] std::optional<Beside> part_of_handed(const ScheduledBlock& scheduled, int32_t value);
 [[nodiscard]] size_t end_of_split(const ScheduledBlock& scheduled, size_t first);

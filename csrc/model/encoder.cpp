@@ -12,8 +12,9 @@ namespace pshard {
 namespace {
 
 const EncoderKind* kind_of(const Encoder& encoder) {
-  const std::array of_images{kinds_of_images(), kinds_of_grouped_images(), kinds_of_convolutions()};
-  const std::array of_sound{kinds_of_sound(), kinds_of_conformers()};
+  const std::array of_images{kinds_of_images(), kinds_of_rotated_images(), kinds_of_grouped_images(), kinds_of_queries(),
+                             kinds_of_convolutions()};
+  const std::array of_sound{kinds_of_sound(), kinds_of_conformers(), kinds_of_voices()};
   const std::span<const std::span<const EncoderKind>> files =
       encoder.is_of_sound ? std::span<const std::span<const EncoderKind>>(of_sound) : of_images;
   for (const std::span<const EncoderKind> kinds : files) {

@@ -24,6 +24,7 @@ struct EncoderInput {
   int64_t width = 0;
   int64_t height = 0;
   int64_t n_images = 1;
+  int64_t tile_columns = 0;  // of an image that comes in tiles, one above the other, the whole of it first (Granite 4)
   bool flash_attn = true;
 };
 

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "model/encoder_kinds.hpp"
+#include "model/encoder_queries.hpp"
 
 namespace pshard {
 
@@ -188,26 +189,6 @@ Node gemma4a(EncoderGraph& g) {
   x = g.rms(x);
   if (const Tensor* scale = g.find("mm.a.soft_emb_norm")) x = g.mul(x, *scale);
   return g.has("mm.a.input_projection") ? g.linear("mm.a.input_projection", x) : x;
-}
-
-// A Q-Former: queries look at themselves, then at what they are to sum up, window by window.
-Node query_former(EncoderGraph& g, const std::string& layer, Node queries, Node seen, int64_t n_head) {
-  const int64_t n = g.ne(queries, 0);
-  const std::array<int64_t, 4> shape = g.layout(queries).ne;
-  const auto attended = [&](const std::string& part, Node keys) {
-    const auto heads = [&](std::string_view name, Node x) {
-      const Node out = g.linear(layer + part + std::string(name), x);
-      return g.reshape(out, n / n_head, n_head, g.ne(x, 1), g.ne(x, 2));
-    };
-    const Node q = heads("_q", queries);
-    const Node k = heads("_k", keys);
-    const Node v = heads("_v", keys);
-    const Node out = g.reshape(g.attend(layer + part + "_out", q, k, v), n, shape[1], shape[2]);
-    return g.norm(layer + part + "_norm", g.add(out, queries), NormKind::layer);
-  };
-  queries = attended("self_attn", queries);
-  queries = attended("cross_attn", seen);
-  return g.norm(layer + "ffn_norm", g.add(g.ffn(layer + "ffn_up", layer + "ffn_down", queries), queries), NormKind::layer);
 }
 
 // Attention within chunks of frames; distances within one are looked up.

@@ -129,6 +129,76 @@ Node gemma3nv(EncoderGraph& g) {
   return g.rms(g.linear("mm.input_projection", x));
 }
 
+// --- ConvNeXt (Yasa): x[columns, rows, channels].
+
+// A norm over the channels, of single steps.
+Node norm_in_steps(EncoderGraph& g, std::string_view name, Node x) {
+  const Node rows = g.cont(g.permute(x, {2, 1, 0, 3}));
+  const Node centred = g.add(rows, g.sum_rows(rows));
+  const Node deviation = g.map(g.map(g.sum_rows(g.mul(centred, centred))));
+  Node out = g.cont(g.permute(g.div(centred, deviation), {2, 1, 0, 3}));
+  if (const Tensor* weight = g.find(name)) out = g.mul(out, *weight);
+  if (const Tensor* bias = g.find_bias(name)) out = g.add(out, *bias);
+  return out;
+}
+
+Node biased(EncoderGraph& g, std::string_view name, Node x) {
+  const Tensor* bias = g.find_bias(name);
+  return bias != nullptr ? g.add(x, *bias) : x;
+}
+
+// By how strong each channel is in the whole image, against the others.
+Node norm_of_responses(EncoderGraph& g, std::string_view name, Node x) {
+  const std::array<int64_t, 4> shape = g.layout(x).ne;
+  const Node squares = g.reshape(g.mul(x, x), shape[0] * shape[1], shape[2], 1, shape[3]);
+  const Node strength = g.map(g.sum_rows(squares));
+  const Node mean = g.map(g.sum_rows(g.cont(g.permute(strength, {1, 0, 2, 3}))));
+  const Node relative = g.cont(g.permute(g.div(strength, mean), {0, 2, 1, 3}));
+  Node scaled = g.mul(x, relative);
+  if (const Tensor* weight = g.find(name)) scaled = g.mul(scaled, *weight);
+  return g.add(x, biased(g, name, scaled));
+}
+
+Node channels_in_front(EncoderGraph& g, Node x) {
+  return g.cont(g.permute(g.reshape(x, g.ne(x, 0) * g.ne(x, 1), g.ne(x, 2), g.ne(x, 3)), {1, 0, 2, 3}));
+}
+
+Node channels_behind(EncoderGraph& g, Node x, int64_t columns, int64_t rows) {
+  return g.reshape(g.cont(g.permute(x, {1, 0, 2, 3})), columns, rows, g.ne(x, 0), g.ne(x, 2));
+}
+
+Node convnext_block(EncoderGraph& g, const std::string& block, Node x) {
+  const int64_t columns = g.ne(x, 0);
+  const int64_t rows = g.ne(x, 1);
+  Node out = biased(g, block + "dw", g.conv_2d_by_channel(block + "dw", x, 1, 3));
+  out = g.linear(block + "pw1", channels_in_front(g, norm_in_steps(g, block + "ln", out)));
+  out = norm_of_responses(g, block + "grn", g.map(channels_behind(g, out, columns, rows)));
+  out = g.linear(block + "pw2", channels_in_front(g, out));
+  return g.add(x, channels_behind(g, out, columns, rows));
+}
+
+Node yasa2(EncoderGraph& g) {
+  constexpr int64_t kOutputSide = 8;
+  Node x = norm_in_steps(g, "v.patch_ln", biased(g, "v.patch_embd", g.conv_2d("v.patch_embd", g.raw(), g.patch(), 0)));
+  for (int stage = 0;; ++stage) {
+    const std::string name = "v.stage." + std::to_string(stage) + ".";
+    const bool halves = g.has(name + "down.conv");
+    if (!halves && !g.has(name + "blk.0.dw")) break;
+    if (halves) x = biased(g, name + "down.conv", g.conv_2d(name + "down.conv", norm_in_steps(g, name + "down.ln", x), 2, 0));
+    for (int i = 0; g.has(name + "blk." + std::to_string(i) + ".dw"); ++i) {
+      x = convnext_block(g, name + "blk." + std::to_string(i) + ".", x);
+    }
+  }
+  const int64_t columns = g.ne(x, 0);
+  const int64_t rows = g.ne(x, 1);
+  x = channels_in_front(g, x);
+  const Tensor* positions = g.find("v.vision_pos_embed");
+  if (positions != nullptr && positions->shape[1] == g.ne(x, 1)) x = g.add(x, *positions);
+  x = channels_behind(g, x, columns, rows);
+  x = g.pool_2d(x, columns / std::min(kOutputSide, columns), rows / std::min(kOutputSide, rows));
+  return g.ffn("mm.0", "mm.2", channels_in_front(g, x));
+}
+
 // --- SAM, which DeepSeek-OCR puts before its encoder: x[channels, columns, rows, images].
 
 Node partitioned(EncoderGraph& g, Node x, int64_t window) {
@@ -291,8 +361,9 @@ Node deepseekocr2(EncoderGraph& g) {
   return g.linear("mm.model.fc", answers);
 }
 
-constexpr std::array<EncoderKind, 3> kKinds{{
+constexpr std::array<EncoderKind, 4> kKinds{{
     {"gemma3nv", gemma3nv},
+    {"yasa2", yasa2},
     {"deepseekocr", deepseekocr},
     {"deepseekocr2", deepseekocr2},
 }};

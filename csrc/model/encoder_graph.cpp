@@ -1,5 +1,6 @@
 #include "model/encoder_graph.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <set>
 #include <stdexcept>
@@ -83,14 +84,9 @@ Node EncoderGraph::given_input(const Layout& layout) {
 
 Node EncoderGraph::raw(int64_t channels) { return floats({input_.width, input_.height, channels, input_.n_images}); }
 
-Node EncoderGraph::indices(int64_t n) { return given_input(Layout::packed({n, 1, 1, 1}, kI32)); }
+Node EncoderGraph::indices(int64_t n, int64_t n_rows) { return given_input(Layout::packed({n, n_rows, 1, 1}, kI32)); }
 
 Node EncoderGraph::floats(std::array<int64_t, 4> ne) { return given_input(Layout::packed(ne)); }
-
-Node EncoderGraph::blank(std::array<int64_t, 4> ne) {
-  block().residual_in = given(Layout::packed(ne));
-  return block().residual_in;
-}
 
 Node EncoderGraph::cont(const Operand& x, std::array<int64_t, 4> ne) {
   if (x.weight == nullptr) return cont(x.node, ne);
@@ -224,6 +220,17 @@ Node EncoderGraph::conv_1d(std::string_view name, Node x, int64_t stride, int64_
   return reshape(made, n, kernel.shape[2], ne(x, 2));
 }
 
+Node EncoderGraph::flat_product(const Tensor& kernel, Node columns) {
+  const int64_t n = kernel.shape[2] * kernel.shape[3];
+  const Node made = fresh(OpKind::mul_mat, {kWeight, columns}, Layout::packed({n, ne(columns, 1), 1, 1}), &kernel);
+  Operation& product = operation(made);
+  product.n = n;
+  product.k = ne(columns, 0);
+  product.m = ne(columns, 1);
+  product.flop = 2.0 * static_cast<double>(product.n) * static_cast<double>(product.k) * static_cast<double>(product.m);
+  return made;
+}
+
 Node EncoderGraph::unfold(const Operand& kernel, Node x, int64_t side, const DataType& type) {
   const Layout out = Layout::packed({side * side * ne(x, 2), ne(x, 0) / side, ne(x, 1) / side, ne(x, 3)}, type);
   return fresh(OpKind::copy, {kernel.weight != nullptr ? kWeight : kernel.node, x}, out, kernel.weight);
@@ -238,6 +245,12 @@ Node EncoderGraph::pad(Node x, std::array<int64_t, 4> more) {
   for (size_t i = 0; i < out.size(); ++i) out.at(i) += more.at(i);
   return fresh(OpKind::copy, {x}, Layout::packed(out, layout(x).type));
 }
+
+Node EncoderGraph::as_image(Node x) { return cont(transpose(x), {columns(), rows(), ne(x, 0), n_images()}); }
+
+Node EncoderGraph::as_rows(Node x) { return cont(transpose(reshape(x, ne(x, 0) * ne(x, 1), ne(x, 2), ne(x, 3)))); }
+
+Node EncoderGraph::channels_first(Node x) { return cont(permute(reshape(x, ne(x, 0), columns(), rows()), {2, 0, 1, 3})); }
 
 Node EncoderGraph::patches() {
   const Node convolved = conv_2d("v.patch_embd", raw(), patch_, 0);
@@ -296,6 +309,35 @@ Node EncoderGraph::heads(Node x, int64_t n_head, int64_t n_positions, int64_t n_
   return reshape(x, head_dim_, n_head, n_positions, n_batch);
 }
 
+Node EncoderGraph::layer_ffn(int64_t index, Node x, int activations) {
+  const auto name = [&](std::string_view part) { return layer_name(index, part); };
+  // Older files have the names of the two projections the wrong way round.
+  const bool is_swapped = require(name("ffn_down")).shape[0] == n_embd_ && require(name("ffn_up")).shape[0] != n_embd_;
+  const std::string up = name(is_swapped ? "ffn_down" : "ffn_up");
+  const std::string down = name(is_swapped ? "ffn_up" : "ffn_down");
+  return ffn(up, down, x, activations, name("ffn_gate"));
+}
+
+// Sigmoid gating, the weights of the chosen ones normalised.
+Node EncoderGraph::layer_experts(int64_t index, Node x) {
+  const auto weight = [&](std::string_view part) -> const Tensor& { return require(layer_name(index, part)); };
+  const Tensor& gates = weight("ffn_gate_exps");
+  const int64_t n_expert = gates.shape[2];
+  const int64_t used = std::min(number("expert_used_count"), n_expert);
+  const int64_t n = ne(x, 1);
+  const Node probabilities = map(mul_mat(weight("ffn_gate_inp"), x));
+  const Tensor* bias = find(layer_name(index, "exp_probs_b"));
+  const Node ranked = bias != nullptr ? add(probabilities, *bias) : probabilities;
+  const Node sorted = fresh(OpKind::elementwise, {ranked}, Layout::packed({n_expert, n, 1, 1}, kI32));
+  const Node chosen = slice(sorted, used);
+  Node weights = reshape(get_rows(reshape(probabilities, 1, n_expert, n), chosen), used, n);
+  weights = reshape(div(weights, sum_rows(weights)), 1, used, n);
+  const Node in = reshape(x, ne(x, 0), 1, n);
+  const Node gate = map(mul_mat_id(gates, in, chosen));
+  const Node activated = mul(gate, mul_mat_id(weight("ffn_up_exps"), in, chosen));
+  return sum_of_experts(mul_mat_id(weight("ffn_down_exps"), activated, chosen), weights);
+}
+
 Node EncoderGraph::layer(int64_t index, Node x, int64_t n_positions, int64_t n_batch, const LayerStyle& style) {
   const auto name = [&](std::string_view part) { return layer_name(index, part); };
   Node current = norm(name("ln1"), x, style.norm);
@@ -340,15 +382,13 @@ Node EncoderGraph::layer(int64_t index, Node x, int64_t n_positions, int64_t n_b
   const Node mask = style.mask ? style.mask(index) : kNoValue;
   const Tensor* sinks = mask != kNoValue && !style.sinks.empty() ? &require(name(style.sinks)) : nullptr;
   current = attend(name("attn_out"), q, k, v, mask, sinks);
+  if (style.reshapes_attention) current = GraphWriter::reshape(current, layout(x).ne);
   if (const Tensor* scale = find(name("ls1"))) current = mul(current, *scale);
   if (has(name("attn_post_norm"))) current = norm(name("attn_post_norm"), current, style.norm);
   x = add(current, x);
+  if (style.attended) style.attended(index, x);
   current = norm(name("ln2"), x, style.norm);
-  // Older files have the names of the two projections the wrong way round.
-  const bool is_swapped = require(name("ffn_down")).shape[0] == n_embd_ && require(name("ffn_up")).shape[0] != n_embd_;
-  const std::string up = name(is_swapped ? "ffn_down" : "ffn_up");
-  const std::string down = name(is_swapped ? "ffn_up" : "ffn_down");
-  current = ffn(up, down, current, style.activations, name("ffn_gate"));
+  current = has(name("ffn_gate_exps")) ? layer_experts(index, current) : layer_ffn(index, current, style.activations);
   if (has(name("ffn_post_norm"))) current = norm(name("ffn_post_norm"), current, style.norm);
   if (const Tensor* scale = find(name("ls2"))) current = mul(current, *scale);
   x = add(x, current);

@@ -7,11 +7,10 @@
 #include <string_view>
 
 #include "model/encoder.hpp"
+#include "model/encoder_layer.hpp"
 #include "model/graph_writer.hpp"
 
 namespace pshard {
-
-enum class NormKind : uint8_t { layer, rms };
 
 // A node, or a weight as it lies in the file.
 struct Operand {
@@ -24,17 +23,6 @@ struct Operand {
   [[nodiscard]] bool exists() const { return node != kNoValue || weight != nullptr; }
 };
 
-// How a kind's transformer layers differ from the plain ones.
-struct LayerStyle {
-  NormKind norm = NormKind::layer;
-  int activations = 1;                 // operations of an activation without gate (a squared ReLU: 2)
-  std::function<Node(Node)> rotate{};  // of queries and keys, by position
-  bool norms_values = false;
-  std::function<Node(int64_t)> mask{};  // of a layer, by index; kNoValue: it sees everything
-  std::string_view sinks{};             // tensor of masked layers
-  std::string_view post_norm{};         // behind the layers; by default "v.post_ln" or "a.post_ln"
-};
-
 class EncoderGraph : public GraphWriter {
  public:
   EncoderGraph(const Encoder& encoder, const EncoderInput& input);
@@ -43,6 +31,7 @@ class EncoderGraph : public GraphWriter {
   [[nodiscard]] int64_t width() const { return input_.width; }
   [[nodiscard]] int64_t height() const { return input_.height; }
   [[nodiscard]] int64_t n_images() const { return input_.n_images; }
+  [[nodiscard]] int64_t tile_columns() const { return input_.tile_columns; }
   [[nodiscard]] bool flash_attn() const { return input_.flash_attn; }
 
   // A number of the file, or what llama.cpp takes where it has none; without `otherwise` it must be there.
@@ -67,10 +56,8 @@ class EncoderGraph : public GraphWriter {
   [[nodiscard]] std::string layer_name(int64_t layer, std::string_view part) const;
 
   Node raw(int64_t channels = 3);
-  Node indices(int64_t n);
+  Node indices(int64_t n, int64_t n_rows = 1);
   Node floats(std::array<int64_t, 4> ne);
-  // Memory that nobody fills, as ggml gives a tensor without an operation: there before the pass. One in a block.
-  Node blank(std::array<int64_t, 4> ne);
 
   using GraphWriter::add;
   using GraphWriter::concat;
@@ -94,6 +81,9 @@ class EncoderGraph : public GraphWriter {
   Node plain_norm(Node x, NormKind kind);
   Node ffn(std::string_view up, std::string_view down, Node x, int activations = 1, std::string_view gate = {});
 
+  // The kernel as a matrix with a row for each of its results.
+  Node flat_product(const Tensor& kernel, Node columns);
+
   // x[columns, rows, channels, images], and so the results. Columns are unfolded and multiplied; the direct ones are one operation.
   Node conv_2d(std::string_view name, Node x, int64_t stride, int64_t padding);
   Node conv_2d_direct(std::string_view name, Node x, int64_t stride, int64_t padding);
@@ -103,6 +93,11 @@ class EncoderGraph : public GraphWriter {
   Node unfold(const Operand& kernel, Node x, int64_t side, const DataType& type);
   Node pool_2d(Node x, int64_t columns, int64_t rows);
   Node pad(Node x, std::array<int64_t, 4> more);
+
+  // [n, positions, images] as an image again: [columns, rows, n, images]; and back.
+  Node as_image(Node x);
+  Node as_rows(Node x);
+  Node channels_first(Node x);  // [columns, rows, n] as [n, columns, rows]
 
   Node patches();  // of the image, one per column: [n_embd, n_patches, images]
   // Two kernels for two frames, both of which see a still image; patches are then ordered by groups of 2 x 2.
@@ -132,6 +127,8 @@ class EncoderGraph : public GraphWriter {
   [[nodiscard]] DataType column_type(const Tensor& kernel) const;
   Node heads(Node x, int64_t n_head, int64_t n_positions, int64_t n_batch);
   Node product(Node x, const Tensor& weight, int64_t rows, int64_t n);
+  Node layer_ffn(int64_t index, Node x, int activations);
+  Node layer_experts(int64_t index, Node x);
 
   const Encoder& encoder_;
   EncoderInput input_;

@@ -1,33 +1,15 @@
-// Encoders of images: what each kind makes of the parts in encoder_graph.hpp. Facts are those of llama.cpp's tools/mtmd/models (0c1e57098).
+// Encoders of images that learn their patches' positions from a table. Facts are those of llama.cpp's tools/mtmd/models (0c1e57098).
 #include <algorithm>
 #include <array>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "model/encoder_kinds.hpp"
 
 namespace pshard {
 
 namespace {
-
-// Side by side in two dimensions: what is there, and positions along both.
-struct Positions2d {
-  Node down = kNoValue;
-  Node across = kNoValue;
-};
-Positions2d positions_2d(EncoderGraph& g, int64_t n) {
-  const Node down = g.indices(n);
-  return {.down = down, .across = g.indices(n)};
-}
-
-// [n, positions, images] as an image again: [columns, rows, n, images].
-Node as_image(EncoderGraph& g, Node x) { return g.cont(g.transpose(x), {g.columns(), g.rows(), g.ne(x, 0), g.n_images()}); }
-
-// And back: [columns, rows, n, images] as [n, positions, images].
-Node as_rows(EncoderGraph& g, Node x) { return g.cont(g.transpose(g.reshape(x, g.ne(x, 0) * g.ne(x, 1), g.ne(x, 2), g.ne(x, 3)))); }
-
-// The same, without images: [columns, rows, n] with the channels in front.
-Node channels_first(EncoderGraph& g, Node x) { return g.cont(g.permute(g.reshape(x, g.ne(x, 0), g.columns(), g.rows()), {2, 0, 1, 3})); }
 
 // SigLIP and its like.
 Node siglip(EncoderGraph& g) {
@@ -38,8 +20,8 @@ Node siglip(EncoderGraph& g) {
 }
 
 Node gemma3(EncoderGraph& g) {
-  const Node pooled = g.pool_2d(as_image(g, siglip(g)), g.number("projector.scale_factor", 4), g.number("projector.scale_factor", 4));
-  Node out = g.rms(as_rows(g, pooled));
+  const Node pooled = g.pool_2d(g.as_image(siglip(g)), g.number("projector.scale_factor", 4), g.number("projector.scale_factor", 4));
+  Node out = g.rms(g.as_rows(pooled));
   out = g.mul(out, g.require("mm.soft_emb_norm"));
   const Tensor& projection = g.require("mm.input_projection");
   return g.mul_mat(g.cont(Operand(projection), {projection.shape[1], projection.shape[0], 1, 1}), out);
@@ -153,57 +135,6 @@ Node glm_edge(EncoderGraph& g) {
   return g.concat(g.concat(g.require("adapter.boi"), x, 1), g.require("adapter.eoi"), 1);
 }
 
-// merge x merge patches in one column. CUDA has no such operation for a kernel that is no more than a shape.
-Node unfolded(EncoderGraph& g, Node x, int64_t merge) {
-  const Node shape = g.view(x, {merge, merge, g.ne(x, 2), 1}, {0, 0, 0});
-  const Node out = g.unfold(shape, x, merge, kF32);
-  g.operation(out).host_only = true;
-  return g.reshape(out, g.ne(out, 0), g.ne(out, 1) * g.ne(out, 2));
-}
-
-Node pixtral(EncoderGraph& g) {
-  const int64_t merge = g.merge(1);
-  const Positions2d at = positions_2d(g, g.n_patches());
-  const Node image = g.patches();
-  Node x = g.transformer(image, g.n_patches(), {.norm = NormKind::rms, .rotate = g.rotation_2d(at.down, at.across)});
-  if (g.has("mm.patch_merger")) {
-    x = g.mul(g.rms(x), g.require("mm.input_norm"));
-    x = g.linear("mm.patch_merger", unfolded(g, channels_first(g, x), merge));
-  }
-  x = g.ffn("mm.1", "mm.2", x);
-  const Tensor* line_break = g.find("v.token_embd.img_break");
-  if (line_break == nullptr) return x;
-  const int64_t columns = g.columns() / merge;
-  const int64_t rows = g.rows() / merge;
-  const int64_t n = g.ne(x, 0);
-  const Node lines = g.reshape(x, n, columns, rows);
-  const Node breaks = g.add(g.map(g.blank({n, 1, rows, 1})), *line_break);
-  const Node all = g.concat(lines, breaks, 1);
-  const int64_t row = g.layout(all).nb[1];
-  return g.view(all, {n, columns * rows + rows - 1, 1, 1}, {row, row, row});
-}
-
-// The table of a stream of tokens that frames the image.
-Node deepseek4v(EncoderGraph& g) {
-  const int64_t merge = g.merge(1);
-  const Node at = g.indices(4 * g.n_patches());
-  const Node image = g.patches();
-  Node x = g.transformer(image, g.n_patches(), {.norm = NormKind::rms, .rotate = g.rotation(at)});
-  x = channels_first(g, x);
-  const int64_t more_columns = (merge - g.columns() % merge) % merge;
-  const int64_t more_rows = (merge - g.rows() % merge) % merge;
-  if (more_columns + more_rows > 0) x = g.pad(x, {more_columns, more_rows, 0, 0});
-  x = g.ffn("mm.1", "mm.2", unfolded(g, x, merge));
-  for (const std::string_view token : {"v.token_embd.img_start", "v.token_embd.img_end", "v.image_newline", "v.token_embd.img_pad"}) {
-    x = g.concat(x, g.require(token), 1);
-  }
-  // Rows with a line break each, an even number of them, in a frame of two tokens; two more where half of them are odd.
-  const int64_t columns = (g.columns() + merge - 1) / merge;
-  const int64_t rows = (g.rows() + merge - 1) / merge;
-  const int64_t n = (rows + rows % 2) * (columns + 1);
-  return g.get_rows(x, g.indices(2 + n + n / 2 % 2 * 2));
-}
-
 Node internvl(EncoderGraph& g) {
   const NormKind kind = g.n_embd() == 3200 && g.n_layer() == 45 ? NormKind::rms : NormKind::layer;
   const Node image = g.patches();
@@ -226,57 +157,6 @@ Node nemotron(EncoderGraph& g) {
   x = g.view(x, {g.n_embd(), g.n_patches(), 1, 1}, {row, row * g.n_patches(), row * g.n_patches()});
   x = g.norm("mm.model.mlp.0", g.merge_patches(x, g.merge(1)), NormKind::rms);
   return g.ffn("mm.model.mlp.1", "mm.model.mlp.3", x, 2);
-}
-
-Node llama4(EncoderGraph& g) {
-  const int64_t n = g.n_patches();
-  const Positions2d at = positions_2d(g, n + 1);
-  const Tensor& kernel = g.require("v.patch_embd");
-  Node x = g.unfold(kernel, g.raw(), g.patch(), kF32);
-  x = g.reshape(g.linear("v.patch_embd", x), g.n_embd(), n);
-  x = g.concat(x, g.require("v.class_embd"), 1);
-  x = g.transformer(x, n + 1, {.rotate = g.rotation_2d(at.across, at.down)}, g.require("v.position_embd"));
-  const int64_t row = g.layout(x).nb[1];
-  x = g.view(x, {g.n_embd(), n, 1, 1}, {row, row * n, row * n});
-  const int64_t merge = g.merge(1);
-  const int64_t wide = g.n_embd() * merge * merge;
-  x = g.permute(g.reshape(x, g.n_embd() * merge, g.columns() / merge, g.rows()), {0, 2, 1, 3});
-  x = g.cont(x, {wide, g.columns() / merge, g.rows() / merge, 1});
-  x = g.cont(x, {wide, n / (merge * merge), 1, 1});
-  x = g.map(g.linear("mm.model.mlp.1", x));
-  x = g.map(g.linear("mm.model.mlp.2", x));
-  return g.linear("mm.model.fc", x);
-}
-
-Node resampler(EncoderGraph& g) {
-  const int64_t n = g.n_patches();
-  const int64_t width = g.require("resampler.proj").shape[0];
-  const Node frequencies = g.floats({width / 4, 1, 1, 1});
-  const Node down = g.floats({1, n, 1, 1});
-  const Node across = g.floats({1, n, 1, 1});
-  const Node chosen = g.look_up(g.require("v.position_embd"), g.indices(n));
-  const Node image = g.transformer(g.patches(), n, {}, chosen);
-  const Tensor& queries = g.require("resampler.query");
-  const Layout query_layout = Layout::packed({queries.shape[0], queries.shape[1], 1, 1});
-  Node q = g.fresh(OpKind::elementwise, {kWeight}, query_layout, &queries);
-  q = g.add(g.mul(q, g.require("resampler.ln_q")), *g.find_bias("resampler.ln_q"));
-  const Node v = g.norm("resampler.ln_kv", g.linear("resampler.kv", image), NormKind::layer);
-  const Node repeated = g.repeat(frequencies, {width / 4, n, 1, 1});
-  const auto waves = [&](Node at) {
-    const Node angles = g.mul(repeated, at);
-    const auto wave = [&] { return g.fresh(OpKind::elementwise, {angles}, g.layout(angles)); };
-    const Node sine = wave();
-    return g.concat(sine, wave(), 0);
-  };
-  const Node x = waves(across);
-  const Node k = g.add(v, g.concat(x, waves(down), 0));
-  constexpr int64_t kHead = 128;
-  const auto heads = [&](Node node) { return g.reshape(node, kHead, width / kHead, g.ne(node, 1)); };
-  q = g.linear("resampler.attn.q", q);
-  const Node key = g.linear("resampler.attn.k", k);
-  const Node value = g.linear("resampler.attn.v", v);
-  const Node out = g.attend("resampler.attn.out", heads(q), heads(key), heads(value));
-  return g.linear("resampler.proj", g.norm("resampler.ln_post", out, NormKind::layer));
 }
 
 // Four neighbours in one row.
@@ -327,90 +207,11 @@ Node minicpmv4_6(EncoderGraph& g) {
   return g.ffn("mm.up", "mm.down", g.norm("mm.input_norm", quarters(g, x, n_out).side_by_side, NormKind::layer));
 }
 
-// Merged patches, normed one by one before they are.
-Node normed_patches(EncoderGraph& g, Node x) {
-  const int64_t merge = g.merge(1);
-  x = g.merge_patches(x, merge);
-  const int64_t wide = g.ne(x, 0);
-  const int64_t n = g.ne(x, 1);
-  x = g.norm("mm.input_norm", g.reshape(x, g.n_embd(), n * merge * merge), NormKind::layer);
-  return g.ffn("mm.1", "mm.2", g.reshape(x, wide, n));
-}
-
-Node kimivl(EncoderGraph& g) {
-  const Positions2d at = positions_2d(g, g.n_patches());
-  const Node image = g.patches();
-  return normed_patches(g, g.transformer(image, g.n_patches(), {.rotate = g.rotation_2d(at.across, at.down)}, g.position_table()));
-}
-
-Node kimik25(EncoderGraph& g) {
-  const Positions2d at = positions_2d(g, g.n_patches());
-  const Tensor& table = g.require("v.position_embd");
-  const std::array<int64_t, 4> flat{g.n_embd(), g.n_patches(), 1, 1};
-  const Node image = g.patches();
-  Node positions = kNoValue;
-  if (g.rows() == table.shape[2] && g.columns() == table.shape[1]) {
-    positions = g.cont(Operand(table), flat);
-  } else {
-    const Layout resized = Layout::packed({g.rows(), g.columns(), g.n_embd(), 1}, table.type);
-    positions = g.cont(g.permute(g.fresh(OpKind::copy, {kWeight}, resized, &table), {2, 1, 0, 3}), flat);
-  }
-  const Node x = g.add(image, positions);
-  return normed_patches(g, g.transformer(x, g.n_patches(), {.rotate = g.rotation_2d(at.across, at.down)}));
-}
-
-Node paddleocr(EncoderGraph& g) {
-  const Node at = g.indices(4 * g.n_patches());
-  const Node image = g.patches();
-  Node x = g.transformer(image, g.n_patches(), {.rotate = g.rotation(at)}, g.position_table());
-  x = g.norm("mm.input_norm", x, NormKind::layer);
-  return g.ffn("mm.1", "mm.2", g.merge_patches(x, g.merge(2)));
-}
-
-Node dots_ocr(EncoderGraph& g) {
-  const Node at = g.indices(4 * g.n_patches());
-  Node x = g.transformer(g.patches(), g.n_patches(), {.norm = NormKind::rms, .rotate = g.rotation(at), .post_norm = "mm.post_norm"});
-  x = g.norm("mm.input_norm", x, NormKind::layer);
-  return g.ffn("mm.0", "mm.2", g.merge_patches(x, g.merge(1)));
-}
-
-// Patches of a scaled image, without a bias.
-Node gemma4v(EncoderGraph& g) {
-  const int64_t n = g.n_patches();
-  Node x = g.conv_2d("v.patch_embd", g.map(g.raw()), g.patch(), 0);
-  x = g.cont(g.transpose(g.reshape(x, n, g.n_embd(), g.n_images())));
-  const Node across = g.indices(n);
-  const Node down = g.indices(n);
-  const Tensor& table = g.require("v.position_embd");
-  x = g.add(x, g.look_up(table, across));
-  x = g.add(x, g.look_up(table, down));
-  g.clamp_products();
-  x = g.transformer(x, n, {.norm = NormKind::rms, .rotate = g.rotation_2d(across, down), .norms_values = true});
-  x = as_rows(g, g.pool_2d(as_image(g, x), g.merge(3), g.merge(3)));
-  x = g.map(x);
-  if (g.has("v.std_bias") && g.has("v.std_scale")) x = g.mul(g.add(x, g.require("v.std_bias")), g.require("v.std_scale"));
-  return g.linear("mm.input_projection", g.rms(x));
-}
-
-// No encoder: patches are projected.
-Node gemma4uv(EncoderGraph& g) {
-  const int64_t side = g.patch() * g.number("projector.scale_factor", 3);
-  g.set_patch(side);
-  const int64_t n = g.n_patches();
-  Node x = g.unfold(g.blank({side, side, 3, 1}), g.raw(), side, kF32);
-  x = g.norm("v.patch_norm.1", g.reshape(x, g.ne(x, 0), n), NormKind::layer);
-  x = g.norm("v.patch_norm.2", g.linear("v.patch_embd", x), NormKind::layer);
-  const Tensor& table = g.require("v.position_embd");
-  x = g.add(x, g.look_up(table, g.indices(n)));
-  x = g.add(x, g.look_up(table, g.indices(n)));
-  return g.linear("mm.input_projection", g.rms(g.norm("v.patch_norm.3", x, NormKind::layer)));
-}
-
 Node hunyuanvl(EncoderGraph& g) {
   const int64_t merge = g.merge(2);
   const Node positions = g.floats({g.n_embd(), g.n_patches(), 1, 1});
   Node x = g.transformer(g.patches(), g.n_patches(), {}, positions);
-  x = channels_first(g, g.norm("mm.pre_norm", x, NormKind::rms));
+  x = g.channels_first(g.norm("mm.pre_norm", x, NormKind::rms));
   x = g.map(g.add(g.conv_2d("mm.0", x, merge, 0), *g.find_bias("mm.0")));
   x = g.add(g.conv_2d("mm.2", x, 1, 0), *g.find_bias("mm.2"));
   const int64_t columns = g.columns() / merge;
@@ -421,44 +222,6 @@ Node hunyuanvl(EncoderGraph& g) {
   x = g.linear("mm.model.fc", x);
   x = g.concat(g.concat(g.require("mm.image_begin"), x, 1), g.require("mm.image_end"), 1);
   return g.norm("mm.post_norm", x, NormKind::rms);
-}
-
-Node muse_glimmer(EncoderGraph& g) {
-  constexpr int64_t kSparse = 4;  // one layer in so many sees everything, and so does the last
-  const int64_t n = g.n_patches();
-  const int64_t merge = g.merge(2);
-  const Positions2d at = positions_2d(g, n);
-  const Node mask = g.floats({n, n, 1, 1});
-  Node x = g.add(g.patches(), g.position_table());
-  x = g.get_rows(x, g.indices(n));
-  const int64_t last = g.n_layer() - 1;
-  x = g.transformer(x, n, {.rotate = g.rotation_2d(at.across, at.down), .mask = [mask, last](int64_t layer) {
-                             return layer == last || (layer + 1) % kSparse == 0 ? kNoValue : mask;
-                           }});
-  x = g.get_rows(g.get_rows(x, g.indices(n)), g.indices(n));
-  const int64_t unit = merge * merge;
-  x = g.cont(g.permute(g.reshape(x, g.n_embd(), unit, n / unit), {1, 0, 2, 3}));
-  x = g.reshape(x, g.n_embd() * unit, n / unit);
-  x = g.map(g.linear("mm.0", x));
-  return g.linear("mm.2", g.map(g.linear("mm.1", x)));
-}
-
-Node step3vl(EncoderGraph& g) {
-  const Positions2d at = positions_2d(g, g.n_patches());
-  const Node image = g.patches();
-  Node x = g.transformer(image, g.n_patches(), {.rotate = g.rotation_2d(at.across, at.down)}, g.position_table());
-  x = g.permute(x, {1, 0, 2, 3});
-  x = g.cont(x, {g.columns(), g.rows(), g.n_embd(), 1});
-  for (const std::string_view name : {"mm.0", "mm.1"}) {
-    x = g.conv_2d(name, x, 2, 1);
-    const Tensor* bias = g.find_bias(name);
-    if (bias == nullptr) continue;
-    const std::array<int64_t, 4> shape = g.layout(x).ne;
-    x = g.add(g.cont(g.transpose(g.reshape(x, shape[0] * shape[1], shape[2]))), *bias);
-    x = g.reshape(g.cont(g.transpose(x)), shape[0], shape[1], shape[2]);
-  }
-  x = g.cont(g.permute(g.reshape(x, g.ne(x, 0) * g.ne(x, 1), g.ne(x, 2), g.ne(x, 3)), {1, 0, 2, 3}));
-  return g.linear("mm.model.fc", x);
 }
 
 // Norms behind attention and FFN, not before them.
@@ -487,7 +250,7 @@ Node cogvlm(EncoderGraph& g) {
   return g.concat(g.concat(g.require("v.boi"), x, 1), g.require("v.eoi"), 1);
 }
 
-constexpr std::array<EncoderKind, 27> kKinds{{
+constexpr std::array<EncoderKind, 14> kKinds{{
     {"gemma3", gemma3},
     {"idefics3", idefics3},
     {"lfm2", lfm2},
@@ -497,23 +260,10 @@ constexpr std::array<EncoderKind, 27> kKinds{{
     {"ldp", ldp},
     {"ldpv2", ldpv2},
     {"adapter", glm_edge},
-    {"pixtral", pixtral},
-    {"lightonocr", pixtral},
-    {"deepseek4v", deepseek4v},
     {"internvl", internvl},
     {"nemotron_v2_vl", nemotron},
-    {"llama4", llama4},
-    {"resampler", resampler},
     {"minicpmv4_6", minicpmv4_6},
-    {"kimivl", kimivl},
-    {"kimik25", kimik25},
-    {"paddleocr", paddleocr},
-    {"dots_ocr", dots_ocr},
-    {"gemma4v", gemma4v},
-    {"gemma4uv", gemma4uv},
     {"hunyuanvl", hunyuanvl},
-    {"muse-glimmer", muse_glimmer},
-    {"step3vl", step3vl},
     {"cogvlm", cogvlm},
 }};
 

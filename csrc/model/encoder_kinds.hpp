@@ -13,10 +13,13 @@ struct EncoderKind {
   Node (*describe)(EncoderGraph& g) = nullptr;  // writes one pass down and returns its result
 };
 
-[[nodiscard]] std::span<const EncoderKind> kinds_of_images();          // patches in rows
+[[nodiscard]] std::span<const EncoderKind> kinds_of_images();          // with a table of positions
+[[nodiscard]] std::span<const EncoderKind> kinds_of_rotated_images();  // without
 [[nodiscard]] std::span<const EncoderKind> kinds_of_grouped_images();  // patches in groups of 2 x 2
+[[nodiscard]] std::span<const EncoderKind> kinds_of_queries();         // images that queries sum up
 [[nodiscard]] std::span<const EncoderKind> kinds_of_convolutions();    // images, too
 [[nodiscard]] std::span<const EncoderKind> kinds_of_sound();
 [[nodiscard]] std::span<const EncoderKind> kinds_of_conformers();  // sound, too
+[[nodiscard]] std::span<const EncoderKind> kinds_of_voices();      // and so are these
 
 }  // namespace pshard

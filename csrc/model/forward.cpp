@@ -88,6 +88,11 @@ Node sequential_layer(Graph& g, Node residual, bool drop_rows, Node state) {
   if (mixes) {
     first = g.norm("attn_norm", residual);
     Node current = mix_tokens(g, residual, first, state);
+    if (g.find("cross_attn_q") != nullptr) {
+      g.in(Group::norms);
+      residual = g.add(current, residual);
+      current = build_cross_attention(g, g.norm("cross_attn_norm", residual));
+    }
     const bool norms_first = traits.norms_before_dropping_rows && norm != "post_attention_norm";
     if (norms_first) current = g.norm("post_attention_norm", current);
     const bool mixes_twice = g.parameters().mixer != Mixer::attention && g.parameters().n_head > 0;
@@ -120,7 +125,24 @@ Node sequential_layer(Graph& g, Node residual, bool drop_rows, Node state) {
   return g.find("ffn_norm_exps") != nullptr ? g.add(build_experts_of_input(g, residual), output) : output;
 }
 
-bool reads_scan_early(const Layer& layer) { return layer.parameters.mixer == Mixer::token_shift; }
+// What attention and FFN read, normed and scaled, is what their results are added to.
+Node layer_on_normed_inputs(Graph& g, Node residual, bool drop_rows, Node state) {
+  Node first = g.norm("attn_norm", residual);
+  Node current = mix_tokens(g, residual, first, state);
+  if (drop_rows) {
+    current = g.output_rows(current);
+    first = g.output_rows(first);
+  }
+  g.in(Group::norms);
+  const Node second = g.norm("ffn_norm", g.add(current, g.map(first)));
+  const Node ffn = build_ffn(g, second);
+  g.in(Group::norms);
+  return g.add(ffn, g.map(second));
+}
+
+bool reads_scan_early(const Layer& layer) {
+  return layer.parameters.mixer == Mixer::token_shift || layer.parameters.mixer == Mixer::lightning;
+}
 
 MixerStates given_states(Graph& g, const Layer& layer) {
   const auto given = [&](int64_t elements) { return g.given(Layout::packed({elements, g.pass().n_seqs, 1, 1})); };
@@ -159,6 +181,21 @@ Node part_of(Graph& g, Node wide) {
   return g.view(wide, {g.hyperparameters().n_embd, n, 1, 1}, {row, row * n, row * n});
 }
 
+// A layer that predicts the token after the next one reads that token's embedding and what the layers before made of the last one.
+Node joined_with_hidden(Graph& g, Node embedding, const Tensor& join) {
+  const Node hidden = g.input(GraphInput::given, g.layout(embedding));
+  g.in(Group::norms);
+  const Node normed = g.norm("nextn.enorm", embedding);
+  const Node joined = g.mul_mat(join, g.concat(normed, g.norm("nextn.hnorm", hidden), 0));
+  g.operation(joined).group = Group::norms;
+  return joined;
+}
+
+bool predicts_behind_next(const Model& model) {
+  const std::vector<Tensor>& tensors = model.layers().front().tensors;
+  return std::any_of(tensors.begin(), tensors.end(), [](const Tensor& t) { return local_name(t.name) == "nextn.eh_proj.weight"; });
+}
+
 Block finish(Graph& g, Node residual_in, Node residual_out, Handed shared = {}, const MixerStates& found = {},
              const MixerStates& left = {}) {
   g.expand(residual_out);
@@ -172,10 +209,21 @@ Block finish(Graph& g, Node residual_in, Node residual_out, Handed shared = {}, 
 }
 
 std::string_view output_norm(const Graph& g) {
-  for (const std::string_view name : {"enc.output_norm", "token_embd_norm"}) {
+  for (const std::string_view name : {"dec.output_norm", "enc.output_norm", "token_embd_norm"}) {
     if (g.find(name) != nullptr) return name;
   }
   return "output_norm";
+}
+
+// A head for fewer tokens than the model reads (Qwen3-TTS): nothing for the others before its own. llama.cpp takes the value to repeat from
+// some weight.
+Node padded_logits(Graph& g, Node logits) {
+  const int64_t n_others = g.hyperparameters().n_vocab - g.ne(logits, 0);
+  if (n_others <= 0) return logits;
+  const Tensor& norm = g.require("output_norm");
+  const Node none = g.fresh(OpKind::elementwise, {kWeight}, Layout::packed({1, 1, 1, 1}), &norm);
+  g.read_as_view(none, kActivationBytes);
+  return g.concat(g.repeat(none, {n_others, g.ne(logits, 1), 1, 1}), logits, 0);
 }
 
 Layout rows_of(const Model& model, int64_t n) { return Layout::packed({model.hyperparameters().n_embd, n, 1, 1}); }
@@ -204,30 +252,25 @@ bool loads_state_before_norm(const Model& model) {
 Block embedding_block(const Model& model, const Pass& pass, const Layer* loads_for) {
   Graph g(model, pass, model.embedding());
   g.in(Group::embedding);
-  const auto look_up = [&](const Tensor& table, Node ids) {
-    const Node rows = g.fresh(OpKind::get_rows, {kWeight, ids}, Layout::packed({table.shape[0], pass.n_tokens, 1, 1}), &table);
-    g.operation(rows).offload_rows = 0;
-    g.operation(rows).activation_bytes = g.layout(rows).n_bytes() + table.type.row_bytes(table.shape[0]) * pass.n_tokens;
-    return rows;
-  };
-  Node current = look_up(g.require("token_embd"), g.input(GraphInput::tokens, Layout::packed({pass.n_tokens, 1, 1, 1}, kI32)));
+  Node current = g.look_up(g.require("token_embd"), g.input(GraphInput::tokens, Layout::packed({pass.n_tokens, 1, 1, 1}, kI32)));
   g.expand(current);
   MixerStates left;
   if (loads_for != nullptr) left = load_next_states(g, *loads_for);
   Node passed = kNoValue;
   if (const Tensor* parts = g.find("per_layer_token_embd")) {
     const int64_t n_layer = model.hyperparameters().n_layer;
-    const Node rows = look_up(*parts, g.input(GraphInput::layer_tokens, Layout::packed({pass.n_tokens, 1, 1, 1}, kI32)));
+    const Node rows = g.look_up(*parts, g.input(GraphInput::layer_tokens, Layout::packed({pass.n_tokens, 1, 1, 1}, kI32)));
     passed = g.map(g.reshape(rows, {parts->shape[0] / n_layer, n_layer, pass.n_tokens, 1}));
     g.expand(passed);
   }
   if (g.traits().scaled_embedding) current = g.map(current);
+  if (g.traits().normed_embedding) current = g.rms(current);
   if (const Tensor* types = g.find("token_types")) {
     current = g.add(current, *types);
     g.read_as_view(current, types->type.row_bytes(types->shape[0]));  // every token is of the first type
   }
   if (const Tensor* places = g.find("position_embd")) {
-    const Node place = look_up(*places, g.positions());
+    const Node place = g.look_up(*places, g.positions());
     current = g.traits().causal ? g.add(current, place) : g.add(place, current);
   }
   current = g.norm("token_embd_norm", current, Group::norms);  // llama.cpp keeps it with layer 0
@@ -241,8 +284,9 @@ Block layer_block(const Model& model, const Layer& layer, const Pass& pass, bool
   const Node wide = chain.embeddings_part > 0 ? g.given(wide_rows(model, pass)) : kNoValue;
   const bool is_first = chain.embeddings_part == 1;
   const bool makes_states = g.find("per_layer_model_proj") != nullptr;
-  const Node residual =
-      is_first ? part_of(g, wide) : g.given(makes_states ? rows_of(model, pass.n_tokens) : states_of(model, pass.n_tokens));
+  const Node given = is_first ? part_of(g, wide) : g.given(makes_states ? rows_of(model, pass.n_tokens) : states_of(model, pass.n_tokens));
+  const Tensor* join = g.find("nextn.eh_proj");
+  const Node residual = join != nullptr ? joined_with_hidden(g, given, *join) : given;
   const bool is_early = reads_state_early(layer.parameters);
   MixerStates found;
   if (is_early && chain.state_is_loaded) found = given_states(g, layer);
@@ -263,11 +307,20 @@ Block layer_block(const Model& model, const Layer& layer, const Pass& pass, bool
     if (mixes_values && !is_last) shared.out = first_value;
   } else if (model.hyperparameters().n_states > 1) {
     result = build_layer_of_states(g, residual, shared.in);
+  } else if (g.traits().is_guessed) {
+    result.output = build_guessed_layer(g, layer, residual, drop_rows);
+  } else if (g.traits().scales_normed_input) {
+    result.output = layer_on_normed_inputs(g, residual, drop_rows, states.recurrence);
   } else {
     const bool sequential = g.traits().sum == Sum::sequential;
     result.output = sequential ? sequential_layer(g, residual, drop_rows, states.kept) : parallel_layer(g, residual, drop_rows);
     if (has_embedding) result = add_layer_embedding(g, result.output, shared.in, residual);
     if (const Tensor* scale = g.find("layer_output_scale")) result.output = g.mul(result.output, *scale);
+  }
+  if (const Tensor* direction = g.find("control_vector")) {
+    g.in(Group::norms);
+    result.output = g.add(result.output, *direction);
+    g.read_as_view(result.output);
   }
   MixerStates left;
   if (chain.loads_for != nullptr) {
@@ -277,11 +330,11 @@ Block layer_block(const Model& model, const Layer& layer, const Pass& pass, bool
   }
   if (has_embedding && !is_last) shared.out = result.embeddings;
   if (chain.passes_selection) shared.out = g.selected_cells();
-  if (wide == kNoValue) return finish(g, residual, result.output, shared, found, left);
+  if (wide == kNoValue) return finish(g, given, result.output, shared, found, left);
   g.in(Group::norms);
   const Node output = g.add(result.output, part_of(g, wide));
   const bool is_last_part = chain.embeddings_part == model.hyperparameters().n_deepstack;
-  return finish(g, is_first ? kNoValue : residual, output, {.in = wide, .out = is_last_part ? kNoValue : wide});
+  return finish(g, is_first ? kNoValue : given, output, {.in = wide, .out = is_last_part ? kNoValue : wide});
 }
 
 Block head_block(const Model& model, const Pass& pass) {
@@ -291,21 +344,23 @@ Block head_block(const Model& model, const Pass& pass) {
   g.in(Group::head);
   Node current = model.hyperparameters().n_states > 1 ? join_states(g, residual) : residual;
   if (late == LateRows::behind_layers) current = g.output_rows(current);
+  const bool keeps = !predicts_behind_next(model);
   const auto keep_and_select = [&](LateRows when) {
     if (late != when) return;
-    g.keep(current);
+    if (keeps) g.keep(current);
     current = g.output_rows(current);
   };
   keep_and_select(LateRows::before_norm);
   current = g.norm(output_norm(g), current, Group::head);
   keep_and_select(LateRows::behind_norm);
-  g.keep(current);
+  if (keeps) g.keep(current);
   if (g.traits().scaled_head_input) current = g.map(current);
   if (!model.head().empty() && g.traits().predicts) {
     const Tensor* weight = g.find("output");
     current = g.mul_mat(weight != nullptr ? *weight : g.require("token_embd"), current);
     g.operation(current).group = Group::head;
     if (const Tensor* bias = g.find_bias("output")) current = g.add(current, *bias);
+    current = padded_logits(g, current);
     if (g.traits().scaled_logits) current = g.map(current);
     if (g.traits().logits_softcap > 0.0) {
       for (int i = 0; i < 3; ++i) current = g.map(current);  // divide, tanh, multiply

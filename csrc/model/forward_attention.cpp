@@ -105,6 +105,8 @@ class Attention {
 
   // Instead of the mask that all layers share.
   void use_mask(Node mask) { own_mask_ = mask; }
+  // Added to the scores, which no fused attention does.
+  void use_bias(Node bias) { bias_ = bias; }
 
   // `latent` decompresses the values of latent attention.
   Node over_cache(Node query, const Tensor* latent) {
@@ -121,22 +123,22 @@ class Attention {
     v_ = p.head_dim_v > 0 ? cache_operand(pass.type_v, p.head_dim_v, v_row, n, v_row)
                           : cache_operand(pass.type_k, value_dim_, k_row, n, value_dim_);
     g_.in(Group::cache);
-    Node out = pass.flash_attn ? fused(query, latent) : unfused(query, latent);
+    Node out = pass.flash_attn && bias_ == kNoValue ? fused(query, latent) : unfused(query, latent);
     g_.expand(out);
     return out;
   }
 
   Node without_cache(const Heads& heads) {
     g_.in(Group::attention);
-    n_kv_ = g_.n_tokens();
+    n_kv_ = g_.ne(heads.key, 2);
     const Node query = by_head(heads.query);
     const Node key = by_head(heads.key);
     const Node value = by_head(heads.value);
     Node out = kNoValue;
-    if (g_.pass().flash_attn) {
+    if (g_.pass().flash_attn && bias_ == kNoValue) {
       const Node k = g_.fresh(OpKind::copy, {key}, Layout::packed(g_.layout(key).ne, kF16));
       const Node v = g_.fresh(OpKind::copy, {value}, Layout::packed(g_.layout(value).ne, kF16));
-      out = g_.fresh(OpKind::attention, {query, k, v, mask(g_, n_kv_, 1)}, result());
+      out = g_.fresh(OpKind::attention, {query, k, v, mask_of_cells()}, result());
       count(out);
       out = flat(out);
     } else {
@@ -211,7 +213,10 @@ class Attention {
     int64_t unused = 0;
     int64_t& scratch = pass.pshard_runtime ? unused : g_.value(out).gpu_scratch_bytes;
     if (pass.type_k.id != kF16.id) scratch += elements * key_dim_ * kF16.block_bytes;
-    if (pass.type_v.id != kF16.id && p.head_dim_v > 0) scratch += elements * value_dim_ * kF16.block_bytes;
+    const bool own_values = p.head_dim_v > 0;
+    const int64_t of_values = elements * value_dim_ * kF16.block_bytes;
+    if (own_values && pass.type_v.id != kF16.id) scratch += of_values;
+    if (!own_values && pass.type_k.id != kF16.id && !pass.pshard_runtime) g_.value(out).gpu_scratch_of_copies = of_values;
     if (latent != nullptr) out = g_.cont(g_.permute(g_.mul_mat(*latent, g_.permute(out, {0, 2, 1, 3})), {0, 2, 1, 3}));
     return flat(out);
   }
@@ -220,6 +225,7 @@ class Attention {
     if (g_.traits().attention_softcap > 0.0) {
       for (int i = 0; i < 3; ++i) scores = g_.map(scores);  // scale, tanh, scale
     }
+    if (bias_ != kNoValue) scores = g_.add(scores, bias_);
     const Tensor* sinks = g_.find("attn_sinks");
     const Node weights =
         g_.element_wise({scores, mask_of_cells(), sinks != nullptr ? kWeight : kNoValue}, Layout::packed(g_.layout(scores).ne), sinks);
@@ -251,6 +257,7 @@ class Attention {
       const int64_t heads = own ? g_.parameters().n_head_kv : 1;
       const Node values = g_.fresh(OpKind::copy, {kCacheV},
                                    Layout::packed({n_kv_, value_dim_, heads, n_streams_}, own ? g_.pass().type_v : g_.pass().type_k));
+      g_.value(values).gpu_scratch_bytes = cache_operand(g_.layout(values).type, n_kv_, n_kv_, 1, n_kv_).gpu_padding_bytes;
       g_.operation(values).cache_bytes = own ? v_bytes_ : k_bytes_;
       g_.operation(values).cache[1] = v_;
       out = g_.mul_mat(values, scores);
@@ -266,6 +273,7 @@ class Attention {
   int64_t n_kv_ = 0;
   int64_t n_streams_ = 1;
   Node own_mask_ = kNoValue;
+  Node bias_ = kNoValue;
   int64_t k_bytes_ = 0;
   int64_t v_bytes_ = 0;
   CacheOperand k_;
@@ -302,6 +310,21 @@ bool has_windows(const Graph& g) {
   return std::any_of(layers.begin(), layers.end(), [](const LayerParameters& layer) { return layer.window > 0; });
 }
 
+// What the distance between a token and a cell adds to the scores of each head (T5): a row of a small table, of the layer itself or of the
+// first, for every pair.
+Node bias_by_distance(Graph& g, int64_t n_kv) {
+  const Tensor* own = g.find("attn_rel_b");
+  const Tensor* table = own != nullptr ? own : g.find_in_first_layer("attn_rel_b");
+  if (table == nullptr) return kNoValue;
+  const int64_t n = g.n_tokens();
+  const Node classes = g.reshape(g.input(GraphInput::distances, Layout::packed({n_kv, n, 1, 1}, kI32)), {n_kv * n, 1, 1, 1});
+  const Node rows = g.fresh(OpKind::get_rows, {kWeight, classes}, Layout::packed({table->shape[0], n_kv * n, 1, 1}), table);
+  g.operation(rows).group = Group::attention;
+  g.operation(rows).offload_rows = 0;
+  g.operation(rows).is_first_layers = own == nullptr;
+  return g.cont(g.permute(g.reshape(rows, {table->shape[0], n_kv, n, 1}), {2, 0, 1, 3}));
+}
+
 Node attend(Graph& g, Heads heads) {
   const LayerParameters& p = g.parameters();
   heads.query = rotate_key(g, heads.query);
@@ -313,7 +336,9 @@ Node attend(Graph& g, Heads heads) {
   g.expand(key_first ? heads.value : heads.key);
   store_key(g, heads.key);
   store_value(g, heads.value);
-  return rotate_value(g, Attention(g, p.head_dim_k, p.head_dim_v).over_cache(heads.query, nullptr));
+  Attention attention(g, p.head_dim_k, p.head_dim_v);
+  attention.use_bias(bias_by_distance(g, cells(g)));
+  return rotate_value(g, attention.over_cache(heads.query, nullptr));
 }
 
 // [width, tokens] as heads.
@@ -434,7 +459,9 @@ Node build_heads_attention(Graph& g, Node normed) {
     g.expand(heads.query);
     g.expand(heads.key);
     g.expand(heads.value);
-    out = Attention(g, p.head_dim_k, p.head_dim_v).without_cache(heads);
+    Attention attention(g, p.head_dim_k, p.head_dim_v);
+    attention.use_bias(bias_by_distance(g, n));
+    out = attention.without_cache(heads);
   }
   g.in(Group::attention);
   out = g.norm("attn_sub_norm", out);
@@ -443,7 +470,7 @@ Node build_heads_attention(Graph& g, Node normed) {
     const Node open = g.map(g.cont(gate, {p.head_dim_k * p.n_head, n, 1, 1}));  // sigmoid
     out = g.mul(out, open);
   }
-  return g.project("attn_output", out);
+  return g.project(g.find("attn_o") != nullptr ? "attn_o" : "attn_output", out);
 }
 
 // Multi-head latent attention. Absorbed: one cached row of latent plus rope dimensions serves all heads. Otherwise K and V are expanded.
@@ -514,6 +541,33 @@ Node build_latent_attention(Graph& g, Node normed) {
 }
 
 }  // namespace
+
+Node attend_to_heads(Graph& g, Node query, Node key, Node value) {
+  const LayerParameters& p = g.parameters();
+  g.expand(query);
+  if (g.traits().keeps_cache) store_key(g, key);
+  if (g.traits().keeps_cache && value != kNoValue) store_value(g, value);
+  Attention attention(g, p.head_dim_k, p.head_dim_v > 0 ? p.head_dim_v : p.head_dim_k);
+  return attention.over_cache(query, nullptr);
+}
+
+Node build_cross_attention(Graph& g, Node normed) {
+  const LayerParameters& p = g.parameters();
+  const Hyperparameters& h = g.hyperparameters();
+  const int64_t n_encoded = h.n_ctx_train;
+  g.in(Group::attention);
+  const Node encoded = g.input(GraphInput::encoded, Layout::packed({h.n_embd, n_encoded, 1, 1}));
+  const Node query = g.reshape(g.project("cross_attn_q", normed), {p.head_dim_k, p.n_head, g.n_tokens(), 1});
+  const Node key = g.reshape(g.project("cross_attn_k", encoded), {p.head_dim_k, p.n_head_kv, n_encoded, 1});
+  const Node value = g.reshape(g.project("cross_attn_v", encoded), {p.head_dim_v, p.n_head_kv, n_encoded, 1});
+  g.expand(query);
+  g.expand(key);
+  g.expand(value);
+  Attention attention(g, p.head_dim_k, p.head_dim_v);
+  const DataType type = g.pass().flash_attn ? kF16 : kF32;
+  attention.use_mask(g.input(GraphInput::encoded_mask, Layout::packed({n_encoded, g.n_tokens(), 1, 1}, type)));
+  return g.project("cross_attn_o", attention.without_cache({.query = query, .key = key, .value = value}));
+}
 
 Node build_attention(Graph& g, Node normed) {
   return g.find("attn_kv_a_mqa") != nullptr ? build_latent_attention(g, normed) : build_heads_attention(g, normed);

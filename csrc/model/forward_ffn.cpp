@@ -33,9 +33,6 @@ Node build_dense(Graph& g, Node normed, const std::string& suffix, Group down) {
   return g.project(down_name, g.norm("ffn_sub_norm", activated));
 }
 
-// CUDA weighs and adds the outputs of up to so many experts in one kernel.
-constexpr int64_t kMaxFusedExperts = 15;
-
 struct Routing {
   Node ids = kNoValue;      // experts of every row, best first
   Node weights = kNoValue;  // and what their outputs are multiplied by
@@ -135,7 +132,6 @@ Node build_experts(Graph& g, Node normed, Node logits, const std::string& kind =
   const int64_t used = std::min(g.hyperparameters().n_expert_used, down.shape[2]);
   const Routing routing = build_router(g, normed, logits, down.shape[2], used);
   const int64_t n_in = g.ne(normed, 0);
-  const int64_t n_out = down.shape[1];
   Node x = g.reshape(normed, {n_in, 1, rows, 1});
   if (g.traits().weight_before_ffn) x = g.mul(g.repeat(x, {n_in, used, rows, 1}), routing.weights);
   Node activated = kNoValue;
@@ -159,27 +155,7 @@ Node build_experts(Graph& g, Node normed, Node logits, const std::string& kind =
     g.operation(experts).weight_decides = false;
   }
   g.in(Group::experts_down);
-  const Node unweighted = experts;
-  g.expand(unweighted);
-  const size_t first = g.n_listed();
-  if (!g.traits().weight_before_ffn) experts = g.mul(experts, routing.weights);
-  g.expand(experts);
-  const int64_t row = g.layout(experts).nb[2];
-  const auto output_of_one = [&] {
-    const Node one = g.view(experts, {n_out, rows, 1, 1}, {row, row * rows, row * rows});
-    g.expand(one);
-    return one;
-  };
-  std::vector<Node> outputs;
-  for (int64_t i = 0; i < used; ++i) outputs.push_back(output_of_one());
-  if (used == 1) return g.cont(outputs[0]);
-  Node sum = outputs[0];
-  for (size_t i = 1; i < outputs.size(); ++i) {
-    sum = g.add(sum, outputs[i]);
-    g.expand(sum);
-  }
-  if (!g.traits().weight_before_ffn && used <= kMaxFusedExperts) g.fuse(first, {unweighted, routing.weights}, 0);
-  return sum;
+  return g.sum_of_experts(experts, g.traits().weight_before_ffn ? kNoValue : routing.weights);
 }
 
 }  // namespace

@@ -352,10 +352,47 @@ Node build_short_convolution(Graph& g, Node normed, Node conv_state) {
   return by_token(g, g.project("shortconv.out_proj", g.mul(c, convolved)));
 }
 
+// Queries see the batch's own keys and values, each pair with its decay, and what the state has summed up of those before.
+Node build_lightning(Graph& g, Node normed, Node loaded) {
+  const int64_t inner = g.require("attn_norm_2").shape[0];
+  const int64_t head_dim = g.parameters().scan_state / inner;
+  const int64_t heads = inner / head_dim;
+  const int64_t t = g.n_seq_tokens();
+  const int64_t s = g.pass().n_seqs;
+  g.in(Group::mixer);
+  const Node input = g.reshape(normed, {g.ne(normed, 0), t, 1, s});
+  const Node all = g.reshape(g.map(g.project("attn_qkv", input)), {3 * head_dim, heads, t, s});  // SiLU
+  const Layout parts = g.layout(all);
+  const auto part = [&] { return g.view(all, {head_dim, heads, t, s}, {parts.nb[1], parts.nb[2], parts.nb[3]}); };
+  const Node query = part();
+  const Node key = part();
+  const Node value = part();
+  const Node state = g.reshape(loaded, {head_dim, head_dim, heads, s});
+  const Node slopes = g.input(GraphInput::decay_slopes, Layout::packed({heads, 1, 1, 1}));
+  const auto decay = [&](GraphInput of, std::array<int64_t, 4> ne) { return g.map(g.map(g.input(of, Layout::packed(ne)))); };  // scale, exp
+  const Node of_queries = decay(GraphInput::decay_of_queries, {1, heads, t, s});
+  const Node of_keys = decay(GraphInput::decay_of_keys, {1, heads, t, s});
+  const Node of_pairs = decay(GraphInput::decay_of_pairs, {t, t, heads, s});
+  const auto by_head = [&](Node x) { return g.permute(x, {0, 2, 1, 3}); };
+  const auto by_channel = [&](Node x) { return g.cont(g.permute(x, {1, 2, 0, 3})); };
+  const Node before = g.mul_mat(state, by_head(g.mul(query, of_queries)));
+  const Node scores = g.mul(g.mul_mat(by_head(key), by_head(query)), of_pairs);
+  const Node values = by_channel(value);
+  const Node attended = g.add(before, g.mul_mat(values, scores));
+  g.expand(attended);
+  const Node left = g.mul(state, g.reshape(g.map(g.map(g.map(slopes))), {1, 1, heads, 1}));  // two scales, exp
+  const Node summed = g.add(left, g.mul_mat(by_channel(g.mul(key, of_keys)), values));
+  store_state(g, summed, g.parameters().scan_state);
+  const Node rows = g.reshape(g.cont(by_head(attended)), {inner, t, 1, s});
+  const Node gate = g.map(g.project("attn_gate", input));  // sigmoid
+  return by_token(g, g.project("attn_output", g.mul(gate, g.norm("attn_norm_2", rows, Group::mixer))));
+}
+
 }  // namespace
 
 bool reads_state_early(const LayerParameters& layer) {
-  constexpr std::array kEarly{Mixer::mamba, Mixer::mamba2, Mixer::mamba_heads, Mixer::short_convolution, Mixer::token_shift};
+  constexpr std::array kEarly{Mixer::mamba,       Mixer::mamba2,   Mixer::mamba_heads, Mixer::short_convolution,
+                              Mixer::token_shift, Mixer::lightning};
   if (layer.mixer == Mixer::channel_delta) return !layer.norms_before_state;
   return layer.n_head == 0 && std::find(kEarly.begin(), kEarly.end(), layer.mixer) != kEarly.end();
 }
@@ -380,6 +417,8 @@ Node build_mixer(Graph& g, Node normed, Node early_state) {
       return build_channel_delta(g, normed, early_state);
     case Mixer::short_convolution:
       return build_short_convolution(g, normed, early_state);
+    case Mixer::lightning:
+      return build_lightning(g, normed, early_state);
     case Mixer::token_shift:  // a layer of its own
     case Mixer::attention:
     case Mixer::none:

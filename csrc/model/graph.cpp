@@ -1,19 +1,13 @@
 #include "model/graph.hpp"
 
+#include <algorithm>
+#include <array>
 #include <stdexcept>
 #include <string>
 
 namespace pshard {
 
 namespace {
-
-const Tensor* search(const std::vector<Tensor>& tensors, std::string_view name, std::string_view suffix) {
-  for (const Tensor& tensor : tensors) {
-    const std::string_view local = local_name(tensor.name);
-    if (local.size() == name.size() + suffix.size() && local.starts_with(name) && local.ends_with(suffix)) return &tensor;
-  }
-  return nullptr;
-}
 
 bool is_main_norm(std::string_view name) { return name == "attn_norm" || name == "ffn_norm" || name == "output_norm"; }
 
@@ -24,7 +18,32 @@ const Tensor* rope_factors(const Model& model) {
   return nullptr;
 }
 
+// llama.cpp multiplies by these directly, whatever adapts them: low ranks and decays of token shifts, all of a Kimi mixer, and latent
+// attention up to its output.
+bool ignores_adapters(const Hyperparameters& h, const Layer* layer, std::string_view name) {
+  constexpr std::array<std::string_view, 7> kAlways{"position_embd", "per_layer_", "altup_proj", "altup_unembd",
+                                                    "altup_router",  "indexer",    "attn_k_b"};
+  if (std::any_of(kAlways.begin(), kAlways.end(), [&](std::string_view prefix) { return name.starts_with(prefix); })) return true;
+  const std::string_view stem = name.substr(0, name.find('.'));
+  if (stem.starts_with("time_mix") && (stem.ends_with('1') || stem.ends_with('2'))) return true;
+  if (layer == nullptr) return stem == "output" && h.traits.head_ignores_adapters;
+  const bool is_channel_delta = layer->parameters.mixer == Mixer::channel_delta;
+  if (stem == "attn_output") return is_channel_delta || h.traits.attention_ignores_adapters;
+  return (is_channel_delta && stem.starts_with("ssm_")) || (h.kv_lora_rank > 0 && stem.starts_with("attn_"));
+}
+
 }  // namespace
+
+const Tensor* Graph::search(const std::vector<Tensor>& tensors, std::string_view name, std::string_view suffix) const {
+  for (const Tensor& tensor : tensors) {
+    const std::string_view local = local_name(tensor.name);
+    if (local.size() != name.size() + suffix.size() || !local.starts_with(name) || !local.ends_with(suffix)) continue;
+    if (!traits().has_encoder || !is_of_encoder(tensor.name)) return &tensor;
+  }
+  return nullptr;
+}
+
+const Tensor* Graph::find_in_first_layer(std::string_view name) const { return search(model_.layers().front().tensors, name, ".weight"); }
 
 const Tensor* Graph::find(std::string_view name) const {
   if (const Tensor* found = search(tensors_, name, ".weight")) return found;
@@ -46,6 +65,47 @@ const Tensor& Graph::require_of_head(std::string_view name) const { return found
 Node Graph::positions() { return input(GraphInput::positions, Layout::packed({n_tokens() * traits().positions_per_token, 1, 1, 1}, kI32)); }
 
 Node Graph::state_rows() { return input(GraphInput::state_rows, Layout::packed({pass_.n_seqs, 1, 1, 1}, kI32)); }
+
+// `product` is that of a weight with an operand. ggml does not know an adapter's matrices as weights: where they lie decides nothing.
+template <typename Product>
+Node Graph::adapted(const Tensor& weight, Node out, Node x, Product product) {
+  const std::string_view name = local_name(weight.name);
+  if (!model_.is_adapted() || ignores_adapters(hyperparameters(), layer_, name)) return out;
+  for (const Tensor& down : tensors_) {
+    const std::string_view local = local_name(down.name);
+    if (!local.starts_with(name) || !local.substr(name.size()).starts_with(kAdapterDown)) continue;
+    const std::string up = std::string(kAdapterUp) + std::string(local.substr(name.size() + kAdapterDown.size()));
+    const Node narrow = product(down, x);
+    read_as_view(narrow);
+    const Node wide = product(found(search(tensors_, name, up), name), narrow);
+    read_as_view(wide);
+    const Node scaled = map(wide);
+    operation(scaled).group = group_of(weight.name);
+    out = add(out, scaled);
+    operation(out).group = group_of(weight.name);
+  }
+  return out;
+}
+
+Node Graph::mul_mat(const Tensor& weight, Node x) {
+  return adapted(weight, GraphWriter::mul_mat(weight, x), x, [&](const Tensor& part, Node y) { return GraphWriter::mul_mat(part, y); });
+}
+
+Node Graph::mul_mat_id(const Tensor& weight, Node x, Node ids) {
+  return adapted(weight, GraphWriter::mul_mat_id(weight, x, ids), x,
+                 [&](const Tensor& part, Node y) { return GraphWriter::mul_mat_id(part, y, ids); });
+}
+
+Node Graph::look_up(const Tensor& table, Node ids) {
+  const auto rows_of = [&](const Tensor& from) {
+    const Node rows = fresh(OpKind::get_rows, {kWeight, ids}, Layout::packed({from.shape[0], ne(ids, 0), 1, 1}), &from);
+    operation(rows).offload_rows = 0;
+    operation(rows).activation_bytes = layout(rows).n_bytes() + from.type.row_bytes(from.shape[0]) * ne(ids, 0);
+    return rows;
+  };
+  return adapted(table, rows_of(table), ids,
+                 [&](const Tensor& part, Node y) { return y == ids ? rows_of(part) : GraphWriter::mul_mat(part, y); });
+}
 
 Node Graph::project(std::string_view name, Node x) {
   const Tensor& weight = require(name);
@@ -98,15 +158,6 @@ Node Graph::output_rows(Node x) {
   const Node node = get_rows(x, input(GraphInput::output_rows, Layout::packed({pass_.n_outputs, 1, 1, 1}, kI32)));
   operation(node).activation_bytes = 2 * layout(node).n_bytes();
   return node;
-}
-
-void Graph::fuse(size_t first, std::initializer_list<Node> values, int32_t n_behind) {
-  if (pass_.pshard_runtime) return;
-  const auto last = static_cast<int32_t>(n_listed()) - 1;
-  for (const Node value : values) {
-    if (value == kNoValue) continue;
-    block().fused.push_back({.first = static_cast<int32_t>(first), .last = last, .until = last + n_behind, .value = value});
-  }
 }
 
 CacheOperand cache_operand(const DataType& type, int64_t head_dim, int64_t n, int64_t rows, int64_t used) {

@@ -15,6 +15,7 @@ class Graph : public GraphWriter {
   // Names are looked up in `tensors`; `layer` is null outside the layers. All must outlive the block.
   Graph(const Model& model, const Pass& pass, const std::vector<Tensor>& tensors, const Layer* layer = nullptr)
       : model_(model), pass_(pass), tensors_(tensors), layer_(layer) {
+    if (pass.pshard_runtime) fuses_nothing();
     if (traits().fuses_attention) return;
     pass_.flash_attn = false;
     pass_.plain_v = false;
@@ -35,10 +36,18 @@ class Graph : public GraphWriter {
   [[nodiscard]] const Tensor& require(std::string_view name) const;
   // The same of what is loaded with the head.
   [[nodiscard]] const Tensor& require_of_head(std::string_view name) const;
+  // Of the first layer; null where it lacks it.
+  [[nodiscard]] const Tensor* find_in_first_layer(std::string_view name) const;
 
   Node positions();
   Node state_rows();
   Node other_state_rows() { return input(GraphInput::other_state_rows, Layout::packed({0, 1, 1, 1}, kI32)); }
+
+  // Products with a weight, and with the adapters that it has (LoRA): a pair of smaller matrices each, whose product is added.
+  using GraphWriter::mul_mat;
+  Node mul_mat(const Tensor& weight, Node x);
+  Node mul_mat_id(const Tensor& weight, Node x, Node ids);
+  Node look_up(const Tensor& table, Node ids);  // rows of it
 
   // mul_mat with the bias of the same name where there is one.
   Node project(std::string_view name, Node x);
@@ -56,11 +65,12 @@ class Graph : public GraphWriter {
   // The cells that an indexer has chosen: this layer's, or one's before it.
   void select_cells(Node cells) { selected_cells_ = cells; }
   [[nodiscard]] Node selected_cells() const { return selected_cells_; }
-  // The operations from `first` on are fused on a GPU, which keeps `values` alive until behind the `n_behind`-th operation after them.
-  void fuse(size_t first, std::initializer_list<Node> values, int32_t n_behind);
 
  private:
+  [[nodiscard]] const Tensor* search(const std::vector<Tensor>& tensors, std::string_view name, std::string_view suffix) const;
   [[nodiscard]] const Tensor& found(const Tensor* tensor, std::string_view name) const;
+  template <typename Product>
+  Node adapted(const Tensor& weight, Node out, Node x, Product product);
 
   const Model& model_;
   Pass pass_;
@@ -74,6 +84,11 @@ class Graph : public GraphWriter {
 
 // The parts of a layer; each takes and returns nodes.
 Node build_attention(Graph& g, Node normed);  // output projection included
+// The attention alone, and what it writes into the cache; `value` may be kNoValue.
+Node attend_to_heads(Graph& g, Node query, Node key, Node value);
+// A layer that no description fits.
+Node build_guessed_layer(Graph& g, const Layer& layer, Node residual, bool drop_rows);
+Node build_cross_attention(Graph& g, Node normed);  // to what an encoder has made
 // Of a layer with an indexer: [chosen cells, tokens, 1, streams]; its keys have a cache of their own.
 Node choose_cells(Graph& g, Node normed, Node query_input);
 // `mask` without the cells that were not selected.

@@ -46,7 +46,7 @@ Node GraphWriter::element_wise(std::initializer_list<int32_t> operands, const La
   Operation& made = operation(node);
   for (size_t i = 0; i < made.inputs.size(); ++i) {
     const int32_t operand = made.inputs[i];
-    if (is_value(operand) && !value(operand).is_input && this->layout(operand) == layout) made.overwrites |= uint8_t{1} << i;
+    if (is_value(operand) && this->layout(operand) == layout) made.overwrites |= uint8_t{1} << i;
   }
   return node;
 }
@@ -122,6 +122,29 @@ Node GraphWriter::get_rows(Node x, Node ids) {
   return fresh(OpKind::get_rows, {x, ids}, Layout::packed({ne(x, 0), rows.ne[0], rows.ne[1], rows.ne[2]}));
 }
 
+Node GraphWriter::sum_of_experts(Node outputs, Node weights) {
+  constexpr int64_t kMaxFused = 15;  // CUDA weighs and adds so many outputs in one kernel
+  expand(outputs);
+  const size_t first = n_listed();
+  const Node weighted = weights != kNoValue ? mul(outputs, weights) : outputs;
+  expand(weighted);
+  const std::array<int64_t, 4> ne = layout(weighted).ne;
+  const int64_t row = layout(weighted).nb[2];
+  std::vector<Node> of_one;
+  for (int64_t i = 0; i < ne[1]; ++i) {
+    of_one.push_back(view(weighted, {ne[0], ne[2], 1, 1}, {row, row * ne[2], row * ne[2]}));
+    expand(of_one.back());
+  }
+  if (of_one.size() == 1) return cont(of_one[0]);
+  Node sum = of_one[0];
+  for (size_t i = 1; i < of_one.size(); ++i) {
+    sum = add(sum, of_one[i]);
+    expand(sum);
+  }
+  if (weights != kNoValue && ne[1] <= kMaxFused) fuse(first, {outputs, weights}, 0);
+  return sum;
+}
+
 Node GraphWriter::write_rows(Node into, Node rows, Node ids) {
   const Node node = fresh(OpKind::copy, {rows, ids, into}, packed_like(into));
   operation(node).writes_into = 2;
@@ -164,6 +187,15 @@ Node GraphWriter::room(const Layout& layout) {
   return node;
 }
 
+void GraphWriter::fuse(size_t first, std::initializer_list<Node> values, int32_t n_behind) {
+  if (!fuses_) return;
+  const auto last = static_cast<int32_t>(n_listed()) - 1;
+  for (const Node value : values) {
+    if (value == kNoValue) continue;
+    block_.fused.push_back({.first = static_cast<int32_t>(first), .last = last, .until = last + n_behind, .value = value});
+  }
+}
+
 void GraphWriter::read_as_view(Node node, int64_t n_bytes) {
   Operation& reader = operation(node);
   reader.weight_part_bytes = n_bytes > 0 ? n_bytes : reader.weight->n_bytes;
@@ -177,7 +209,11 @@ void GraphWriter::expand(Node node) {
   for (const int32_t operand : described.operation.inputs) {
     if (is_value(operand)) expand(operand);
   }
-  if (!described.is_leaf) block_.operations.push_back(described.operation);
+  if (!described.is_leaf) {
+    block_.operations.push_back(described.operation);
+  } else if (described.value.is_input || described.value.is_room) {
+    block_.leaves.push_back(node);
+  }
 }
 
 Block GraphWriter::take() {

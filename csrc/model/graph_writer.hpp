@@ -1,7 +1,7 @@
 // Writes a Block down as ggml builds a graph. A node is described first; it takes its place in the list when it is expanded, or when
 // something that reads it is: depth first, first operand first. So a description that expands what llama.cpp's expands has llama.cpp's
 // order, and with it the lifetimes. Sizes, FLOP and bytes are counted here, once; what a model adds to these words is in graph.hpp
-// (language models) and projector_graph.hpp (encoders of images and sound).
+// (language models) and encoder_graph.hpp (encoders of images and sound).
 //
 // Counting: a product of an n x k weight with m rows costs 2 n k m FLOP; element-wise work costs one FLOP per element that it writes
 // (negligible beside its bytes). Activations are f32. A view is an operation without work; it matters because ggml never overwrites
@@ -61,6 +61,8 @@ class GraphWriter {
   Node concat(Node a, Node b, size_t dimension);
   Node get_rows(Node x, Node ids);
   Node write_rows(Node into, Node rows, Node ids);  // `into`'s memory, written over
+  // Outputs of the experts that each row passed, [n, experts, rows], weighted where there are weights.
+  Node sum_of_experts(Node outputs, Node weights);
   Node fresh(OpKind kind, std::initializer_list<int32_t> operands, const Layout& layout, const Tensor* weight = nullptr);
 
   // The same memory under another shape. `view` keeps x's strides from its first dimension on where none are given.
@@ -76,6 +78,9 @@ class GraphWriter {
   // It stays to the end of the pass: llama.cpp hands it out.
   void keep(Node node) { nodes_[static_cast<size_t>(node)].value.is_kept = true; }
 
+  // The operations from `first` on are fused on a GPU, which keeps `values` alive until behind the `n_behind`-th operation after them.
+  void fuse(size_t first, std::initializer_list<Node> values, int32_t n_behind);
+
   // The operation reads its weight, or the first `n_bytes` of it, through a view: that does not decide where it runs.
   void read_as_view(Node node, int64_t n_bytes = 0);
 
@@ -87,6 +92,7 @@ class GraphWriter {
   Block take();
 
  protected:
+  void fuses_nothing() { fuses_ = false; }
   Node describe(OpKind kind, std::initializer_list<int32_t> operands, const Layout& layout);
   [[nodiscard]] Layout packed_like(Node x) const { return Layout::packed(layout(x).ne, layout(x).type); }
 
@@ -105,6 +111,7 @@ class GraphWriter {
   Block block_;
   std::vector<Described> nodes_;
   Group group_ = Group::norms;
+  bool fuses_ = true;
   std::array<Node, kGraphInputCount> input_{};
 };
 

@@ -35,6 +35,9 @@ bool lacks_gpu_kernel(const Hyperparameters& h, Mixer mixer, const Tensor& tenso
   return mixer == Mixer::mamba2 && (!knows_state || h.ssm_inner_size / tensor.shape[1] % 16 != 0);
 }
 
+// Files have them, but llama.cpp does not load them.
+bool is_unread(const Tensor& tensor) { return local_name(tensor.name).starts_with("cross_attn_rel_b"); }
+
 void move_by_prefix(std::vector<Tensor>& from, std::vector<Tensor>& to, std::string_view prefix) {
   const auto split = std::stable_partition(from.begin(), from.end(), [&](const Tensor& t) { return !t.name.starts_with(prefix); });
   std::move(split, from.end(), std::back_inserter(to));
@@ -46,7 +49,7 @@ void move_by_prefix(std::vector<Tensor>& from, std::vector<Tensor>& to, std::str
 int64_t kv_bytes_per_cell(const LayerParameters& layer, const DataType& type_k, const DataType& type_v) {
   if (layer.shared_cache >= 0) return 0;
   return type_k.row_bytes(layer.n_head_kv * layer.head_dim_k) + type_k.row_bytes(layer.indexer_dim) +
-         type_v.row_bytes(layer.n_head_kv * layer.head_dim_v);
+         type_v.row_bytes(layer.n_head_kv * layer.head_dim_v + layer.indexer_dim_v);
 }
 
 int64_t state_bytes(const LayerParameters& layer) {
@@ -68,10 +71,12 @@ Model::Model(Hyperparameters hyperparameters, std::vector<Tensor> tensors) : hyp
   layers_.resize(static_cast<size_t>(h.n_layer));
   for (size_t i = 0; i < layers_.size(); ++i) layers_[i].parameters = h.layers[i];
   for (Tensor& tensor : tensors) {
+    is_adapted_ = is_adapted_ || tensor.name.find(kAdapterDown) != std::string::npos;
     const int32_t layer = layer_of(tensor.name);
     if (layer >= n_stored) {
       throw std::invalid_argument("tensor '" + tensor.name + "' lies outside the " + std::to_string(n_stored) + " layers of the model");
     }
+    if (is_unread(tensor)) continue;
     if (layer >= h.n_layer) continue;  // next-token prediction: stored, never loaded for a forward pass
     if (layer >= 0) {
       tensor.host_only = lacks_gpu_kernel(h, h.layers[static_cast<size_t>(layer)].mixer, tensor);

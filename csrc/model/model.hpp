@@ -11,8 +11,20 @@
 namespace pshard {
 
 // `mamba_heads` scans like Mamba-2 what it projects like Mamba (PLaMo 2); `channel_delta` is a gated delta rule with a decay of its own for
-// every channel (Kimi); `token_shift` mixes with the token before (RWKV).
-enum class Mixer : uint8_t { attention, mamba, mamba2, mamba_heads, gated_delta, channel_delta, short_convolution, token_shift, none };
+// every channel (Kimi); `token_shift` mixes with the token before (RWKV); `lightning` is attention without a softmax, whose keys and values
+// decay (MiniMax-01).
+enum class Mixer : uint8_t {
+  attention,
+  mamba,
+  mamba2,
+  mamba_heads,
+  gated_delta,
+  channel_delta,
+  short_convolution,
+  token_shift,
+  lightning,
+  none
+};
 
 // What a layer needs to be known for besides its tensors. Dimensions are elements, not bytes.
 struct LayerParameters {
@@ -30,6 +42,8 @@ struct LayerParameters {
   bool is_sparse = false;           // most activations of the FFN are cut off
   int64_t indexer_dim = 0;    // an indexer chooses the cells to attend to, by keys of so many elements in a cache of their own; 0: none
   bool is_selective = false;  // attends to chosen cells only, its own indexer's or those of a layer before
+  int64_t indexer_dim_v = 0;  // values that such a cache keeps beside them
+  int64_t compression = 0;    // one more cell of every cache for so many tokens, over the whole context; 0: none
   int32_t shared_cache = -1;  // the layer whose KV cache it reads instead of keeping one; -1: none
 
   bool operator==(const LayerParameters&) const = default;
@@ -93,6 +107,8 @@ class Model {
   [[nodiscard]] const std::vector<Tensor>& head() const { return head_; }
   // No separate output.weight: the head computes with a second copy of token_embd.weight (it is in head() too).
   [[nodiscard]] bool tied_head() const { return tied_head_; }
+  // Some of the tensors are adapters'.
+  [[nodiscard]] bool is_adapted() const { return is_adapted_; }
   [[nodiscard]] int32_t n_layer_classes() const { return n_layer_classes_; }
 
  private:
@@ -101,6 +117,7 @@ class Model {
   std::vector<Tensor> embedding_;
   std::vector<Tensor> head_;
   bool tied_head_ = false;
+  bool is_adapted_ = false;
   int32_t n_layer_classes_ = 0;
 };
 

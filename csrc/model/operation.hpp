@@ -36,6 +36,13 @@ enum class GraphInput : uint8_t {
   key_cells_window,
   value_cells_window,
   mask_window,
+  encoded,  // what an encoder has made
+  encoded_mask,
+  distances,  // classes of distances between tokens and cells
+  decay_slopes,
+  decay_of_queries,
+  decay_of_keys,
+  decay_of_pairs,
   attention_scale,
   key_rotation,
   value_rotation,
@@ -45,7 +52,7 @@ enum class GraphInput : uint8_t {
   rope_factors,  // a weight that all layers share; like an input it is copied once, where they lie in host memory
   given,         // what an encoder of images or sound is given has numbers instead of names, from here on
 };
-inline constexpr int kGivenInputCount = 13;
+inline constexpr int kGivenInputCount = 30;
 inline constexpr int kGraphInputCount = static_cast<int>(GraphInput::given) + kGivenInputCount;
 using InputBits = uint64_t;  // one bit per GraphInput
 static_assert(kGraphInputCount <= 64);
@@ -79,6 +86,7 @@ struct Value {
   bool is_kept = false;                 // to the end of the pass: handed out
   bool is_room = false;                 // memory that is there before the pass, where its reader is; released like others
   int64_t gpu_scratch_bytes = 0;        // what a GPU allocates behind it: flash attention's f16 copy of a quantised cache
+  int64_t gpu_scratch_of_copies = 0;    // and more where the cache is copied there: values that are part of the keys are it no longer
   bool is_named = true;                 // llama.cpp names it; of other results the pshard runtime does not see where they are
 };
 
@@ -102,6 +110,7 @@ struct Operation {
   int64_t weight_part_bytes = 0;  // where only this much of the weight is read; 0: all of it
   // False for rope factors and the sinks of fused attention: too small to decide where the operation runs, but copied where it does.
   bool weight_decides = true;
+  bool is_first_layers = false;  // the weight is one of the first layer's, which all layers read
   // mul_mat and mul_mat_id: out[n, m] = weight[k, n] x in[k, m]; m counts (token, expert) rows for experts.
   int64_t n = 0, k = 0, m = 0;
   int64_t offload_rows = 0;  // what op-offload compares with its threshold: rows of the output, tokens for experts, 0 for look-ups

@@ -14,11 +14,11 @@ void check_gpu(Where where, int n_gpu) {
 
 }  // namespace
 
-std::vector<TensorException> exceptions_of(const Placement& placement, size_t layer) {
+std::vector<TensorException> exceptions_of(const Placement& placement, size_t layer, bool has_encoder) {
   std::vector<TensorException> result;
   for (const TensorException& exception : placement.exceptions) {
     const int32_t of = layer_of(exception.name);
-    if (of >= 0 && static_cast<size_t>(of) != layer) continue;
+    if (of >= 0 && (static_cast<size_t>(of) != layer || (has_encoder && is_of_encoder(exception.name)))) continue;
     result.push_back({.name = std::string(local_name(exception.name)), .where = exception.where});
   }
   return result;

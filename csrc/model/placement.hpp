@@ -75,8 +75,8 @@ struct Placement {
 };
 
 inline constexpr size_t kNoLayer = SIZE_MAX;
-// Those of a layer and those outside the layers, or with `kNoLayer` the latter alone; by local names.
-[[nodiscard]] std::vector<TensorException> exceptions_of(const Placement& placement, size_t layer);
+// Those of a layer and those outside the layers, or with `kNoLayer` the latter alone; by local names, without an encoder beside a decoder.
+[[nodiscard]] std::vector<TensorException> exceptions_of(const Placement& placement, size_t layer, bool has_encoder = false);
 
 // Throws std::invalid_argument unless every one of the model's `n_layer` layers has a pattern, and no more, and all that is on a GPU is on
 // one that there is; without one nothing is offloaded. Called where a placement enters the core, so that nothing that prices has to look

@@ -24,7 +24,10 @@ ScheduledOperation decide(const Operation& operation, const BlockPlacement& plac
   const bool writes_cache = operation.kind == OpKind::copy && operation.output == kNoValue;
   const bool weight_decides = operation.weight != nullptr && operation.weight_decides;
   if (!weight_decides && !writes_cache) return result;
-  const Where where = weight_decides ? placement.weight_of(operation) : placement.of(operation);
+  Where where = weight_decides ? placement.weight_of(operation) : placement.of(operation);
+  // Whichever lane the next layer has on the same device: state that is loaded for it does not take this one apart.
+  const Where own = placement.streams() ? placement.of(Group::norms) : Where::pinned;
+  if (operation.is_for_next_layer && device_of(where) == device_of(own)) where = own;
   run_on(where);
   if (where == Where::cpu && operation.weight != nullptr && !operation.host_only && placement.op_offload &&
       operation.offload_rows >= kOffloadMinTokens) {
@@ -93,8 +96,17 @@ void follow_neighbours(const Block& block, const Neighbours& neighbours, std::ve
 // What operations read from the other device, which is copied once.
 class Reads {
  public:
-  Reads(const Block& block, const Neighbours& neighbours)
-      : block_(block), copied_inputs_(neighbours.copied_inputs), at_(block.values.size(), bit(device_of(neighbours.before))) {}
+  Reads(const Block& block, const Neighbours& neighbours, Where cache)
+      : block_(block), copied_inputs_(neighbours.copied_inputs), at_(block.values.size(), device_bit(device_of(neighbours.before))) {
+    const auto start = [&](Beside beside, uint32_t devices) {
+      const int32_t in = block.handed[static_cast<size_t>(beside)].in;
+      if (is_value(in)) at(in) = devices;
+    };
+    start(Beside::state, device_bit(device_of(cache)));
+    start(Beside::scan, device_bit(device_of(cache)));
+    shared_home_ = device_bit(neighbours.shared_home.value_or(device_of(neighbours.before)));
+    start(Beside::shared, shared_home_ | neighbours.shared_copies);
+  }
 
   // Also notes where the operation's result is.
   bool from_elsewhere(const Operation& operation, const ScheduledOperation& scheduled) {
@@ -106,14 +118,17 @@ class Reads {
         found = value(operand, scheduled.device) || found;
       }
     }
-    if (operation.output != kNoValue) at(operation.output) = bit(scheduled.device);
+    if (operation.output != kNoValue) at(operation.output) = device_bit(scheduled.device);
     return found;
   }
-  void alias(const Operation& view) { at(view.output) = at(view.inputs[0]); }
+  // A view of what was copied whole is copied once more.
+  void alias(const Operation& view) {
+    const bool is_shared = view.inputs[0] == block_.handed[static_cast<size_t>(Beside::shared)].in;
+    at(view.output) = is_shared ? shared_home_ : at(view.inputs[0]);
+  }
 
  private:
-  static uint16_t bit(Device device) { return static_cast<uint16_t>(1U << index(device)); }
-  uint16_t& at(int32_t value) { return at_[static_cast<size_t>(value)]; }
+  uint32_t& at(int32_t value) { return at_[static_cast<size_t>(value)]; }
 
   bool copy(const Tensor* weight, Device device) {
     const std::pair copied{weight, device};
@@ -129,21 +144,23 @@ class Reads {
   bool value(int32_t operand, Device device) {
     const Value& read = block_.values[static_cast<size_t>(operand)];
     if (read.is_input) return device != Device::host && copy(read.input);
-    const bool is_new = (at(operand) & bit(device)) == 0;
-    at(operand) |= bit(device);
+    const bool is_new = (at(operand) & device_bit(device)) == 0;
+    at(operand) |= device_bit(device);
     return is_new;
   }
 
   const Block& block_;
   InputBits copied_inputs_;
   std::vector<std::pair<const Tensor*, Device>> copied_weights_;
-  std::vector<uint16_t> at_;  // by value: bits of the devices that have it
+  std::vector<uint32_t> at_;  // by value: bits of the devices that have it
+  uint32_t shared_home_ = 0;
 };
 
 }  // namespace
 
 Where BlockPlacement::weight_of(const Operation& operation) const {
   if (operation.weight->host_only) return Where::cpu;
+  if (operation.is_first_layers && first_attention) return *first_attention;
   if (!exceptions.empty()) {
     const std::string_view name = local_name(operation.weight->name);
     for (const TensorException& exception : exceptions) {
@@ -175,8 +192,8 @@ std::vector<ScheduledOperation> schedule(const Block& block, const BlockPlacemen
   const auto first =
       static_cast<size_t>(std::find_if(block.operations.begin(), block.operations.end(), is_work) - block.operations.begin());
   for (size_t i = 0; i < first && first < result.size(); ++i) result[i].lane = result[first].lane;
-  Where before = neighbours.before;
-  Reads reads(block, neighbours);
+  Where before = neighbours.last_lane.value_or(neighbours.before);
+  Reads reads(block, neighbours, placement.of(Group::cache));
   bool split_reads = true;  // anything from elsewhere, so far
   for (size_t i = 0; i < result.size(); ++i) {
     ScheduledOperation& current = result[i];

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "model/forward.hpp"
@@ -20,6 +21,7 @@ inline constexpr int kMaxDevices = kMaxGpus + 1;
 [[nodiscard]] constexpr bool is_gpu(Device device) { return device != Device::host; }
 [[nodiscard]] constexpr Device gpu_device(int gpu) { return static_cast<Device>(static_cast<int>(Device::gpu) + gpu); }
 [[nodiscard]] constexpr size_t index(Device device) { return static_cast<size_t>(device); }
+[[nodiscard]] constexpr uint32_t device_bit(Device device) { return 1U << index(device); }
 [[nodiscard]] constexpr Device device_of(Where where) { return where == Where::cpu ? Device::host : gpu_device(gpu_of(where)); }
 
 // Where the groups of one block are. Layers take theirs from a placement; the embedding is always on the host.
@@ -33,6 +35,7 @@ struct BlockPlacement {
   bool ties_norms = false;
   Where next_cache = Where::cpu;              // of the layer whose state the block loads ahead
   std::vector<TensorException> exceptions{};  // the layer's, by local names
+  std::optional<Where> first_attention{};     // of the first layer, which all layers read from; none: of this one
 
   bool operator==(const BlockPlacement&) const = default;
   [[nodiscard]] Where of(Group group) const {
@@ -64,6 +67,10 @@ struct Neighbours {
   Where before = Where::cpu;
   Where after = Where::cpu;
   InputBits copied_inputs = 0;  // those that blocks before have on a GPU
+  // Where the last operation before it runs, decided or not, and what layers share is. None: where `before` is.
+  std::optional<Where> last_lane{};
+  std::optional<Device> shared_home{};
+  uint32_t shared_copies = 0;  // bits of the devices that have a copy of it
 
   bool operator==(const Neighbours&) const = default;
 };
@@ -76,7 +83,7 @@ struct BlockEnds {
 [[nodiscard]] BlockEnds block_ends(const Block& block, const BlockPlacement& placement);
 
 // One entry per operation. A split starts where the lane changes, and at every copied weight unless the split has read nothing from
-// elsewhere so far; the first operation starts one by the same rule against `neighbours.before`.
+// elsewhere so far; the first operation starts one by the same rule against `neighbours.last_lane`.
 [[nodiscard]] std::vector<ScheduledOperation> schedule(const Block& block, const BlockPlacement& placement, const Neighbours& neighbours);
 
 }  // namespace pshard

@@ -1,17 +1,22 @@
 #include "model/tensor.hpp"
 
+#include <algorithm>
 #include <charconv>
+#include <iterator>
 #include <system_error>
 
 namespace pshard {
 namespace {
 
-constexpr std::string_view kLayerPrefix = "blk.";
+// Models with an encoder name the layers of their two halves apart.
+constexpr std::string_view kLayerPrefixes[] = {"blk.", "enc.blk.", "dec.blk."};
 
 // End of "blk.N." in `name`, or 0 where there is no such prefix; `layer` receives N.
 size_t layer_prefix(std::string_view name, int32_t& layer) {
-  if (!name.starts_with(kLayerPrefix)) return 0;
-  const char* first = name.data() + kLayerPrefix.size();
+  const auto* const prefix =
+      std::find_if(std::begin(kLayerPrefixes), std::end(kLayerPrefixes), [&](std::string_view p) { return name.starts_with(p); });
+  if (prefix == std::end(kLayerPrefixes)) return 0;
+  const char* first = name.data() + prefix->size();
   const char* last = name.data() + name.size();
   const auto [end, error] = std::from_chars(first, last, layer);
   if (error != std::errc{} || layer < 0 || end == last || *end != '.') return 0;
@@ -60,6 +65,8 @@ constexpr Rule kLayerRules[] = {
     {"attn_norm", Group::norms},
     {"attn_output_norm", Group::norms},
     {"attn_post_norm", Group::norms},
+    {"cross_attn_norm", Group::norms},
+    {"cross_attn_", Group::attention},
     {"attn_", Group::attention},
     {"indexer", Group::attention},
     {"ssm_", Group::mixer},
@@ -68,13 +75,18 @@ constexpr Rule kLayerRules[] = {
     {"ffn_gate_inp", Group::router},
     {"ffn_gate_tid2eid", Group::router},
     {"exp_probs_b", Group::router},
+    {"vis_attn", Group::attention},  // what is read in their stead for images (CogVLM)
+    {"vis_up", Group::ffn_up},
+    {"vis_gate", Group::ffn_gate},
+    {"vis_down", Group::ffn_down},
     {"channel_mix_key", Group::ffn_up},
     {"channel_mix_value", Group::ffn_down},
     {"channel_mix_receptance", Group::ffn_gate},
 };
 
 // Tensors after the last layer: final norm, projection, classifier and sentence-embedding layers.
-constexpr std::string_view kHeadPrefixes[] = {"output", "enc.output_norm", "cls", "dense_2", "dense_3", "altup_unembd_proj", "altup_proj"};
+constexpr std::string_view kHeadPrefixes[] = {"output",  "enc.output_norm", "dec.output_norm",   "cls",
+                                              "dense_2", "dense_3",         "altup_unembd_proj", "altup_proj"};
 
 Group layer_group(std::string_view local) {
   for (const Rule& rule : kLayerRules) {

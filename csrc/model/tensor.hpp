@@ -53,11 +53,20 @@ struct Tensor {
   bool host_only = false;  // no GPU has a kernel for its operation: llama.cpp keeps it in host memory wherever its layer is
 };
 
-// Layer number of "blk.N.…", 0 for what llama.cpp keeps with the first layer, or -1 for a tensor outside the layers.
+// What an adapter (LoRA) adds to a tensor, as pairs behind its name: "blk.3.attn_q.weight.lora_a.0" and "blk.3.attn_q.weight.lora_b.0" are
+// the first adapter's.
+inline constexpr std::string_view kAdapterDown = ".lora_a.";
+inline constexpr std::string_view kAdapterUp = ".lora_b.";
+
+// Layer number of "blk.N.…", "enc.blk.N.…" and "dec.blk.N.…", 0 for what llama.cpp keeps with the first layer, or -1 for a tensor outside
+// the layers.
 [[nodiscard]] int32_t layer_of(std::string_view tensor_name);
 
 // "attn_q.weight" of "blk.3.attn_q.weight"; the whole name where there is no such prefix.
 [[nodiscard]] std::string_view local_name(std::string_view tensor_name);
+
+// Of an encoder's tensor, which has the decoder's local names.
+[[nodiscard]] inline bool is_of_encoder(std::string_view tensor_name) { return tensor_name.starts_with("enc."); }
 
 // Group of a tensor by its name. A name that is not known goes with `norms` in a layer and with `embedding` outside.
 [[nodiscard]] Group group_of(std::string_view tensor_name);

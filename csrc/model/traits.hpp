@@ -11,7 +11,8 @@ enum class Gating : uint8_t { softmax, sigmoid, softmax_of_selected, softmax_cho
 
 // Where rows whose logits are not wanted are dropped, if not inside the last layer: before or behind the final norm. What is there before
 // they are dropped stays to the end of the pass, since llama.cpp hands it out; not so `behind_layers`, which is before the norm as well.
-enum class LateRows : uint8_t { no, behind_layers, before_norm, behind_norm };
+// `never`: logits are computed of all rows.
+enum class LateRows : uint8_t { no, behind_layers, before_norm, behind_norm, never };
 
 // How a layer's attention, its FFN and the residual are summed: one behind the other, or side by side, in the order of the additions.
 enum class Sum : uint8_t { sequential, ffn_residual_attention, ffn_attention_residual, attention_ffn_residual };
@@ -22,14 +23,20 @@ enum class Temperature : uint8_t { none, unrotated, all };
 // How one architecture wires the same parts. Everything that tensor names already tell (biases, QK norms, post norms, shared experts,
 // fused QKV, gated or plain FFN) is read from the tensors and is not repeated here.
 struct GraphTraits {
-  bool causal = true;              // false: encoder, which attends to what follows
-  bool keeps_cache = true;         // KV, used or not
-  bool predicts = true;            // false: encoder, no logits
-  bool loads_head = true;          // false: nor weights for them
-  bool reads_embedding = false;    // the head multiplies by the embedding itself, which is in host memory (BitNet)
-  bool repeats_tied_head = false;  // llama.cpp loads the embedding once more as the head, even where both lie in one memory
+  bool causal = true;               // false: encoder, which attends to what follows
+  bool is_guessed = false;          // its layers are not described: they are estimated from their tensors
+  int64_t n_side_by_side = 1;       // of which hidden states are so many (hyper-connections)
+  bool caches_by_sequence = false;  // whether the cache is said to be unified or not
+  bool has_encoder = false;         // a decoder that also attends to what an encoder has made of another text (T5)
+  bool keeps_cache = true;          // KV, used or not
+  bool predicts = true;             // false: encoder, no logits
+  bool loads_head = true;           // false: nor weights for them
+  bool reads_embedding = false;     // the head multiplies by the embedding itself, which is in host memory (BitNet)
+  bool repeats_tied_head = false;   // llama.cpp loads the embedding once more as the head, even where both lie in one memory
   bool scaled_embedding = false;
+  bool normed_embedding = false;  // without a tensor
   bool scaled_residual = false;
+  bool scales_normed_input = false;  // results are added to their own normed input, scaled, instead of to the residual
   bool scaled_head_input = false;
   bool scaled_logits = false;
   double logits_softcap = 0.0;      // 0: none
@@ -67,6 +74,9 @@ struct GraphTraits {
   bool experts_down_on_host = false;  // the down projection asks for f32 activations, which CUDA's kernels do not take (Mistral 4)
   bool halves_experts = false;        // the sum of routed and shared experts is halved
   bool shared_gate_by_ratio = false;  // the gate of shared experts is silu(x) / x, not sigmoid(x) (qwen2moe)
+  // adapters
+  bool head_ignores_adapters = false;       // llama.cpp multiplies by the matrix itself
+  bool attention_ignores_adapters = false;  // and by that behind the attention; latent projections always
   // recurrent mixers
   bool norms_time_step = false;    // Mamba: time steps and projections are normed, without weights where the file has none
   bool repeats_key_heads = false;  // gated delta: keys and queries are repeated to the number of value heads

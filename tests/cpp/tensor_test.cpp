@@ -51,9 +51,11 @@ INSTANTIATE_TEST_SUITE_P(
 TEST(LayerOf, ReadsTheNumberAndNothingElse) {
   EXPECT_EQ(layer_of("blk.0.a"), 0);
   EXPECT_EQ(layer_of("blk.127.attn_q.weight"), 127);
+  EXPECT_EQ(layer_of("enc.blk.3.ffn_up.weight"), 3);
+  EXPECT_EQ(layer_of("dec.blk.0.a"), 0);
   EXPECT_EQ(layer_of("per_layer_model_proj.weight"), 0);
   EXPECT_EQ(layer_of("per_layer_token_embd.weight"), -1);
-  for (const char* other : {"output.weight", "blk.", "blk.x.a", "blk.3", "blk.-1.a", "blk.99999999999.a", "dec.blk.0.a", ""}) {
+  for (const char* other : {"output.weight", "blk.", "blk.x.a", "blk.3", "blk.-1.a", "blk.99999999999.a", "v.blk.0.a", ""}) {
     EXPECT_EQ(layer_of(other), -1) << other;
   }
 }

@@ -109,7 +109,7 @@ def test_a_draft_and_a_projector_have_rows(
         found["draft"]["devices"][0]["model_bytes"] / MIB, abs=0.051
     )
     assert cells(text, "mmproj: weights") == pytest.approx([found["projector"]["model_bytes"] / MIB], abs=0.051)
-    assert cells(text, "mmproj: compute") == pytest.approx([found["projector"]["compute_bound_bytes"] / MIB], abs=0.051)
+    assert cells(text, "mmproj: compute") == pytest.approx([found["projector"]["compute_bytes"] / MIB], abs=0.051)
     assert "The largest image (16384 positions), or a batch of images" in text
     # Four slots, and three drafted tokens for each of them.
     assert found["output_bytes"] == 4 * 4 * 4 * 128256

@@ -303,7 +303,7 @@ def hidden(name: str) -> Model:
 def test_an_unknown_architecture_widens_its_bound() -> None:
     report = estimate_memory(hidden("llama31-8b-q4km"), n_ctx=8192, devices=[24 * GIB])
     assert not report.exact
-    assert report.devices[0].compute_bound_bytes == 2 * report.devices[0].compute_bytes
+    assert report.devices[0].compute_bound_bytes == 2 * report.devices[0].compute_bytes + (64 << 20)
     assert report.used_bytes("CUDA0") > report.devices[0].total_bytes + report.devices[0].compute_bytes
     assert any("not replayed" in warning for warning in report.warnings)
     exact = estimate_memory(oracle.model("llama31-8b-q4km"), n_ctx=8192, devices=[24 * GIB])

@@ -175,7 +175,8 @@ def test_prediction_layers_count() -> None:
 def test_what_streams_is_never_said_with_stock_flags(strategy: str) -> None:
     for name in ("llama-3.1-8b:Q4_K_M", "qwen3-30b-a3b:Q4_K_M"):
         model = model_named(name)
-        for knobs in _core.all_knobs(strategy, model.core):
+        every = _core.all_knobs(strategy, model.core)
+        for knobs in (*every[:20], *every[20:-20:17], *every[-20:]):
             placement = _core.make_placement(strategy, knobs, model.core)
             places = set(wheres(model, placement).values())
             if places & {_core.Where.stream_a, _core.Where.stream_b}:

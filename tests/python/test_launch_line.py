@@ -165,8 +165,7 @@ def test_flags_without_bearing_on_memory_are_listed() -> None:
 @pytest.mark.parametrize(
     ("flags", "part"),
     [
-        ("--lora adapter.gguf", "not counted"),
-        ("--control-vector v.gguf", "not counted"),
+        ("--override-kv a=int:1", "as it stands"),
         ("--rpc host:50052", "--devices"),
         ("-cd 4096", "follows -c"),
         ("--draft-max 8", "--spec-draft-n-max"),

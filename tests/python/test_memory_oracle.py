@@ -5,7 +5,7 @@ from __future__ import annotations
 import oracle
 import pytest
 
-from pshard.memory.memory import UNREPLAYED_FACTOR
+from pshard.memory.memory import compute_bound_bytes
 from pshard.model.architectures import ARCHITECTURES
 
 
@@ -59,4 +59,4 @@ def test_what_is_not_described_says_so_and_stays_within_its_bound(name: str) -> 
         assert [gpu.cache_bytes for gpu in report.gpus] == row.gpu_context
         compute = row.compute(model)
         for taken, found in zip(compute.taken, compute.found, strict=True):
-            assert taken <= UNREPLAYED_FACTOR * found, row
+            assert taken <= compute_bound_bytes(model, found), row

@@ -1,4 +1,4 @@
-"""Projectors: weights and compute buffers are what llama.cpp reserves; kinds that are not described are bounded."""
+"""Projectors: weights and compute buffers are what llama.cpp reserves."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from gguf_cases import header_of, write_llama, write_sparse
 from memory_errors import PAGE
 from projector_cases import FIRST, LAST, as_reserved, cases, header, projector, projector_table, reserved
 
-from pshard import ModelError, _core, estimate_memory, read_projector
+from pshard import ModelError, estimate_memory, read_projector
 from pshard.launch.line import parse_launch_line
-from pshard.memory.encoder_bounds import BOUND_FACTOR
-from pshard.memory.projector import Encoder, projector_from_header
+from pshard.memory.projector import Input, projector_from_header
 from pshard.memory.stock_fit import fit_line
 
 GIB = 1 << 30
@@ -27,9 +26,7 @@ def test_compute_buffers_are_what_llama_cpp_reserves(name: str) -> None:
     assert len(rows) >= 6
     for encoder, on_gpu, flash_attn, given, found in rows:
         made = encoder.buffers(given, on_gpu=on_gpu, flash_attn=flash_attn)
-        assert encoder.exact
         assert as_reserved(made, on_gpu=on_gpu) == found, (on_gpu, flash_attn, given)
-        assert made.compute_bytes == made.bound_bytes
 
 
 def test_the_table_of_the_page_is_todays() -> None:
@@ -46,25 +43,18 @@ def test_weights_are_what_llama_cpp_loads(name: str) -> None:
     assert loaded.memory("Host").model_bytes == loaded.weights_bytes
 
 
-def hidden(encoder: Encoder) -> Encoder:
-    """The same encoder, of a kind that nobody has described."""
-    tensors = encoder.core.tensors
-    return replace(encoder, kind="unknown", core=_core.Encoder("unknown", encoder.core.is_of_sound, {}, tensors))
+def test_a_kind_that_llama_cpp_does_not_know_is_refused() -> None:
+    with pytest.raises(ModelError, match="knows no projector type 'clairvoyant'"):
+        projector("gemma3-4b", clip__projector_type="clairvoyant")
 
 
-def test_a_kind_that_is_not_described_is_bounded() -> None:
-    within = []
-    for name in cases():
-        encoder, on_gpu, flash_attn, given, (device_bytes, host_bytes) = reserved(name)[1]
-        assert on_gpu
-        unknown = hidden(encoder)
-        assert not unknown.exact
-        made = unknown.buffers(given, on_gpu=True, flash_attn=flash_attn)
-        assert made.bound_bytes == BOUND_FACTOR * made.compute_bytes
-        assert made.host_bytes <= host_bytes
-        within.append(device_bytes <= made.bound_bytes)
-    # The others have wide convolutions before their layers, or widen masks: see docs/memory.md.
-    assert sum(within) >= 0.7 * len(within)
+def test_an_image_in_tiles_has_at_most_those_of_the_grids() -> None:
+    encoder = projector("granite4-vision-3b").encoders[0]
+    assert encoder.warmup == Input(width=384, height=384)
+    assert encoder.largest == Input(width=384, height=384 * 5, tile_columns=2)  # 768 x 768, and all of it once
+    assert encoder.image(100, 4000) == encoder.largest
+    grown, plain = (encoder.buffers(given, on_gpu=True) for given in (encoder.largest, encoder.warmup))
+    assert grown.compute_bytes > 4 * plain.compute_bytes
 
 
 @pytest.mark.parametrize(
@@ -74,12 +64,12 @@ def test_images_that_are_encoded_together_take_more(name: str, n_images: int) ->
     encoder = projector(name).encoders[0]
     together = encoder.buffers(replace(encoder.warmup, n_images=n_images), on_gpu=True)
     most = encoder.most(on_gpu=True)
-    assert most.bound_bytes >= together.bound_bytes > 2 * encoder.buffers(encoder.warmup, on_gpu=True).bound_bytes
+    assert most.compute_bytes >= together.compute_bytes > 2 * encoder.buffers(encoder.warmup, on_gpu=True).compute_bytes
     assert together.output_bytes == n_images * encoder.buffers(encoder.warmup, on_gpu=True).output_bytes
     one_more = encoder.buffers(replace(encoder.warmup, n_images=n_images + 1), on_gpu=True)
     assert together.output_bytes <= most.output_bytes < one_more.output_bytes
     alone = projector_from_header(header(name), batch_max_tokens=0).encoders[0].most(on_gpu=True)
-    assert alone.bound_bytes < most.bound_bytes or encoder.largest != encoder.warmup
+    assert alone.compute_bytes < most.compute_bytes or encoder.largest != encoder.warmup
 
 
 def test_the_input_is_llama_cpps_warm_up() -> None:
@@ -94,11 +84,11 @@ def test_the_input_is_llama_cpps_warm_up() -> None:
 def test_the_largest_image_is_more_than_the_warm_up() -> None:
     memory = projector("qwen25vl-7b").memory("CUDA0")
     assert memory.largest_n_positions == 128 * 128
-    assert memory.largest_bound_bytes > 2 * memory.compute_bound_bytes
+    assert memory.largest_compute_bytes > 2 * memory.compute_bytes
     assert memory.largest_host_bytes > 2 * memory.host_bytes
     assert memory.output_bytes == 64 * 64 * 3584 * 4
     fixed = projector("gemma3-4b").memory("CUDA0")
-    assert fixed.largest_bound_bytes == fixed.compute_bound_bytes
+    assert fixed.largest_compute_bytes == fixed.compute_bytes
     assert fixed.output_bytes == 256 * 2560 * 4
 
 
@@ -140,7 +130,6 @@ def test_a_file_without_a_tensor_is_refused() -> None:
         ({"general__architecture": "llama"}, "is not a projector's"),
         ({"clip__has_vision_encoder": False}, "neither images nor sound"),
         ({"clip__vision__patch_size": "14"}, "clip.vision.patch_size is '14'"),
-        ({"clip__vision__embedding_length": None}, "clip.vision.embedding_length is None"),
         ({"clip__vision__image_size": -1}, "clip.vision.image_size is -1"),
     ],
 )
@@ -175,7 +164,7 @@ def test_it_takes_memory_beside_the_model(tmp_path: Path) -> None:
     assert memory.name == "mmproj.gguf"
     assert (memory.kind, memory.where) == ("gemma3", "CUDA0")
     grown = report.used_bytes("CUDA0") - alone.used_bytes("CUDA0")
-    assert grown == memory.model_bytes + memory.compute_bound_bytes
+    assert grown == memory.model_bytes + memory.compute_bytes
     assert report.used_bytes("Host") - alone.used_bytes("Host") == memory.host_bytes == 896 * 896 * 3 * 4
     without_flash = estimate_memory(model, n_ctx=4096, devices=[24 * GIB], projector=path, flash_attn="off").projector
     assert without_flash is not None

@@ -1,4 +1,4 @@
-"""What the commands that read a llama.cpp launch line share: the line itself, sizes of memories, notes on stderr."""
+"""What the commands that read a llama.cpp launch line share: the line itself, the GPUs' memory, notes on stderr."""
 
 from __future__ import annotations
 
@@ -7,68 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pshard.cli._options import read_sizes
 from pshard.cli._output import Output
-from pshard.errors import SettingError
 
 if TYPE_CHECKING:
     from pshard.launch.line import LaunchLine
-
-MIB = 1 << 20
 
 # Own options are long ones; all else belongs to the line. `-h` is llama.cpp's help there, and ours here.
 LINE_SETTINGS: dict[str, Any] = {"ignore_unknown_options": True, "help_option_names": ["--help"]}
 
 
-def parse_size(text: str) -> int:
-    """Bytes of ``12G``, ``12GiB``, ``12288M`` or ``12``, which is GiB as well.
-
-    Raises
-    ------
-    click.BadParameter
-        None of these.
-    """
-    from pshard.quantities import parse_bytes
-
-    try:
-        return parse_bytes(text)
-    except SettingError as error:
-        message = f"{error}."
-        raise click.BadParameter(message) from None
-
-
-def size_option(context: click.Context, parameter: click.Parameter, text: str | None) -> int | None:
-    """Read one size; None where it was not given."""
-    return None if text is None else parse_size(text)
-
-
-def rate_option(context: click.Context, parameter: click.Parameter, text: str | None) -> float | None:
-    """Read one rate, like 12GB/s; None where it was not given."""
-    from pshard.errors import SettingError
-    from pshard.quantities import parse_rate
-
-    if text is None:
-        return None
-    try:
-        rate = parse_rate(text)
-    except SettingError as error:
-        raise click.BadParameter(str(error)) from error
-    if rate <= 0:
-        message = f"{text!r} moves nothing."
-        raise click.BadParameter(message)
-    return rate
-
-
-def sizes_option(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, ...] | None:
-    """Read a list of sizes (``24G,12G``, or ``none``); None where it was not given."""
-    if text is None:
-        return None
-    return () if text.strip().lower() == "none" else tuple(parse_size(part) for part in text.split(","))
-
-
 def with_launch_line(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the launch line as its argument, and ``--devices``."""
     command = click.option(
-        "--devices", callback=sizes_option, metavar="SIZE,...",
+        "--devices", callback=read_sizes, metavar="SIZE,...",
         help="Free memory of each GPU: 24G,12G (GiB), 24576M; none.  [default: the GPUs of this machine]",
     )(command)  # fmt: skip
     return click.argument("line", nargs=-1, type=click.UNPROCESSED, metavar="MODEL [LLAMA.CPP FLAGS]")(command)

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pshard.cli._output import Output, format_bytes
+from pshard.quantities import MIB
 
 if TYPE_CHECKING:
     from pshard.launch.line import LaunchLine
     from pshard.memory.check import CheckRow
     from pshard.memory.report import DeviceMemory, MemoryReport, ProjectorMemory
-
-MIB = 1 << 20
 
 
 def _mib(n_bytes: int | None) -> str | None:
@@ -66,13 +65,13 @@ def _print_head(out: Output, report: MemoryReport, line: LaunchLine) -> None:
 def _rows(report: MemoryReport) -> list[tuple[str, dict[str, int]]]:
     """Rows of the sheet: what it is, and bytes by memory."""
     rows = _model_rows(report, "")
+    rows += [(f"{adapter.kind}: {adapter.name}", adapter.model_bytes) for adapter in report.adapters]
     if report.draft is not None:
         rows += _model_rows(report.draft, "draft: ")
     if report.projector is not None:
         projector = report.projector
         rows.append(("mmproj: weights", {projector.where: projector.model_bytes}))
-        compute = "mmproj: compute" if projector.exact else "mmproj: compute, at most"
-        rows.append((compute, {projector.where: projector.compute_bound_bytes}))
+        rows.append(("mmproj: compute", {projector.where: projector.compute_bytes}))
         rows.append(("mmproj: inputs", {report.host.name: projector.host_bytes}))
     allowances: dict[str, dict[str, int]] = {}
     for allowance in report.allowances:
@@ -116,9 +115,9 @@ def _sentences(report: MemoryReport) -> list[str]:
 def _projector_sentences(projector: ProjectorMemory) -> list[str]:
     """Say what a projector takes when images come."""
     output = format_bytes(projector.output_bytes)
-    if projector.largest_bound_bytes == projector.compute_bound_bytes:
+    if projector.largest_compute_bytes == projector.compute_bytes:
         return [f"On demand: embeddings of an image or of sound, {output} of host memory."]
-    largest = format_bytes(projector.largest_bound_bytes)
+    largest = format_bytes(projector.largest_compute_bytes)
     positions = projector.largest_n_positions
     return [
         f"The largest image ({positions} positions), or a batch of images where llama-server makes one, may take "

@@ -6,19 +6,19 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pshard.cli._launch import LINE_SETTINGS, devices_or_here, read_line, size_option, with_launch_line
+from pshard.cli._launch import LINE_SETTINGS, devices_or_here, read_line, with_launch_line
+from pshard.cli._options import read_size
 from pshard.cli._output import Output, with_output
+from pshard.quantities import MIB
 
 if TYPE_CHECKING:
     from pshard.memory.report import DeviceMemory
-
-MIB = 1 << 20
 
 
 @click.command("fit", context_settings=LINE_SETTINGS)
 @with_launch_line
 @click.option(
-    "--ram", "ram_bytes", callback=size_option, metavar="SIZE",
+    "--ram", "ram_bytes", callback=read_size, metavar="SIZE",
     help="Host memory, like 64G: it counts where there is no GPU.",
 )  # fmt: skip
 @with_output

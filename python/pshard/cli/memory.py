@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pshard.cli._launch import LINE_SETTINGS, devices_or_here, read_line, size_option, with_launch_line
+from pshard.cli._launch import LINE_SETTINGS, devices_or_here, read_line, with_launch_line
+from pshard.cli._options import read_size
 from pshard.cli._output import Output, with_output
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 @click.command("memory", context_settings=LINE_SETTINGS)
 @with_launch_line
-@click.option("--ram", "ram_bytes", callback=size_option, metavar="SIZE", help="Free host memory, like 64G.")
+@click.option("--ram", "ram_bytes", callback=read_size, metavar="SIZE", help="Free host memory, like 64G.")
 @click.option(
     "--check", "binary", metavar="BINARY",
     help="Ask this llama-fit-params for the same launch, and show its figures beside these.",
@@ -36,16 +37,17 @@ def command(
     binary: str | None,
     timeout_seconds: float,
 ) -> None:
-    """Show what a llama.cpp launch takes of every memory, from the model's header alone.
+    """Show what a llama.cpp launch takes of every memory.
 
     \b
     pshard memory model.gguf -c 32768 -ctk q8_0 -ctv q8_0 --devices 24G
     pshard memory llama-server -m model.gguf -ngl 30 -md draft.gguf --mmproj mmproj.gguf --devices 24G,12G
 
-    The line is llama.cpp's own: the program's name (llama-server where it is left out, whose defaults then hold; or
-    llama-cli, llama-fit-params), the model first or with -m, and llama.cpp's flags in its own spelling. Flags that have
-    no bearing on memory may stay; stderr lists them. Compute buffers, weights and caches are what llama.cpp allocates;
-    what driver and libraries take besides is an allowance with its source.
+    It is counted from the model's header alone. The line is llama.cpp's own: the program's name (llama-server where it
+    is left out, whose defaults then hold; or llama-cli, llama-fit-params), the model first or with -m, and llama.cpp's
+    flags in its own spelling. Flags that have no bearing on memory may stay; stderr lists them. Compute buffers,
+    weights and caches are what llama.cpp allocates; what driver and libraries take besides is an allowance with its
+    source.
     """
     from pshard.cli._memory_tables import print_check, print_report
     from pshard.memory.launch_memory import line_memory

@@ -46,6 +46,7 @@ _EXPERTS = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"
 _DENSE_FFN = r"\.ffn_(up|down|gate)\."
 
 Override = tuple[str, str]
+Scaled = tuple[str, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +71,10 @@ class LaunchLine:
         ``--pooling``; ``"model"``: as the file says.
     device_names, draft_device_names : tuple of str or None
         ``-dev``: names of the devices to use, none of them for ``none``; None: all there are.
+    adapters, control_vectors : tuple of (str, float)
+        Paths and scales of ``--lora`` and ``--control-vector``.
+    control_layers : tuple of int
+        First and last layer of ``--control-vector-layer-range``; below 1: the second, and the last.
     fit_target_mib : tuple of int
         One for all devices, or one each.
     speculation : tuple of str
@@ -120,6 +125,9 @@ class LaunchLine:
     projector: str | None = None
     projector_offload: bool = True
     projector_device: str | None = None
+    adapters: tuple[Scaled, ...] = ()
+    control_vectors: tuple[Scaled, ...] = ()
+    control_layers: tuple[int, int] = (0, 0)
     warmup: bool = True
     image_max_tokens: int = -1
     batch_max_tokens: int = 1024
@@ -258,6 +266,28 @@ def _text(flag: str, text: str) -> str:
     return text
 
 
+def _files(flag: str, text: str) -> tuple[Scaled, ...]:
+    return tuple((path, 1.0) for path in text.split(","))
+
+
+def _scaled_files(flag: str, text: str) -> tuple[Scaled, ...]:
+    files = []
+    for item in text.split(","):
+        path, *scale = item.split(":")
+        try:
+            files.append((path, float(*scale)) if scale else ("", 0.0))
+        except (TypeError, ValueError):
+            path = ""
+        if not path or not scale:
+            raise _fail(flag, text, f"{item!r} is no FILE:SCALE; files are separated by commas")
+    return tuple(files)
+
+
+def _layer_range(flag: str, text: str) -> tuple[int, int]:
+    first, last = text.split()
+    return _integer(flag, first), _integer(flag, last)
+
+
 # --- flags ------------------------------------------------------------------------------------------------------------
 
 Read = Callable[[str, str], object]
@@ -298,6 +328,11 @@ _VALUED: tuple[tuple[str, str, Read], ...] = (
     ("-mmdev --mmproj-device", "projector_device", _text),
     ("--image-max-tokens", "image_max_tokens", _integer),
     ("--mtmd-batch-max-tokens", "batch_max_tokens", _integer),
+    ("--lora", "adapters", _files),
+    ("--lora-scaled", "adapters", _scaled_files),
+    ("--control-vector", "control_vectors", _files),
+    ("--control-vector-scaled", "control_vectors", _scaled_files),
+    ("--control-vector-layer-range", "control_layers", _layer_range),
     ("-cram --cache-ram", "prompt_cache_mib", _integer),
     ("-ctxcp --ctx-checkpoints --swa-checkpoints", "n_context_checkpoints", _integer),
 )
@@ -332,10 +367,6 @@ _SWITCHES: tuple[tuple[str, str, object], ...] = (
 )
 # Flags that cost memory which no figure contains: whether they take a value, and what to say.
 _UNCOUNTED: dict[str, tuple[bool, str]] = {
-    "--lora": (True, "the adapter's weights and its part of the compute buffers are not counted"),
-    "--lora-scaled": (True, "the adapter's weights and its part of the compute buffers are not counted"),
-    "--control-vector": (True, "the control vector (a vector per layer) is not counted"),
-    "--control-vector-scaled": (True, "the control vector (a vector per layer) is not counted"),
     "--rpc": (True, "devices of other machines are not counted; list their free memory with --devices, first"),
     "--override-kv": (True, "the metadata of the file is counted as it stands"),
     "-bs": (False, "samplers on the GPU need buffers of their own, which are not counted"),
@@ -356,7 +387,8 @@ _GONE: dict[str, tuple[bool, str]] = {
     "--defrag-thold": (True, "the cache is no longer defragmented"),
     "-dt": (True, "the cache is no longer defragmented"),
 }
-_ACCUMULATE = frozenset({"overrides", "draft_overrides", "speculation"})
+_ACCUMULATE = frozenset({"overrides", "draft_overrides", "speculation", "adapters", "control_vectors"})
+_TWO_VALUES = frozenset({"--control-vector-layer-range"})
 
 _READERS: dict[str, tuple[str, Read]] = {
     name: (field, read) for names, field, read in _VALUED for name in names.split()
@@ -400,10 +432,12 @@ def parse_launch_line(tokens: Sequence[str], program: str = DEFAULT_PROGRAM) -> 
         flag = rest.pop(0)
         if flag in _READERS:
             field, read = _READERS[flag]
-            if not rest:
-                message = f"{flag} is the end of the line; it takes a value."
+            n_values = 2 if flag in _TWO_VALUES else 1
+            if len(rest) < n_values:
+                message = f"{flag} is the end of the line; it takes {'a value' if n_values == 1 else 'two values'}."
                 raise SettingError(message)
-            text = rest.pop(0)
+            text = " ".join(rest[:n_values])
+            del rest[:n_values]
             value = read(flag, text)
             _set(values, field, value)
             if field.endswith("n_gpu_layers") and text in ("auto", "-1"):

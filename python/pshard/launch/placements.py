@@ -141,8 +141,13 @@ def _rule(pattern: str, device: str, n_gpu: int) -> tuple[re.Pattern[str], _core
         raise SettingError(message) from None
 
 
+def _overridden(name: str) -> str:
+    """Return the name that overrides are held against: an adapter's matrices lie with the tensor that they adapt."""
+    return name.partition(".lora_")[0]
+
+
 def _place(name: str, rules: list[tuple[re.Pattern[str], _core.Where]], default: _core.Where) -> _core.Where:
-    return next((where for regex, where in rules if regex.search(name)), default)
+    return next((where for regex, where in rules if regex.search(_overridden(name))), default)
 
 
 def _outside(
@@ -154,7 +159,7 @@ def _outside(
     places = {tensor.name: _place(tensor.name, rules, output) for tensor in model.head}
     apart = {name: where for name, where in places.items() if where != head}
     for tensor in model.embedding:
-        if any(regex.search(tensor.name) for regex, _ in rules):
+        if any(regex.search(_overridden(tensor.name)) for regex, _ in rules):
             apart[tensor.name] = _place(tensor.name, rules, output)
     return [_core.TensorException(name, where) for name, where in apart.items()]
 

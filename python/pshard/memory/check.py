@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from pshard.errors import PshardError
-from pshard.memory.memory import HOST
+from pshard.memory.placed import HOST
 
 if TYPE_CHECKING:
     from pshard.launch.line import LaunchLine
@@ -106,6 +106,8 @@ def print_arguments(line: LaunchLine, *, has_gpu: bool = True) -> tuple[list[str
             (line.n_outputs_max is not None, f"logits for {line.n_outputs_max} tokens only"),
             (line.draft_model is not None, "the draft model"),
             (line.projector is not None, "the projector"),
+            (bool(line.adapters), "the adapters"),
+            (bool(line.control_vectors), "the control vector"),
         )
         if is_left_out
     ]
@@ -121,6 +123,8 @@ def comparable(line: LaunchLine) -> LaunchLine:
         embeddings=False,
         draft_model=None,
         projector=None,
+        adapters=(),
+        control_vectors=(),
         prompt_cache_mib=0,
         speculation=(),
     )

@@ -6,8 +6,10 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from pshard.errors import SettingError
+from pshard.memory.adapters import read_adapter, read_control_vectors
 from pshard.memory.allowances import server_allowances
-from pshard.memory.memory import HOST, Draft, estimate
+from pshard.memory.memory import estimate
+from pshard.memory.placed import HOST, Draft
 from pshard.memory.settings import MIB, ContextSettings, PlacementSettings, check_context
 
 if TYPE_CHECKING:
@@ -16,8 +18,10 @@ if TYPE_CHECKING:
     from pshard.memory.report import MemoryReport
     from pshard.model.model import Model
 
-# Kinds of speculation that keep a context of their own on the main model, or on a head that is trained with it.
-_UNCOUNTED_SPECULATION = ("draft-mtp", "draft-eagle3", "draft-dflash", "draft-dspark")
+# Kinds of speculation whose draft is a head that is trained with the model, in a file of its own.
+_UNCOUNTED_SPECULATION = ("draft-eagle3", "draft-dflash", "draft-dspark")
+# Architectures whose own drafts have been held against llama.cpp's allocator.
+_CHECKED_PREDICTORS = ("glm4moe",)
 
 
 def line_memory(line: LaunchLine, devices: Sequence[int], ram_bytes: int | None = None) -> MemoryReport:
@@ -55,8 +59,11 @@ def line_memory(line: LaunchLine, devices: Sequence[int], ram_bytes: int | None 
         placement_settings(line, all_devices),
         devices=all_devices,
         draft=line_draft(line),
+        drafts_itself=own_draft(line, model),
         projector=line_projector(line),
         projector_device=projector_device(line, all_devices),
+        adapters=tuple(read_adapter(path, scale=scale) for path, scale in line.adapters),
+        control_vector=read_control_vectors([path for path, _ in line.control_vectors], *line.control_layers),
         load_mode=line.load_mode,
         host_buffer=line.host_buffer,
         ram_bytes=ram_bytes,
@@ -79,6 +86,13 @@ def line_draft(line: LaunchLine) -> Draft | None:
         type_v=line.draft_type_v,
         device_names=line.draft_device_names,
     )
+
+
+def own_draft(line: LaunchLine, model: Model) -> Draft | None:
+    """Return what a line says of the draft that the model brings itself; None where it asks for none."""
+    if "draft-mtp" not in line.speculation or line.draft_model is not None:
+        return None
+    return Draft(model=model, type_k=line.draft_type_k, type_v=line.draft_type_v)
 
 
 def line_projector(line: LaunchLine) -> Projector | None:
@@ -163,6 +177,14 @@ def _warnings(line: LaunchLine, report: MemoryReport) -> Iterator[str]:
     uncounted = [kind for kind in line.speculation if kind in _UNCOUNTED_SPECULATION]
     if uncounted:
         yield f"--spec-type {uncounted[0]} keeps a context of its own, which is not counted."
+    if "draft-mtp" in line.speculation and line.draft_model is not None:
+        yield "--spec-type draft-mtp with -md: the draft is counted as an ordinary model, which it is not."
+    elif "draft-mtp" in line.speculation and report.architecture not in _CHECKED_PREDICTORS:
+        yield (
+            f"--spec-type draft-mtp: weights and cache of the layers that draft are counted; their compute buffer is "
+            f"described like those of {', '.join(_CHECKED_PREDICTORS)}, and has not been checked for "
+            f"{report.architecture!r}."
+        )
     if line.draft_model is not None and line.is_server and not line.speculation:
         yield "-md without --spec-type draft-simple: llama.cpp loads the draft and never asks it."
     if not line.host_buffer and line.repack and report.devices:

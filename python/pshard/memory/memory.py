@@ -3,54 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
 from pshard.errors import SettingError
 from pshard.launch.flags import LLAMA_CPP_VERSION
-from pshard.memory.settings import ContextSettings, PlacementSettings, check_context, check_placement
+from pshard.memory.placed import HOST, Draft, Placed, place
+from pshard.memory.settings import ContextSettings, PlacementSettings
 
 if TYPE_CHECKING:
     from os import PathLike
 
     from pshard import _core
     from pshard.gguf.file import TensorInfo
+    from pshard.memory.adapters import Adapter, ControlVector
     from pshard.memory.projector import Projector
     from pshard.memory.report import Allowance, DeviceMemory, MemoryReport
     from pshard.model.model import Model
 
-HOST = "Host"
 MIB = 1 << 20
 MAPPED_LOADS = ("auto", "mmap", "mmap+mlock")
-# How far compute may be off where a graph is not replayed: twice what it would be as an ordinary decoder's.
-UNREPLAYED_FACTOR = 2
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Draft:
-    """A draft model for speculative decoding, with the settings that it does not share with the model it drafts for.
-
-    Attributes
-    ----------
-    model : Model
-    n_gpu_layers : int
-        ``-ngld``; negative: all.
-    tensor_overrides : sequence of (str, str)
-        ``-otd``.
-    type_k, type_v : str
-        ``-ctkd`` and ``-ctvd``.
-    device_names : tuple of str or None
-        ``-devd``: ``"CUDA1"``, ...; None: all.
-    """
-
-    model: Model
-    n_gpu_layers: int = -1
-    tensor_overrides: tuple[tuple[str, str], ...] = ()
-    type_k: str = "f16"
-    type_v: str = "f16"
-    device_names: tuple[str, ...] | None = None
+# How far compute may be off where a graph is not replayed: so many times what is counted, and so many bytes. The
+# first where it is counted as an ordinary decoder's, the second where it is guessed from tensors alone.
+UNREPLAYED_BOUND = (2, 64 * MIB)
+GUESSED_BOUND = (4, 256 * MIB)
 
 
 def estimate_memory(
@@ -73,6 +50,8 @@ def estimate_memory(
     tensor_split: Sequence[float] | None = None,
     draft: Draft | Model | None = None,
     projector: Projector | str | PathLike[str] | None = None,
+    adapters: Iterable[Adapter | str | PathLike[str]] = (),
+    control_vector: ControlVector | None = None,
     main_gpu: int = 0,
     op_offload: bool = True,
     n_outputs_max: int | None = None,
@@ -117,6 +96,10 @@ def estimate_memory(
         A draft model beside it, whose context follows this one's.
     projector : Projector or path, optional
         A multimodal projector beside it: `read_projector`, or its GGUF.
+    adapters : iterable of Adapter or path
+        LoRA adapters of the model: `read_adapter`, or their GGUFs.
+    control_vector : ControlVector, optional
+        What ``--control-vector`` adds behind its layers: `read_control_vectors`.
     main_gpu : int
         For ``split_mode="none"``.
     op_offload : bool
@@ -138,6 +121,8 @@ def estimate_memory(
     ------
     SettingError
         Settings that llama.cpp refuses, or a split that is not replayed.
+    ModelError
+        An adapter or a control vector was made for another model.
     """
     names = tuple(f"CUDA{i}" for i in range(len(devices)))
     return estimate(
@@ -166,6 +151,8 @@ def estimate_memory(
         ),
         draft=as_draft(draft),
         projector=as_projector(projector),
+        adapters=as_adapters(adapters),
+        control_vector=control_vector,
         load_mode=load_mode,
         ram_bytes=ram_bytes,
     )
@@ -183,110 +170,14 @@ def as_projector(projector: Projector | str | PathLike[str] | None) -> Projector
     return projector if projector is None or isinstance(projector, Projector) else read_projector(projector)
 
 
+def as_adapters(adapters: Iterable[Adapter | str | PathLike[str]]) -> tuple[Adapter, ...]:
+    """Read adapters that are not read yet."""
+    from pshard.memory.adapters import Adapter, read_adapter
+
+    return tuple(each if isinstance(each, Adapter) else read_adapter(each) for each in adapters)
+
+
 # --- one model --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Placed:
-    """One model with its placement and context, as the core takes them."""
-
-    model: Model
-    settings: ContextSettings
-    where: PlacementSettings
-    placement: _core.Placement
-    names: tuple[str, ...]  # of the placement's GPUs
-    context: _core.ContextParameters  # flash attention decided
-    n_tokens: int
-    warnings: tuple[str, ...]
-
-    def cells(self) -> _core.CacheCells:
-        """Cells of its caches."""
-        from pshard import _core
-
-        return _core.cache_cells(self.model.core, self.context)
-
-    def bytes(self) -> _core.MemoryReport:
-        """Bytes in every memory."""
-        from pshard import _core
-
-        return _core.memory(self.model.core, self.placement, self.context, self.n_tokens)
-
-    def output_bytes(self) -> int:
-        """Return the size of the buffer of logits, one row for each sequence (or for each token that may be wanted)."""
-        from pshard.gguf.file import SkippedArray
-
-        tokens = self.model.header.metadata.get("tokenizer.ggml.tokens")
-        parameters = self.model.hyperparameters
-        n_vocab = tokens.length if isinstance(tokens, SkippedArray) else parameters.n_vocab
-        rows = max(self.settings.n_seq_max, self.settings.n_outputs_max or 0)
-        return 4 * rows * (n_vocab + (parameters.n_embd if self.settings.embeddings else 0))
-
-    def output_is_page_locked(self) -> bool:
-        """Whether the output layer lies on a GPU, whose driver then locks the buffer that it is copied to."""
-        return bool(self.names) and self.where.n_gpu_layers != 0
-
-
-def place(model: Model, asked: ContextSettings, where: PlacementSettings) -> Placed:
-    """Place a model by llama.cpp's flags, and hold the settings against its rules.
-
-    Parameters
-    ----------
-    model : Model
-    asked : ContextSettings
-    where : PlacementSettings
-
-    Returns
-    -------
-    Placed
-
-    Raises
-    ------
-    SettingError
-        llama.cpp would not start with them, or a split that is not replayed.
-    """
-    from pshard import _core
-    from pshard.launch.placements import placement_from_flags
-
-    settings, warnings = check_context(model, asked)
-    warnings += check_placement(model, where)
-    used = where.devices
-    if where.split_mode == "none":
-        used = used[where.main_gpu : where.main_gpu + 1] if where.main_gpu >= 0 else ()
-    names = tuple(name for name, _ in used)
-    placement = placement_from_flags(
-        model.core,
-        where.n_gpu_layers,
-        [(pattern, _device_of(pattern, device, names)) for pattern, device in where.tensor_overrides],
-        offload_kqv=where.offload_kqv,
-        op_offload=where.op_offload,
-        devices=[float(free_bytes) for _, free_bytes in used],
-        tensor_split=where.tensor_split[: len(names)] if where.tensor_split and len(names) > 1 else None,
-    )
-    asked_context = settings.core()
-    context = _core.resolve_flash_attention(model.core, placement, asked_context)
-    if context.flash_attn != asked_context.flash_attn:
-        warnings.append("flash_attn='auto' comes to 'off': not every layer's device can do it for this model.")
-    cells = _core.cache_cells(model.core, context)
-    return Placed(
-        model=model,
-        settings=settings,
-        where=where,
-        placement=placement,
-        names=names,
-        context=context,
-        n_tokens=min(settings.n_ubatch, cells.full * cells.n_streams),
-        warnings=tuple(warnings),
-    )
-
-
-def _device_of(pattern: str, device: str, names: tuple[str, ...]) -> str:
-    """Return the name by which a placement knows a device: GPUs are numbered as they are used."""
-    if device in names:
-        return f"CUDA{names.index(device)}"
-    if device == "CPU":
-        return device
-    message = f"tensor override {pattern}={device}: the devices are {', '.join(('CPU', *names))}."
-    raise SettingError(message)
 
 
 def _mapped_bytes(placed: Placed) -> int:
@@ -333,6 +224,9 @@ def estimate(
     draft: Draft | None = None,
     projector: Projector | None = None,
     projector_device: str | None = None,
+    adapters: tuple[Adapter, ...] = (),
+    control_vector: ControlVector | None = None,
+    drafts_itself: Draft | None = None,
     load_mode: str = "auto",
     host_buffer: bool = True,
     ram_bytes: int | None = None,
@@ -351,6 +245,10 @@ def estimate(
     projector : Projector, optional
     projector_device : str, optional
         By default the first device, else the host.
+    adapters : tuple of Adapter
+    control_vector : ControlVector, optional
+    drafts_itself : Draft, optional
+        The model's own layers draft (``--spec-type draft-mtp``), with a cache of these types; see `next_tokens`.
     load_mode : str
     host_buffer : bool
         False (``--no-host``): host weights are not page-locked.
@@ -363,14 +261,16 @@ def estimate(
     MemoryReport
     """
     from pshard.launch import line as launch_line
+    from pshard.memory.adapters import adapted, with_adapters
     from pshard.memory.allowances import device_allowances, process_allowances
 
     if load_mode not in launch_line.LOAD_MODES:
         message = f"load_mode={load_mode!r}: it is none of {', '.join(launch_line.LOAD_MODES)}."
         raise SettingError(message)
     devices = placement.devices if devices is None else devices
+    plain, model = model, adapted(model, adapters, control_vector)
     main = place(model, context, placement)
-    report = _report(main, devices, load_mode, host_buffer)
+    report = with_adapters(_report(main, devices, load_mode, host_buffer), plain, main, adapters, control_vector)
     extra = [*device_allowances(model, main.placement, main.context, main.n_tokens, main.names)]
     used = [*main.names]
     if draft is not None:
@@ -378,6 +278,14 @@ def estimate(
         report = replace(report, draft=_report(beside, devices, load_mode, host_buffer))
         extra += device_allowances(draft.model, beside.placement, beside.context, beside.n_tokens, beside.names)
         used += beside.names
+    if drafts_itself is not None:
+        from pshard.memory.next_tokens import place_predictor, with_predictor
+
+        everything, beside = place_predictor(plain, main, drafts_itself, report.n_ctx_actual)
+        report = with_predictor(
+            report, everything, _report(beside, devices, load_mode, host_buffer), mapped=load_mode in MAPPED_LOADS
+        )
+        extra += device_allowances(beside.model, beside.placement, beside.context, beside.n_tokens, beside.names)
     if projector is not None:
         device = projector_device or (devices[0][0] if devices else HOST)
         report = replace(report, projector=projector.memory(device, flash_attn=context.flash_attn))
@@ -440,17 +348,30 @@ def device_memory(model: Model, name: str, free_bytes: int | None, part: _core.D
         model_bytes=part.weights_bytes,
         context_bytes=part.cache_bytes,
         compute_bytes=part.compute_bytes,
-        compute_bound_bytes=part.compute_bytes * (1 if model.is_replayed else UNREPLAYED_FACTOR),
+        compute_bound_bytes=compute_bound_bytes(model, part.compute_bytes),
     )
+
+
+def _bound(model: Model) -> tuple[int, int]:
+    return GUESSED_BOUND if model.hyperparameters.traits.is_guessed else UNREPLAYED_BOUND
+
+
+def compute_bound_bytes(model: Model, n_bytes: int) -> int:
+    """Return what a compute buffer does not exceed that is counted as so many bytes."""
+    if model.is_replayed:
+        return n_bytes
+    factor, more = _bound(model)
+    return factor * n_bytes + more
 
 
 def unreplayed_warnings(model: Model) -> list[str]:
     """Say what an architecture whose passes are not replayed means for the bytes."""
     if model.is_replayed:
         return []
+    factor, n_bytes = _bound(model)
     return [
-        f"Compute buffers of architecture {model.architecture!r} are not replayed to the byte; they may be up to "
-        f"{UNREPLAYED_FACTOR} times what is counted."
+        f"Compute buffers of architecture {model.architecture!r} are not replayed to the byte; each may be up to "
+        f"{factor} times what is counted, and {n_bytes // MIB} MiB."
     ]
 
 

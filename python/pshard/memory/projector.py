@@ -1,8 +1,8 @@
 """Multimodal projectors: an encoder of images or sound, and what maps its output to the model's embeddings.
 
-Weights are counted from the projector's own header. Its compute buffer is what replaying the allocator gives, for kinds
-whose forward pass is described (``csrc/model/encoder_*.cpp``); for others it is bounded. Sizes of the warm-up input,
-for which llama.cpp reserves the buffer, and of the largest image are those of ``tools/mtmd/clip.cpp``.
+Weights are counted from the projector's own header. Its compute buffer is what replaying the allocator gives: the pass
+of every kind that llama.cpp encodes with is described (``csrc/model/encoder_*.cpp``). Sizes of the warm-up input, for
+which llama.cpp reserves the buffer, and of the largest image are those of ``tools/mtmd/clip.cpp``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from pshard.errors import ModelError
 from pshard.gguf.file import GgufHeader, TensorInfo, read_header
-from pshard.memory.encoder_bounds import FLOAT_BYTES, HALF_BYTES, EncoderBounds
+from pshard.launch.flags import LLAMA_CPP_VERSION
 from pshard.memory.report import ProjectorMemory
 
 if TYPE_CHECKING:
@@ -22,12 +22,11 @@ if TYPE_CHECKING:
 
     from pshard import _core
 
-CHANNELS = 3
 AUDIO_FRAMES = 3000  # of the warm-up: 30 s of sound
-AUDIO_CHUNKS = {"dots3note_a": 6000}  # the most at once, where that is not the same
+# The most at once, where that is not the same: 60 s of frames, 30 s of a waveform.
+AUDIO_CHUNKS = {"dots3note_a": 6000, "pockettts_spkenc": 720000}
+FRAMES_OF_A_STEP = {"pockettts_spkenc": 120, "qwen3tts_spkenc": 1}  # that layers see; of other kinds of sound two
 WAVEFORM_FRAME = 640  # samples of a frame, where sound is not given by frequency
-BF16 = 30
-UNKNOWN_IMAGE_SIZE = 1024  # where a file says that its images have no one size, and its kind is not known
 BATCH_MAX_TOKENS = 1024  # of images that llama-server encodes together, where a kind can
 LINE_BREAKS = {"gemma4v": 0, "internvl": 0, "deepseekocr": 1, "deepseekocr2": 0}  # by such kind, in each row of tokens
 # What llama.cpp loads for each encoder, of images or not.
@@ -94,11 +93,14 @@ class Input:
     width, height : int
         Pixels; of sound, frames and frequency bands.
     n_images : int
+    tile_columns : int
+        Of an image in tiles, which lie one above the other, the whole image first; 0: no tiles.
     """
 
     width: int
     height: int
     n_images: int = 1
+    tile_columns: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,8 +109,8 @@ class Buffers:
 
     Attributes
     ----------
-    compute_bytes, bound_bytes : int
-        In the memory that holds the weights: what it takes, and what it takes at most.
+    compute_bytes : int
+        In the memory that holds the weights.
     host_bytes : int
         Beside a GPU's buffer, in host memory: the inputs, and what the GPU has no kernel for.
     output_bytes : int
@@ -116,7 +118,6 @@ class Buffers:
     """
 
     compute_bytes: int
-    bound_bytes: int
     host_bytes: int
     output_bytes: int
 
@@ -130,8 +131,6 @@ class Encoder:
     kind : str
         The projector's type in the file.
     core : _core.Encoder
-    bounds : EncoderBounds
-        What is known where the pass is not described.
     step : int
         Pixels that images are a multiple of, per side: those of one token.
     patch : int
@@ -144,19 +143,11 @@ class Encoder:
 
     kind: str
     core: _core.Encoder
-    bounds: EncoderBounds
     step: int
     patch: int
     warmup: Input
     largest: Input
     batch_max_tokens: int = BATCH_MAX_TOKENS
-
-    @cached_property
-    def exact(self) -> bool:
-        """The pass is described, so that its buffers are replayed."""
-        from pshard import _core
-
-        return _core.is_described(self.core)
 
     @cached_property
     def _replayed(self) -> dict[tuple[Input, bool, bool], _core.EncoderBuffers]:
@@ -165,7 +156,7 @@ class Encoder:
     def n_positions(self, given: Input) -> int:
         """Patches, or steps of sound, that the layers see."""
         if self.core.is_of_sound:
-            return given.width // 2
+            return given.width // FRAMES_OF_A_STEP.get(self.kind, 2)
         return given.n_images * (given.width // self.patch) * (given.height // self.patch)
 
     def buffers(self, given: Input, *, on_gpu: bool, flash_attn: str = "auto") -> Buffers:
@@ -184,17 +175,13 @@ class Encoder:
         ModelError
             The file lacks a tensor or a number.
         """
-        if not self.exact:
-            return self._bounded(given, on_gpu=on_gpu, flash_attn=flash_attn != "off")
         made = self._replay(given, on_gpu=on_gpu, flash_attn=flash_attn != "off")
         gpu_bytes, host_bytes = made.gpu_bytes, made.host_bytes
         if on_gpu and flash_attn == "auto" and not made.attends_on_gpu:
             unfused = self._replay(given, on_gpu=on_gpu, flash_attn=False)
             gpu_bytes, host_bytes = max(gpu_bytes, unfused.gpu_bytes), max(host_bytes, unfused.host_bytes)
-        compute_bytes = gpu_bytes if on_gpu else host_bytes
         return Buffers(
-            compute_bytes=compute_bytes,
-            bound_bytes=compute_bytes,
+            compute_bytes=gpu_bytes if on_gpu else host_bytes,
             host_bytes=host_bytes if on_gpu else 0,
             output_bytes=made.output_bytes,
         )
@@ -206,26 +193,18 @@ class Encoder:
         if key not in self._replayed:
             try:
                 self._replayed[key] = _core.encoder_buffers(
-                    self.core, given.width, given.height, given.n_images, flash_attn, on_gpu
+                    self.core, given.width, given.height, given.n_images, flash_attn, on_gpu, given.tile_columns
                 )
             except ValueError as error:
                 raise ModelError(str(error)) from error
         return self._replayed[key]
 
-    def _bounded(self, given: Input, *, on_gpu: bool, flash_attn: bool) -> Buffers:
-        n = self.n_positions(replace(given, n_images=1))
-        raw_bytes = self.bounds.raw_bytes(given.width, given.height)
-        low, high = self.bounds.compute_bytes(n, raw_bytes, flash_attn=flash_attn)
-        return Buffers(
-            compute_bytes=given.n_images * low,
-            bound_bytes=given.n_images * high,
-            host_bytes=given.n_images * self.bounds.input_bytes(n, raw_bytes) if on_gpu else 0,
-            output_bytes=given.n_images * self.bounds.output_bytes(n),
-        )
-
     def image(self, height: int, width: int) -> Input:
-        """Return an image of so many pixels as the encoder takes it: within its sizes; sound has its one input."""
-        if self.largest == self.warmup:
+        """Return an image of so many pixels as the encoder takes it: within its sizes; sound has its one input.
+
+        Of an image that is cut into tiles, the most tiles.
+        """
+        if self.largest == self.warmup or self.largest.tile_columns:
             return self.largest
         shrink = min(1.0, math.sqrt(self.largest.width * self.largest.height / (height * width)))
         whole = math.floor if shrink < 1 else math.ceil
@@ -242,7 +221,6 @@ class Encoder:
         found = [self.buffers(each, on_gpu=on_gpu, flash_attn=flash_attn) for each in (self.warmup, *given)]
         return Buffers(
             compute_bytes=max(each.compute_bytes for each in found),
-            bound_bytes=max(each.bound_bytes for each in found),
             host_bytes=max(each.host_bytes for each in found),
             output_bytes=max(each.output_bytes for each in found),
         )
@@ -263,11 +241,6 @@ class Projector:
     name: str
     header: GgufHeader
     encoders: tuple[Encoder, ...]
-
-    @property
-    def exact(self) -> bool:
-        """Its compute buffers are replayed, not bounded."""
-        return all(encoder.exact for encoder in self.encoders)
 
     @property
     def tensors(self) -> list[TensorInfo]:
@@ -303,11 +276,9 @@ class Projector:
             name=self.name,
             kind=", ".join(dict.fromkeys(encoder.kind for encoder in self.encoders)),
             where=where,
-            exact=self.exact,
             model_bytes=self._model_bytes(on_gpu=on_gpu),
             compute_bytes=sum(each.compute_bytes for each in warmup),
-            compute_bound_bytes=sum(each.bound_bytes for each in warmup),
-            largest_bound_bytes=sum(each.bound_bytes for each in most),
+            largest_compute_bytes=sum(each.compute_bytes for each in most),
             host_bytes=sum(each.host_bytes for each in warmup),
             largest_host_bytes=sum(each.host_bytes for each in most),
             output_bytes=max(each.output_bytes for each in most),
@@ -329,13 +300,13 @@ class Projector:
         Returns
         -------
         device_bytes, host_bytes : int
-            Weights, and compute at its bound, where the weights are; on a GPU, what is in host memory besides.
+            Weights and compute, where the weights are; on a GPU, what is in host memory besides.
         """
         device_bytes, host_bytes = self._model_bytes(on_gpu=on_gpu), 0
         for encoder in self.encoders:
             inputs = (encoder.warmup, encoder.image(height, width))
             buffers = [encoder.buffers(given, on_gpu=on_gpu, flash_attn=flash_attn) for given in inputs]
-            device_bytes += max(each.bound_bytes for each in buffers)
+            device_bytes += max(each.compute_bytes for each in buffers)
             host_bytes += max(each.host_bytes for each in buffers)
         return device_bytes, host_bytes
 
@@ -397,7 +368,6 @@ class _EncoderReader:
     def __init__(self, header: GgufHeader, modality: str) -> None:
         self._header = header
         self._modality = modality
-        self._tensors = {tensor.name: tensor for tensor in header.tensors}
         metadata = header.metadata
         kind = str(metadata.get("clip.projector_type") or metadata.get(f"clip.{modality}.projector_type"))
         if kind == "qwen2.5o":  # what older files of Qwen2.5-Omni say of both encoders
@@ -424,40 +394,24 @@ class _EncoderReader:
                     found.setdefault(key.removeprefix(prefix), numbers)
         return found
 
-    def _encoder(self, merge: int, column_bytes: int, step: int, patch: int, warmup: Input, largest: Input) -> Encoder:
+    def _encoder(self, step: int, patch: int, warmup: Input, largest: Input) -> Encoder:
         from pshard import _core
         from pshard.model.model import core_tensors
 
-        layers = self._modality[0] + ".blk."
-        bounds = EncoderBounds(
-            n_embd=self._integer("embedding_length"),
-            n_ff=self._integer("feed_forward_length"),
-            n_head=self._integer("attention.head_count"),
-            is_gated=any(name.startswith(layers) and ".ffn_gate." in name for name in self._tensors),
-            has_windows=self._integer("n_wa_pattern", 0) > 0,
-            channels=CHANNELS if self._modality == "vision" else 1,
-            merge=merge,
-            column_bytes=column_bytes,
-            projection_width=self._projection_width(),
-        )
         core = _core.Encoder(self._kind, self._modality == "audio", self._numbers(), core_tensors(self._header.tensors))
-        return Encoder(
-            kind=self._kind, core=core, bounds=bounds, step=step, patch=patch, warmup=warmup, largest=largest
-        )
-
-    def _projection_width(self) -> int:
-        """Input and output of the widest product; a file with both encoders names those of sound apart."""
-        is_of_sound = {name: name.startswith("mm.a.") for name in self._tensors if name.startswith("mm.")}
-        both = len(set(is_of_sound.values())) > 1
-        own = [name for name, sound in is_of_sound.items() if not both or sound == (self._modality == "audio")]
-        shapes = [self._tensors[name].shape for name in own]
-        return max((sum(shape) for shape in shapes if len(shape) == 2), default=0)
+        if not _core.is_described(core):
+            message = (
+                f"{self._header.path or 'projector'}: llama.cpp {LLAMA_CPP_VERSION} knows no projector type "
+                f"{self._kind!r}, and would not load it. Leave --mmproj out, or take a file of a kind that it knows."
+            )
+            raise ModelError(message)
+        return Encoder(kind=self._kind, core=core, step=step, patch=patch, warmup=warmup, largest=largest)
 
     def vision(self, image_max_tokens: int) -> Encoder:
         rule = IMAGE_RULES.get(self._kind, ImageRule())
         patch = rule.patch or max(self._integer("patch_size"), 1)
         merge = self._integer("spatial_merge_size", 0) or self._integer("projector.scale_factor", 0) or rule.merge
-        image = rule.image or self._integer("image_size") or UNKNOWN_IMAGE_SIZE
+        image = rule.image or self._integer("image_size")
         has_one_size = rule.warmup_tokens is None and rule.largest_tokens is None
         if "clip.vision.image_max_pixels" in self._header.metadata:
             image = math.isqrt(self._integer("image_max_pixels"))
@@ -471,24 +425,18 @@ class _EncoderReader:
         largest = max(warmup, image)
         if not has_one_size:
             largest = max(largest // step, 1) * step
-        return self._encoder(
-            merge**2,
-            self._column_bytes(patch),
-            step,
-            patch,
-            Input(width=warmup, height=warmup),
-            Input(width=largest, height=largest),
-        )
+        most = self._tiles(image) if self._kind == "granite4_vision" else Input(width=largest, height=largest)
+        return self._encoder(step, patch, Input(width=warmup, height=warmup), most)
 
-    def _column_bytes(self, patch: int) -> int:
-        """Bytes of one patch, in the type of the convolution's columns."""
-        kernel = self._tensors.get("v.patch_embd.weight")
-        is_wide = kernel is not None and kernel.type == BF16
-        return patch**2 * CHANNELS * (FLOAT_BYTES if is_wide else HALF_BYTES)
+    def _tiles(self, side: int) -> Input:
+        """Return the image of most tiles: those of one of the grids that the file names, and one of all of it."""
+        sizes = self._numbers().get("image_grid_pinpoints", [])
+        grids = [(width // side, height // side) for width, height in zip(sizes[::2], sizes[1::2], strict=True)]
+        columns, rows = max(grids, key=lambda grid: (grid[0] * grid[1], grid[1]), default=(0, 0))
+        return Input(width=side, height=side * (1 + columns * rows), tile_columns=columns)
 
     def audio(self) -> Encoder:
         bands = WAVEFORM_FRAME if self._kind == "gemma4ua" else self._integer("num_mel_bins")
         warmup = Input(width=AUDIO_FRAMES, height=bands)
         largest = Input(width=AUDIO_CHUNKS.get(self._kind, AUDIO_FRAMES), height=bands)
-        merge = max(self._integer("projector.stack_factor", 1), 1)
-        return self._encoder(merge, 0, 1, 1, warmup, largest)
+        return self._encoder(1, 1, warmup, largest)

@@ -68,14 +68,10 @@ class ProjectorMemory(Struct, frozen=True, kw_only=True):
         File, and the projector's type in it (``"gemma3"``).
     where : str
         Name of the device, or ``"Host"``.
-    exact : bool
-        False: its forward pass is not described, and its compute buffer is bounded.
     model_bytes : int
-        Exact.
-    compute_bytes, compute_bound_bytes : int
-        The compute buffer for llama.cpp's warm-up input: what it takes, and what it does not exceed; the same where
-        it is exact.
-    largest_bound_bytes : int
+    compute_bytes : int
+        The compute buffer for llama.cpp's warm-up input.
+    largest_compute_bytes : int
         What the buffer grows to with the largest image that it accepts, or with several that are encoded together.
     host_bytes, largest_host_bytes : int
         Beside a device's buffer, in host memory (not page-locked): inputs, and what the GPU has no kernel for.
@@ -88,11 +84,9 @@ class ProjectorMemory(Struct, frozen=True, kw_only=True):
     name: str
     kind: str
     where: str
-    exact: bool
     model_bytes: int
     compute_bytes: int
-    compute_bound_bytes: int
-    largest_bound_bytes: int
+    largest_compute_bytes: int
     host_bytes: int
     largest_host_bytes: int
     output_bytes: int
@@ -100,9 +94,25 @@ class ProjectorMemory(Struct, frozen=True, kw_only=True):
     largest_n_positions: int
 
     def bytes_in(self, name: str) -> int:
-        """Bytes in one memory, compute at its bound."""
-        used = self.model_bytes + self.compute_bound_bytes if name == self.where else 0
+        """Bytes in one memory."""
+        used = self.model_bytes + self.compute_bytes if name == self.where else 0
         return used + (self.host_bytes if name == "Host" else 0)
+
+
+class AdapterMemory(Struct, frozen=True, kw_only=True):
+    """What an adapter's own weights take; what it adds to the pass is in the model's compute buffers.
+
+    Attributes
+    ----------
+    name, kind : str
+        File, and ``"lora"`` or ``"control vector"``.
+    model_bytes : dict
+        Name of a memory -> bytes there: each matrix lies with the tensor that it adapts.
+    """
+
+    name: str
+    kind: str
+    model_bytes: dict[str, int]
 
 
 class MemoryReport(Struct, frozen=True, kw_only=True):
@@ -139,6 +149,7 @@ class MemoryReport(Struct, frozen=True, kw_only=True):
         The part of `host.model_bytes` that is a mapping of the file (rounded out to what lies between), which the
         system may drop and read again.
     allowances : tuple of Allowance
+    adapters : tuple of AdapterMemory
     draft : MemoryReport or None
     projector : ProjectorMemory or None
     warnings : tuple of str
@@ -160,6 +171,7 @@ class MemoryReport(Struct, frozen=True, kw_only=True):
     page_locked_bytes: int
     mapped_bytes: int
     allowances: tuple[Allowance, ...] = ()
+    adapters: tuple[AdapterMemory, ...] = ()
     draft: MemoryReport | None = None
     projector: ProjectorMemory | None = None
     warnings: tuple[str, ...] = ()
@@ -171,7 +183,7 @@ class MemoryReport(Struct, frozen=True, kw_only=True):
                 yield from (memory for memory in (*report.devices, report.host) if memory.name == name)
 
     def used_bytes(self, name: str) -> int:
-        """Bytes of everything in one memory: model, draft, projector, output buffers, allowances.
+        """Bytes of everything in one memory: model, adapters, draft, projector, output buffers, allowances.
 
         Parameters
         ----------
@@ -181,6 +193,7 @@ class MemoryReport(Struct, frozen=True, kw_only=True):
         used = sum(part.model_bytes + part.context_bytes + part.compute_bound_bytes for part in self.parts_in(name))
         if name == self.host.name:
             used += self.output_bytes + (0 if self.draft is None else self.draft.output_bytes)
+        used += sum(adapter.model_bytes.get(name, 0) for adapter in self.adapters)
         if self.projector is not None:
             used += self.projector.bytes_in(name)
         return used + sum(a.n_bytes for a in self.allowances if a.where == name and not a.on_demand)

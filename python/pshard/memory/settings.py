@@ -245,7 +245,10 @@ def _check_split(settings: PlacementSettings) -> list[str]:
         reason = "CUDA has no split buffers in this llama.cpp, which does not load with it; take 'layer', or 'none'"
         _refuse("split_mode", settings.split_mode, reason)
     if settings.split_mode == "tensor" and n_devices > 1:
-        reason = "only whole layers are counted over several devices; take 'layer', or 'none' for one device"
+        reason = (
+            "llama.cpp then makes one device of all, with a part of every layer on each, and only whole layers are "
+            "counted here; take 'layer', or 'none' for one device"
+        )
         _refuse("split_mode", settings.split_mode, reason)
     if settings.split_mode == "none" and settings.main_gpu >= max(n_devices, 1):
         reason = f"there are {n_devices} devices, numbered from 0"

@@ -12,7 +12,8 @@ from msgspec.structs import replace as with_warnings
 from pshard.errors import NoFeasiblePlanError, SettingError
 from pshard.launch.flags import LLAMA_CPP_VERSION, fit_overrides
 from pshard.launch.line import FULL_CONTEXT
-from pshard.memory.memory import HOST, Draft, Placed, as_draft, device_memory, place, place_draft, unreplayed_warnings
+from pshard.memory.memory import as_draft, device_memory, place_draft, unreplayed_warnings
+from pshard.memory.placed import HOST, Draft, Placed, place
 from pshard.memory.report import DeviceMemory
 from pshard.memory.settings import MIB, ContextSettings, PlacementSettings
 
@@ -346,7 +347,7 @@ def fit_line(line: LaunchLine, model: Model, devices: Sequence[int], ram_bytes: 
         taken = projector.memory(where, flash_attn=line.flash_attn)
         target_bytes = [*_each(target_bytes[0] if len(target_bytes) == 1 else target_bytes, len(devices))]
         device = [name for name, _ in all_devices].index(where)
-        target_bytes[device] += projector.weights_bytes + taken.compute_bound_bytes
+        target_bytes[device] += projector.weights_bytes + taken.compute_bytes
     result = fit_settings(
         model,
         replace(context_settings(line, model), n_ctx=line.n_ctx),
@@ -359,13 +360,6 @@ def fit_line(line: LaunchLine, model: Model, devices: Sequence[int], ram_bytes: 
         ram_bytes=ram_bytes,
     )
     warnings = [*result.warnings, *_line_warnings(line)]
-    if projector is not None and not projector.exact:
-        result = with_warnings(result, exact=False)
-        kinds = ", ".join(encoder.kind for encoder in projector.encoders)
-        warnings.append(
-            f"--mmproj: llama-server raises the target by what it takes. The compute buffer of its kind ({kinds}) is "
-            "not replayed but counted as its upper bound, so that --fit may give the model more."
-        )
     return with_warnings(result, warnings=tuple(warnings))
 
 

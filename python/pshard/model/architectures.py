@@ -3,7 +3,7 @@
 Which layers are recurrent, have experts, biases or fused projections is read from the tensors; sizes are read from
 the metadata. What is left (which layers slide, how experts are gated, what is scaled, in which order things are added)
 is in `ARCHITECTURES`, after llama.cpp's own rules. A new architecture is one line there. An architecture that is not
-listed is taken for an ordinary decoder, with a warning, unless its cache cannot be sized.
+listed is taken for an ordinary decoder, or, where its tensors are none's, estimated from these alone, with a warning.
 """
 
 from __future__ import annotations
@@ -38,6 +38,23 @@ class Window:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class IndexerSharing:
+    """Layers that attend to the cells which one before has chosen, where the file does not say which do.
+
+    Attributes
+    ----------
+    from_context : int
+        Only in models of at least this training length.
+    first, period : int
+        The first so many layers choose for themselves; from there on the first of so many does.
+    """
+
+    from_context: int
+    first: int
+    period: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
     """How one architecture differs from a plain pre-norm decoder.
 
@@ -45,8 +62,17 @@ class Architecture:
     ----------
     replayed : bool
         False: buffers of some launches are not llama.cpp's to the byte, so that what is said of them is a bound.
+    guessed : bool
+        Its layers are estimated from their tensors alone.
+    compressed_cache : bool
+        Besides its window a layer keeps one cell for so many tokens as the file says, and the state of those that it
+        is compressing; every sequence has caches of its own.
+    indexer_keeps_values : bool
+        An indexer's cache has values besides its keys.
     causal : bool
         False for encoders and diffusion models, which attend to what follows.
+    has_encoder : bool
+        It is a decoder that also attends to what an encoder has made.
     keeps_cache : bool or None
         It has a KV cache, used or not; None: where it is causal.
     predicts : bool or None
@@ -58,6 +84,7 @@ class Architecture:
     loads_head : bool
         Weights for logits are loaded though it computes none.
     window : Window or None
+    indexer_sharing : IndexerSharing or None
     layers_with_cache : int
         The layers behind so many read the caches of the last of these; 0: as the file says.
     rope : str
@@ -74,6 +101,8 @@ class Architecture:
         Embeddings of images bring a part of their own for each of the first layers; the file says for how many.
     layer_norm : bool or None
         Norms subtract the mean; else RMS norms. None: where the file has no epsilon for RMS norms.
+    normed_embedding : bool
+        The token embedding is normed, without a tensor.
     unweighted_norms : bool
         Norms have no tensors.
     sum : str or None
@@ -84,7 +113,7 @@ class Architecture:
         The residual is the first operand of the sum behind the attention, and of the one behind the FFN.
     late_rows : str
         Where rows that are not wanted are dropped, if not inside the last layer: ``"before_norm"`` or
-        ``"behind_norm"``, both handed out as they were, or ``"behind_layers"``.
+        ``"behind_norm"``, both handed out as they were, or ``"behind_layers"``; ``"never"``.
     norms_results_alone : bool
         Norms that elsewhere follow the sum with the residual come before it.
     fuses_attention : bool
@@ -95,6 +124,8 @@ class Architecture:
         In the last layer, rows that are not wanted are dropped behind the norm of the attention's output.
     scales : tuple of str
         What is always scaled: ``"embedding"``, ``"residual"``, ``"head_input"``, ``"logits"``.
+    scales_normed_input : bool
+        Attention and FFN are added to their own normed input, scaled, instead of to the residual.
     scales_in_file : bool
         Factors on embedding, residual and logits count where the file has them.
     softcaps : (float, float) or None
@@ -126,6 +157,8 @@ class Architecture:
         Expert weights are divided by their sum; None: as the file says.
     experts_down_on_host : bool
         The host multiplies by the experts' down projections, whatever holds them.
+    ignores_adapters : tuple of str
+        What llama.cpp multiplies by without adapters (LoRA): ``"head"``, ``"attention"`` (its output).
     routes_layer_input : bool
         Experts are chosen by what the layer starts from, before its attention.
     weight_before_ffn : bool
@@ -139,13 +172,18 @@ class Architecture:
     """
 
     replayed: bool = True
+    guessed: bool = False
+    compressed_cache: bool = False
+    indexer_keeps_values: bool = False
     causal: bool = True
+    has_encoder: bool = False
     keeps_cache: bool | None = None
     predicts: bool | None = None
     reads_embedding: bool = False
     repeats_tied_head: bool = False
     loads_head: bool = False
     window: Window | None = None
+    indexer_sharing: IndexerSharing | None = None
     layers_with_cache: int = 0
     rope: Literal["always", "never", "windows", "windows_and_first", "windows_if_any", "switch"] = "always"
     no_rope_period: int = 0
@@ -153,18 +191,20 @@ class Architecture:
     rope_sections: bool | None = False
     deepstack: bool = False
     layer_norm: bool | None = False
+    normed_embedding: bool = False
     unweighted_norms: bool = False
     sum: Literal["sequential", "ffn_residual_attention", "ffn_attention_residual", "attention_ffn_residual"] | None = (
         "sequential"
     )
     residual_first_in_attention: bool = False
     residual_first: bool = False
-    late_rows: Literal["no", "behind_layers", "before_norm", "behind_norm"] = "no"
+    late_rows: Literal["no", "behind_layers", "before_norm", "behind_norm", "never"] = "no"
     norms_before_dropping_rows: bool = False
     norms_results_alone: bool = False
     fuses_attention: bool = True
     sparse_layers: int = 0
     scales: tuple[Literal["embedding", "residual", "head_input", "logits"], ...] = ()
+    scales_normed_input: bool = False
     scales_in_file: bool = False
     softcaps: tuple[float, float] | None = None
     gated_attention: bool = False
@@ -180,6 +220,7 @@ class Architecture:
     gating_in_file: bool = False
     normalised: bool | None = True
     experts_down_on_host: bool = False
+    ignores_adapters: tuple[str, ...] = ()
     routes_layer_input: bool = False
     weight_before_ffn: bool = False
     halves_experts: bool = False
@@ -205,9 +246,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     # window; llama.cpp does not apply it.
     **dict.fromkeys(
         (
-            "apertus", "arctic", "chatglm", "deci", "ernie4_5", "ernie4_5-moe", "exaone", "falcon-h1", "internlm2",
-            "llama", "mamba", "mamba2", "nanbeige", "pangu-embedded", "qwen", "qwen2", "qwen3", "qwen3moe",
-            "seed_oss", "xverse",
+            "apertus", "arctic", "arwkv7", "chatglm", "deci", "ernie4_5", "ernie4_5-moe", "exaone", "falcon-h1",
+            "internlm2", "llama", "mamba", "mamba2", "nanbeige", "pangu-embedded", "qwen", "qwen2", "qwen3",
+            "qwen3moe", "rwkv6qwen2", "seed_oss", "xverse",
         ),
         PLAIN,
     ),
@@ -215,11 +256,11 @@ ARCHITECTURES: dict[str, Architecture] = {
     **dict.fromkeys(("qwen3vl", "qwen3vlmoe"), Architecture(rope_sections=True, deepstack=True)),
     **dict.fromkeys(("bert", "jina-bert-v2"), replace(_ENCODER, rope="never")),
     **dict.fromkeys(("bloom", "gpt2", "jais", "mpt", "starcoder"), replace(_LAYER_NORM, rope="never")),
-    **dict.fromkeys(("codeshell", "dbrx", "orion", "starcoder2"), _LAYER_NORM),
+    **dict.fromkeys(("codeshell", "dbrx", "orion", "pockettts", "rwkv6", "rwkv7", "starcoder2"), _LAYER_NORM),
     **dict.fromkeys(("dream", "llada", "rnd1"), _DIFFUSION),
     **dict.fromkeys(("eurobert", "neo-bert"), Architecture(causal=False)),
     **dict.fromkeys(("jais2", "nemotron"), Architecture(layer_norm=True, squared_activation=True)),
-    **dict.fromkeys(("bailingmoe2", "deepseek2", "dots1"), replace(_ROUTER_IN_FILE, temperature="in_file")),
+    **dict.fromkeys(("bailingmoe2", "dots1"), replace(_ROUTER_IN_FILE, temperature="in_file")),
     **dict.fromkeys(("granite", "granitehybrid", "granitemoe"), _GRANITE),
     **dict.fromkeys(("hunyuan-dense", "hunyuan-moe", "maincoder"), Architecture(norm_behind_rope=True)),
     **dict.fromkeys(("nemotron_h", "nemotron_h_moe"), _NEMOTRON_H),
@@ -236,11 +277,13 @@ ARCHITECTURES: dict[str, Architecture] = {
         normalised=None,
     ),
     "arcee": Architecture(squared_activation=True),
-    "arwkv7": Architecture(replayed=False),
     "baichuan": Architecture(no_rope_layers=40),
     "bailingmoe": Architecture(normalised=None),
-    "bailingmoe3": replace(_ROUTER_IN_FILE, rope_sections=None, late_rows="behind_norm"),
+    "bailingmoe3": replace(
+        _ROUTER_IN_FILE, rope_sections=None, late_rows="behind_norm", ignores_adapters=("head", "attention")
+    ),
     "bitnet": Architecture(reads_embedding=True),
+    "cogvlm": Architecture(late_rows="never"),
     "cohere2": replace(_COHERE, window=Window(period=4), rope="windows"),
     "cohere2moe": replace(
         _COHERE,
@@ -255,7 +298,10 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "command-r": _COHERE,
     "deepseek": _UNNORMALISED,
-    "deepseek32": _ROUTER_IN_FILE,
+    "deepseek2": replace(_ROUTER_IN_FILE, temperature="in_file", ignores_adapters=("head",)),
+    "deepseek2-ocr": replace(_ROUTER_IN_FILE, ignores_adapters=("head",)),
+    "deepseek32": replace(_ROUTER_IN_FILE, ignores_adapters=("head",)),
+    "deepseek4": Architecture(replayed=False, guessed=True, compressed_cache=True, window=Window(period=0)),
     "exaone4": Architecture(window=Window(period=4), rope="windows_if_any"),
     "exaone-moe": Architecture(
         window=Window(period=4, tokens=128), rope="windows", gating_in_file=True, normalised=None
@@ -286,7 +332,12 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gemma-embedding": Architecture(
         causal=False, loads_head=True, scales=("embedding",), window=Window(period=6)
     ),
-    "glm-dsa": replace(_ROUTER_IN_FILE, gating="sigmoid"),
+    "glm-dsa": replace(  # from GLM 5.2 on
+        _ROUTER_IN_FILE,
+        gating="sigmoid",
+        indexer_sharing=IndexerSharing(from_context=1 << 20, first=2, period=4),
+        ignores_adapters=("head",),
+    ),
     "glm4": Architecture(rope_sections=None),
     "glm4moe": Architecture(gating="sigmoid", gating_in_file=True, normalised=None, rope_sections=None),
     "gpt-oss": Architecture(
@@ -307,7 +358,10 @@ ARCHITECTURES: dict[str, Architecture] = {
     "lfm2moe": Architecture(
         gating="sigmoid", gating_in_file=True, residual_first=True, residual_first_in_attention=True
     ),
-    "kimi-linear": Architecture(gating_in_file=True, rope="never"),
+    "kimi-linear": Architecture(gating_in_file=True, rope="never", ignores_adapters=("head",)),
+    "laguna": Architecture(
+        window=Window(period=4, full_first=True), gating="sigmoid", gating_in_file=True, normalised=None
+    ),
     "llama-embed": Architecture(causal=False, keeps_cache=True, loads_head=True),
     "llada-moe": replace(_DIFFUSION, normalised=False),
     "llama4": Architecture(
@@ -319,11 +373,25 @@ ARCHITECTURES: dict[str, Architecture] = {
         unweighted_qk_norm=True,
         temperature="unrotated",
     ),
+    "maple": Architecture(window=Window(period=4), rope="windows"),
+    "mellum": Architecture(window=Window(period=4)),
     "mimo2": Architecture(gating="sigmoid", window=Window(period=6)),
     "minicpm": Architecture(scales=("embedding", "residual", "logits")),
     "minicpm3": Architecture(scales=("embedding", "residual", "head_input")),
+    "minimax-01": Architecture(scales_normed_input=True),
+    "minimax-m3": Architecture(replayed=False, guessed=True, indexer_keeps_values=True),
     "minimax-m2": Architecture(gating="sigmoid", gating_in_file=True, joined_heads=True),
-    "mistral4": replace(_ROUTER_IN_FILE, temperature="in_file", experts_down_on_host=True),
+    "muse-glimmer": Architecture(
+        normed_embedding=True,
+        window=Window(period=4),
+        rope="windows",
+        norms_before_dropping_rows=True,
+        scales=("logits",),
+        softcaps=(0.0, 0.0),
+    ),
+    "mistral4": replace(
+        _ROUTER_IN_FILE, temperature="in_file", experts_down_on_host=True, ignores_adapters=("head",)
+    ),
     "mistral3": Architecture(temperature="in_file"),
     "modern-bert": replace(_ENCODER, window=Window(period=3, full_first=True)),
     "olmo": replace(_LAYER_NORM, unweighted_norms=True),
@@ -337,6 +405,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "plm": Architecture(squared_activation=True),
     "qwen2moe": Architecture(normalised=False, shared_gate_by_ratio=True),
     "qwen3next": replace(_GATED_DELTA, repeats_key_heads=True),
+    "qwen3tts": Architecture(replayed=False, rope_sections=True, deepstack=True),
     "refact": Architecture(rope="never"),
     "smallthinker": Architecture(
         window=Window(period=4, full_first=True, tokens=4096, fixed=True, asked=True),
@@ -345,23 +414,20 @@ ARCHITECTURES: dict[str, Architecture] = {
         gating_in_file=True,
     ),
     "smollm3": Architecture(no_rope_period=4),
-    "rwkv6": _LAYER_NORM,
-    "rwkv6qwen2": PLAIN,
-    "rwkv7": replace(_LAYER_NORM, replayed=False),
+    "t5": Architecture(has_encoder=True, rope="never"),
+    "t5encoder": Architecture(causal=False, keeps_cache=True, loads_head=True, rope="never"),
     "step35": Architecture(
         window=Window(period=4), gating="sigmoid", gating_in_file=True, normalised=None, late_rows="before_norm"
     ),
+    "spark2_5": Architecture(window=Window(period=4)),
     "stablelm": Architecture(layer_norm=True, ffn_reads_attention_norm=True),
 }  # fmt: skip
 
-# Why these cannot be planned: by architecture, and by metadata keys that are there and not 0.
+# Why these cannot be planned.
 REFUSED_ARCHITECTURES = {
     "clip": "it is a vision or audio projector, not a language model; give the model's own GGUF",
-    "minimax-01": "its linear attention keeps a state that is not described",
-    "t5": "encoder and decoder keep caches of two kinds",
-    "t5encoder": "encoder-decoder models are not described",
     "wavtokenizer-dec": "it is an audio decoder, not a language model",
 }
-REFUSED_KEYS = {
-    "attention.compress_ratios": "it keeps a compressed KV cache",
-}
+
+# What an architecture is taken for that is not listed. Windows count where the file says which layers slide.
+UNKNOWN = Architecture(replayed=False, window=Window(period=1))

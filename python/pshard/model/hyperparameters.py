@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pshard.errors import ModelError
 from pshard.gguf.file import GgufHeader, SkippedArray, TensorInfo
-from pshard.model.architectures import ARCHITECTURES, PLAIN, REFUSED_ARCHITECTURES, REFUSED_KEYS, Architecture
+from pshard.model.architectures import ARCHITECTURES, REFUSED_ARCHITECTURES, UNKNOWN, Architecture
 
 if TYPE_CHECKING:
     from pshard import _core
@@ -22,7 +22,7 @@ _MAX_SIZE = 1 << 24  # of one dimension: products of two, times a block's bytes,
 _MAX_LAYERS = 512
 _MAX_EXPERTS = 1024
 _GATING_IDS = {1: "softmax", 2: "sigmoid", 3: "softmax_of_selected"}
-_KEY_TENSORS = frozenset({"attn_k", "attn_qkv", "attn_kv_a_mqa"})
+_KEY_TENSORS = frozenset({"attn_k", "attn_kv", "attn_qkv", "attn_kv_a_mqa"})
 
 
 class _Keys:
@@ -86,17 +86,24 @@ class _Keys:
             raise self._fail(key, f"a list of {len(value)}", f"one number, or one for each of the {n_layer} layers")
         return [self._check(key, item, _MAX_SIZE) for item in value[:n_layer]]
 
-    def window_pattern(self, n_layer: int) -> list[bool] | int | None:
-        """Which layers slide, as the file has it: a list of flags, a period, or nothing."""
-        key = "attention.sliding_window_pattern"
+    def flags(self, key: str, n_layer: int) -> list[bool] | None:
+        """One for each layer, or nothing."""
         value = self._get(key)
         if value is None:
             return None
         if not isinstance(value, list):
-            return self._check(key, value, _MAX_SIZE)
+            return [bool(value)] * n_layer
         if len(value) < n_layer:
             raise self._fail(key, f"a list of {len(value)}", f"one flag for each of the {n_layer} layers")
         return [bool(item) for item in value[:n_layer]]
+
+    def window_pattern(self, n_layer: int) -> list[bool] | int | None:
+        """Which layers slide, as the file has it: a list of flags, a period, or nothing."""
+        key = "attention.sliding_window_pattern"
+        value = self._get(key)
+        if value is None or isinstance(value, list):
+            return self.flags(key, n_layer)
+        return self._check(key, value, _MAX_SIZE)
 
 
 def describe(header: GgufHeader) -> tuple[_core.Hyperparameters, tuple[str, ...]]:
@@ -121,12 +128,11 @@ def describe(header: GgufHeader) -> tuple[_core.Hyperparameters, tuple[str, ...]
     keys = _Keys(header, name)
     warnings: tuple[str, ...] = ()
     architecture = ARCHITECTURES.get(name)
-    _refuse_features(header, name, keys)
     if architecture is None:
-        architecture = PLAIN
+        architecture = UNKNOWN
         warnings = (
             f"architecture '{name}' is not known: planned from its tensor names as an ordinary decoder. Compute is a "
-            "rough estimate, and KV is counted for the whole context even where layers slide.",
+            "rough estimate, and KV is counted for the whole context unless the file says which layers slide.",
         )
     return _hyperparameters(header, name, keys, architecture), warnings
 
@@ -145,16 +151,6 @@ def _architecture_name(header: GgufHeader) -> str:
         message = f"{where}: architecture '{name}' cannot be planned: {REFUSED_ARCHITECTURES[name]}."
         raise ModelError(message)
     return name
-
-
-def _refuse_features(header: GgufHeader, name: str, keys: _Keys) -> None:
-    for key, reason in REFUSED_KEYS.items():
-        if header.metadata.get(f"{name}.{key}", 0) not in (0, False):
-            message = (
-                f"{header.path or 'model'}: architecture '{name}' cannot be planned with {name}.{key}: {reason}. "
-                "Plan another model."
-            )
-            raise ModelError(message)
 
 
 def _hyperparameters(header: GgufHeader, name: str, keys: _Keys, architecture: Architecture) -> _core.Hyperparameters:
@@ -245,6 +241,10 @@ def _traits(keys: _Keys, architecture: Architecture) -> _core.GraphTraits:
     traits.causal = (
         architecture.causal
     )  # a decoder keeps its cache also where the file says that it attends to what follows
+    traits.is_guessed = architecture.guessed
+    traits.n_side_by_side = max(keys.integer("hyper_connection.count", default=1, limit=_MAX_LAYERS), 1)
+    traits.caches_by_sequence = architecture.compressed_cache
+    traits.has_encoder = architecture.has_encoder
     traits.keeps_cache = traits.causal if architecture.keeps_cache is None else architecture.keeps_cache
     traits.predicts = traits.causal if architecture.predicts is None else architecture.predicts
     traits.reads_embedding = architecture.reads_embedding
@@ -253,6 +253,8 @@ def _traits(keys: _Keys, architecture: Architecture) -> _core.GraphTraits:
     for scaled in ("embedding", "residual", "logits"):
         in_file = architecture.scales_in_file and keys.number(f"{scaled.removesuffix('s')}_scale", 0.0) != 0.0
         setattr(traits, f"scaled_{scaled}", in_file or scaled in architecture.scales)
+    traits.scales_normed_input = architecture.scales_normed_input
+    traits.normed_embedding = architecture.normed_embedding
     traits.scaled_head_input = "head_input" in architecture.scales
     if architecture.softcaps is not None:
         traits.attention_softcap = keys.number("attn_logit_softcapping", architecture.softcaps[0])
@@ -297,6 +299,8 @@ def _traits(keys: _Keys, architecture: Architecture) -> _core.GraphTraits:
     )
     traits.scaled_expert_weights = keys.number("expert_weights_scale", 0.0) not in (0.0, 1.0)
     traits.experts_down_on_host = architecture.experts_down_on_host
+    traits.head_ignores_adapters = "head" in architecture.ignores_adapters
+    traits.attention_ignores_adapters = "attention" in architecture.ignores_adapters
     traits.routes_layer_input = architecture.routes_layer_input
     traits.weight_before_ffn = architecture.weight_before_ffn
     traits.halves_experts = architecture.halves_experts
@@ -326,6 +330,7 @@ class _LayerDescriber:
         self._heads = keys.per_layer("attention.head_count", self._n_stored, [0] * self._n_stored)
         self._heads_kv = keys.per_layer("attention.head_count_kv", self._n_stored, self._heads)
         self._windows = self._window_per_layer()
+        self._indexes = self._indexer_per_layer()
         shared = keys.integer("attention.shared_kv_layers", default=0, limit=_MAX_LAYERS)
         self._n_with_cache = architecture.layers_with_cache or self._n_stored - shared
 
@@ -350,6 +355,14 @@ class _LayerDescriber:
             slides = [period == 0 or i % period != full for i in range(self._h.n_layer)]
         return [tokens if slide else 0 for slide in slides] + none[: self._h.n_layer_nextn]
 
+    def _indexer_per_layer(self) -> list[bool]:
+        """Which layers choose cells; the others attend to those of the one before."""
+        types = self._keys.flags("attention.indexer.types", self._h.n_layer)
+        sharing = self._architecture.indexer_sharing
+        if types is None and sharing is not None and self._h.n_ctx_train >= sharing.from_context:
+            types = [i < sharing.first or (i - sharing.first) % sharing.period == 0 for i in range(self._h.n_layer)]
+        return (types or [True] * self._h.n_layer) + [True] * self._h.n_layer_nextn
+
     def _describe(self, index: int) -> _core.LayerParameters:
         from pshard import _core
 
@@ -359,7 +372,8 @@ class _LayerDescriber:
         if layer.mixer not in (_core.Mixer.attention, _core.Mixer.none):
             self._fill_state(index, layer)
         attends = layer.mixer == _core.Mixer.attention or "attn_output" in tensors
-        if attends and layer.mixer != _core.Mixer.channel_delta and not _KEY_TENSORS.isdisjoint(tensors):
+        replaces = layer.mixer in (_core.Mixer.channel_delta, _core.Mixer.lightning)  # and is named like attention
+        if attends and not replaces and not _KEY_TENSORS.isdisjoint(tensors):
             self._fill_attention(index, layer, tensors)
         self._check_ffn(index, tensors)
         layer.is_sparse = index < self._architecture.sparse_layers
@@ -381,6 +395,8 @@ class _LayerDescriber:
             return _core.Mixer.mamba2
         if "time_mix_w1" in tensors:
             return _core.Mixer.token_shift
+        if {"attn_norm_2", "attn_qkv", "attn_gate"} <= tensors.keys():
+            return _core.Mixer.lightning
         if any(stem.startswith(("ssm_", "time_mix")) for stem in tensors):
             message = (
                 f"{self._where}: layer {index} has a recurrent mixer of unknown kind, so its state cannot be sized."
@@ -410,6 +426,10 @@ class _LayerDescriber:
             layer.conv_state = self._keys.integer("token_shift_count", default=2, limit=_MAX_LAYERS) * h.n_embd
             layer.scan_state = self._keys.integer("wkv.head_size") * h.n_embd
             layer.gives_value = index == 0 and "time_mix_v1" in self._tensors.get(index, {})
+            return
+        if layer.mixer == _core.Mixer.lightning:
+            head_dim = self._keys.integer("attention.key_length")
+            layer.scan_state = self._heads[index] * head_dim * head_dim
             return
         if layer.mixer == _core.Mixer.channel_delta:
             head_dim = self._keys.integer("kda.head_dim")
@@ -444,9 +464,16 @@ class _LayerDescriber:
         if layer.window:
             layer.head_dim_k = keys.integer("attention.key_length_swa", default=layer.head_dim_k)
             layer.head_dim_v = keys.integer("attention.value_length_swa", default=layer.head_dim_v)
-        layer.is_selective = self._h.indexer_n_head > 0
-        if layer.is_selective and "indexer" in tensors:
+        has_indexer = self._h.indexer_n_head > 0 and "indexer" in tensors and self._indexes[index]
+        layer.is_selective = self._h.indexer_n_head > 0 and self._h.kv_lora_rank > 0
+        if has_indexer:
             layer.indexer_dim = keys.integer("attention.indexer.key_length")
+        if has_indexer and architecture.indexer_keeps_values:
+            layer.indexer_dim_v = layer.head_dim_v
+        if "attn_kv" in tensors:  # values are keys
+            layer.head_dim_v = 0
+        if architecture.compressed_cache:
+            self._fill_compression(index, layer)
         if self._h.head_dim_k_mla and self._h.head_dim_v_mla:
             layer.head_dim_v = 0  # the cache holds the latent, of which V is a part
             if layer.head_dim_k != self._h.kv_lora_rank + self._h.rope_dim:
@@ -455,7 +482,7 @@ class _LayerDescriber:
                     f"{self._h.kv_lora_rank} + {self._h.rope_dim} dimensions. Convert the model again."
                 )
                 raise ModelError(message)
-        else:
+        elif architecture is not UNKNOWN:
             self._check_widths(index, layer, tensors)
         layer.uses_rope = {
             "always": True,
@@ -470,6 +497,14 @@ class _LayerDescriber:
 
         if index >= self._n_with_cache:
             layer.shared_cache = self._cache_to_share(index, layer)
+
+    def _fill_compression(self, index: int, layer: _core.LayerParameters) -> None:
+        """Keys and scores of the tokens that are being compressed; twice as many where an indexer's overlap."""
+        ratios = self._keys.per_layer("attention.compress_ratios", self._n_stored, [0] * self._n_stored)
+        layer.compression = ratios[index]
+        overlap = 2 if layer.indexer_dim else 1
+        layer.conv_state = 2 * overlap * layer.head_dim_k * overlap * layer.compression
+        layer.scan_state = 2 * overlap * layer.indexer_dim * overlap * layer.compression
 
     def _cache_to_share(self, index: int, layer: _core.LayerParameters) -> int:
         """Of the last two layers that keep a cache, the first slides and the second does not."""

@@ -294,6 +294,13 @@ def _check_passes(where: object, core: _core.Model) -> None:
         raise ModelError(message) from error
 
 
+def _guess_warning(architecture: str) -> str:
+    return (
+        f"The layers of architecture '{architecture}' are not described: what they compute is estimated from the "
+        "shapes of their tensors, so that compute and speed are rough."
+    )
+
+
 def model_from_header(header: GgufHeader, name: str | None = None) -> Model:
     """Make a model of a header.
 
@@ -313,15 +320,25 @@ def model_from_header(header: GgufHeader, name: str | None = None) -> Model:
         The header is sound, but its model cannot be planned; the message says why.
     """
     from pshard import _core
+    from pshard.model.architectures import ARCHITECTURES
     from pshard.model.hyperparameters import describe
 
     hyperparameters, warnings = describe(header)
     try:
         core = _core.Model(hyperparameters, core_tensors(header.tensors))
+        try:
+            _check_passes(header.path or "model", core)
+        except ModelError:
+            if hyperparameters.architecture in ARCHITECTURES:
+                raise
+            hyperparameters.traits.is_guessed = True
+            core = _core.Model(hyperparameters, core_tensors(header.tensors))
+            _check_passes(header.path or "model", core)
     except ValueError as error:
         message = f"{header.path or 'model'}: {error}. The file is incomplete; give the GGUF of a whole model."
         raise ModelError(message) from error
-    _check_passes(header.path or "model", core)
+    if hyperparameters.traits.is_guessed:
+        warnings = (*warnings, _guess_warning(hyperparameters.architecture))
     if name is None:
         name = (
             header.path.stem
