@@ -99,6 +99,7 @@ void bind_machine(py::module_& m) {
       .def_readwrite("peak_flop_per_second", &Processor::peak_flop_per_second)
       .def_readwrite("op_seconds", &Processor::op_seconds)
       .def_readwrite("skips_masked", &Processor::skips_masked)
+      .def_readwrite("n_threads", &Processor::n_threads)
       .def_readwrite("basis", &Processor::basis)
       .def_readwrite("spread", &Processor::spread)
       .def_readwrite("shapes", &Processor::shapes)

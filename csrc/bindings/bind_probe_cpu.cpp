@@ -259,11 +259,13 @@ ValueError
       .def(
           "experts",
           [](CpuProbe& probe, const std::string& type, const std::string& layout, int64_t n_rows, int64_t n_columns, int64_t batch,
-             int64_t n_used, int n_threads, const Policy& policy) {
-            return probe.product({pshard::weight_type(type), pshard::layout(layout), n_rows, n_columns, batch, n_used}, n_threads, policy);
+             int64_t n_used, int n_threads, const Policy& policy, bool in_tiles) {
+            const auto routing = in_tiles ? pshard::Routing::dense : pshard::Routing::experts;
+            return probe.product({pshard::weight_type(type), pshard::layout(layout), n_rows, n_columns, batch, n_used, routing}, n_threads,
+                                 policy);
           },
           Release(), py::arg("type"), py::arg("layout"), py::kw_only(), py::arg("n_rows"), py::arg("n_columns"), py::arg("batch"),
-          py::arg("n_used"), py::arg("n_threads"), py::arg("policy"),
+          py::arg("n_used"), py::arg("n_threads"), py::arg("policy"), py::arg("in_tiles") = false,
           R"(Products with `n_used` different experts, `batch` rows of activations each.
 
 Parameters
@@ -273,6 +275,9 @@ type, layout, n_rows, n_columns, n_threads, policy
 batch : int
     Rows per expert that is used at all.
 n_used : int
+in_tiles : bool
+    Many rows of activations at once, as pshard's own executor multiplies. llama.cpp does so for plain Q4_K and Q6_K
+    alone, and takes those of other experts one by one.
 
 Returns
 -------

@@ -57,16 +57,27 @@ double cells_read(const Operation& operation) {
   return static_cast<double>(operation.kind == OpKind::attention ? operation.k : std::max(operation.n, operation.k));
 }
 
+// From so many cells on llama.cpp deals those of a single query to the threads.
+constexpr double kDealtFrom = 512.0;
+
+// Share of an attention's cells that decides how long it takes. Masked ones are skipped; but those of a single query are dealt in equal
+// parts, masked or not, in the order of the cache, so the thread with the first part skips none and is the last.
+double decisive_share(const Operation& operation, const Processor& processor, double n_query_tokens) {
+  if (!processor.skips_masked) return 1.0;
+  const bool is_dealt = operation.kind == OpKind::attention && n_query_tokens == 1.0 && cells_read(operation) >= kDealtFrom;
+  return is_dealt ? std::min(1.0, processor.n_threads * operation.unmasked) : operation.unmasked;
+}
+
 }  // namespace
 
 Cost operation_cost(const Operation& operation, const Processor& processor, int64_t n_expert, int64_t n_expert_used, double n_query_tokens,
                     bool is_copied) {
   if (operation.is_view || (operation.weight == nullptr && operation.activation_bytes + operation.cache_bytes == 0)) return {};
   const double weight_bytes = weight_bytes_read(operation, n_expert, n_expert_used);
-  const double unmasked = processor.skips_masked ? operation.unmasked : 1.0;
-  const double cache_bytes = unmasked * static_cast<double>(operation.cache_bytes);
+  const double share = decisive_share(operation, processor, n_query_tokens);
+  const double cache_bytes = share * static_cast<double>(operation.cache_bytes);
   const double bytes = weight_bytes + static_cast<double>(operation.activation_bytes) + cache_bytes;
-  const double flop = unmasked * operation.flop;
+  const double flop = share * operation.flop;
   double seconds = std::max(bytes / processor.memory_peak_bytes_per_second, flop / processor.peak_flop_per_second);
   Basis basis = processor.basis;
   double spread = processor.spread;

@@ -63,6 +63,7 @@ void check_processor(const std::string& field, const Processor& processor) {
   check_positive(field + ".peak_flop_per_second", processor.peak_flop_per_second);
   check_not_negative(field + ".op_seconds", processor.op_seconds);
   check_not_negative(field + ".spread", processor.spread);
+  if (processor.n_threads < 1) refuse(field + ".n_threads", "is " + std::to_string(processor.n_threads) + ", not at least 1");
   for (size_t type = 0; type < processor.mul_mat.size(); ++type) {
     check_series(field + ".mul_mat[" + std::to_string(type) + "]", processor.mul_mat[type]);
     check_series(field + ".mul_mat_id[" + std::to_string(type) + "]", processor.mul_mat_id[type]);

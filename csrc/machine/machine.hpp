@@ -60,6 +60,7 @@ struct Processor {
   std::vector<ShapeRates> shapes;                 // go before the series of their type
   std::vector<ShapeRates> copied_shapes;          // go before these where weights were just copied, and a cache still holds them
   bool skips_masked = false;                      // its attention leaves out cells that are masked, as llama.cpp's CPU kernels do
+  int32_t n_threads = 1;                          // that share the cells of a single query, masked ones too
 
   // Requires attention to be non-empty. Between two depths the logarithm of the seconds is linear in that of the depth; outside of them the
   // rates stay.

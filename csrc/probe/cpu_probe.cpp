@@ -10,14 +10,19 @@ namespace pshard {
 namespace {
 
 constexpr int64_t kReadAlignment = 4096;
+// Where llama.cpp's caches begin, behind the start of a page: malloc puts large memory there that is to be aligned to 64 bytes. The cells
+// of a head then lie across one pair of cache lines more.
+constexpr int64_t kCacheOffset = 64;
 constexpr double kReadFactor = 2.0;  // times what must lie between two reads: prefetchers and pages reach their pace
 
 std::string mebibytes(int64_t n_bytes) { return std::to_string(n_bytes >> 20) + " MiB"; }
 
 }  // namespace
 
-CpuProbe::CpuProbe(const std::vector<int>& cpus, int64_t max_bytes, CpuPath path)
-    : pool_(cpus), max_bytes_(max_bytes), kernels_(kernels(path)), path_(path) {
+CpuProbe::CpuProbe(const std::vector<int>& cpus, int64_t max_bytes, CpuPath path) : CpuProbe(cpus, max_bytes, path, kernels(path)) {}
+
+CpuProbe::CpuProbe(const std::vector<int>& cpus, int64_t max_bytes, CpuPath path, const Kernels& kernels)
+    : pool_(cpus), max_bytes_(max_bytes), kernels_(kernels), path_(path) {
   if (max_bytes < 1) throw std::invalid_argument("max_bytes is " + std::to_string(max_bytes) + ", must be positive");
 }
 
@@ -93,9 +98,10 @@ void CpuProbe::take_memory(int64_t n_bytes) {
 }
 
 void CpuProbe::repeat_first(const Copies& copies) {
+  uint8_t* first = memory_.data() + copies.offset;
   const std::function<void(int)> repeat = [&](int thread) {
     for (int64_t i = 1 + thread; i < copies.n; i += pool_.size()) {
-      std::memcpy(memory_.data() + i * copies.bytes, memory_.data(), static_cast<std::size_t>(copies.bytes));
+      std::memcpy(first + i * copies.bytes, first, static_cast<std::size_t>(copies.bytes));
     }
   };
   pool_.run(repeat, steady_timer());
@@ -109,7 +115,7 @@ void CpuProbe::write_back(const Copies& copies) {
 
 std::vector<const uint8_t*> CpuProbe::next_copies(const Copies& copies, int64_t n) {
   std::vector<const uint8_t*> next(static_cast<std::size_t>(n));
-  for (const uint8_t*& copy : next) copy = memory_.data() + next_copy_++ % copies.n * copies.bytes;
+  for (const uint8_t*& copy : next) copy = memory_.data() + copies.offset + next_copy_++ % copies.n * copies.bytes;
   return next;
 }
 
@@ -145,7 +151,7 @@ CpuProbe::Copies CpuProbe::lay_out(const Matmul& matmul, const ProductShape& sha
 ProbeResult CpuProbe::product(const ProductShape& shape, int n_threads, const Policy& policy) {
   require_threads(n_threads);
   if (shape.n_used < 1) throw std::invalid_argument("n_used is " + std::to_string(shape.n_used) + ", must be positive");
-  Matmul matmul(kernels_, shape.type, shape.layout, shape.n_rows, shape.n_columns, shape.batch, n_threads);
+  Matmul matmul(kernels_, shape.type, shape.layout, shape.n_rows, shape.n_columns, shape.batch, n_threads, shape.routing);
   const Copies copies = lay_out(matmul, shape, max_bytes_);
   ProbeResult result;
   result.time = measure(
@@ -170,13 +176,14 @@ ProbeResult CpuProbe::product(const ProductShape& shape, int n_threads, const Po
 ProbeResult CpuProbe::attention(const AttentionShape& shape, int n_threads, const Policy& policy) {
   require_threads(n_threads);
   Attention attention(kernels_, shape, n_threads);
-  const Copies copies = plan_copies(attention.cache_bytes(), 1, max_bytes_);
-  take_memory(copies.n * copies.bytes);
+  Copies copies = plan_copies(attention.cache_bytes(), 1, max_bytes_ - kCacheOffset);
+  copies.offset = kCacheOffset;
+  take_memory(copies.offset + copies.n * copies.bytes);
   const int64_t row = 2 * shape.n_kv_heads * shape.head_size;
   pool_.run(
       [&](int thread) {
         for (int64_t i = thread; i < 2 * shape.depth; i += pool_.size()) {
-          fill_random(WeightType::f16, 1, row / 2, static_cast<uint64_t>(i), memory_.data() + i * row);
+          fill_random(WeightType::f16, 1, row / 2, static_cast<uint64_t>(i), memory_.data() + copies.offset + i * row);
         }
       },
       steady_timer());

@@ -37,6 +37,7 @@ struct ProductShape {
   int64_t n_columns = 0;  // inputs
   int64_t batch = 1;      // rows of activations; of each expert that is used
   int64_t n_used = 1;     // matrices, all different, that one sample multiplies: 1, or the experts that are used
+  Routing routing = Routing::dense;
 
   [[nodiscard]] bool has_same_weights(const ProductShape& other) const {
     return type == other.type && layout == other.layout && n_rows == other.n_rows && n_columns == other.n_columns;
@@ -65,6 +66,8 @@ class CpuProbe {
  public:
   // One worker on each of `cpus`. `max_bytes` bounds the memory that a probe takes.
   CpuProbe(const std::vector<int>& cpus, int64_t max_bytes, CpuPath path);
+  // With kernels of one's own, which `path` names.
+  CpuProbe(const std::vector<int>& cpus, int64_t max_bytes, CpuPath path, const Kernels& kernels);
 
   [[nodiscard]] CpuPath path() const { return path_; }
   [[nodiscard]] int size() const { return pool_.size(); }
@@ -94,6 +97,7 @@ class CpuProbe {
   struct Copies {
     int64_t bytes = 0;
     int64_t n = 0;
+    int64_t offset = 0;  // of the first one, from the start of a page
     bool is_cold = true;
     std::string note;
   };

@@ -12,6 +12,7 @@ namespace {
 
 constexpr int64_t kChunksPerThread = 4;  // so that a thread that falls behind leaves its share to others
 constexpr int64_t kWholeRows = 16;       // the largest group or panel
+constexpr int64_t kExpertChunk = 16;     // rows of an expert, and of its activations, that a thread multiplies before it takes the next
 constexpr int kSamples = 64;
 constexpr double kTolerance = 1e-4;  // of the sum of magnitudes; sums in single precision stay well below
 
@@ -21,14 +22,23 @@ MultiplyRows kernel_for(const Kernels& kernels, WeightType type, Layout layout) 
   return kernel;
 }
 
+int64_t parts_of(int64_t n, int64_t part) { return (n + part - 1) / part; }
+int64_t up_to(int64_t n, int64_t whole) { return parts_of(n, whole) * whole; }
+
 int64_t rows_per_chunk(int64_t n_rows, int n_threads) {
-  const int64_t share = (n_rows + n_threads * kChunksPerThread - 1) / (n_threads * kChunksPerThread);
-  return std::min((share + kWholeRows - 1) / kWholeRows * kWholeRows, kRowsPerCall);
+  return std::min(up_to(parts_of(n_rows, n_threads * kChunksPerThread), kWholeRows), kRowsPerCall);
+}
+
+// K types as they lie in a file are multiplied in panels either way.
+bool goes_row_by_row(WeightType type, Layout layout, Routing routing) {
+  const bool is_k = type == WeightType::q4_k || type == WeightType::q6_k;
+  return routing == Routing::experts && (layout == Layout::interleaved || !is_k);
 }
 
 }  // namespace
 
-Matmul::Matmul(const Kernels& kernels, WeightType type, Layout layout, int64_t n_rows, int64_t n_columns, int64_t batch, int n_threads)
+Matmul::Matmul(const Kernels& kernels, WeightType type, Layout layout, int64_t n_rows, int64_t n_columns, int64_t batch, int n_threads,
+               Routing routing)
     : type_(type),
       multiply_(kernel_for(kernels, type, layout)),
       n_rows_(n_rows),
@@ -36,7 +46,10 @@ Matmul::Matmul(const Kernels& kernels, WeightType type, Layout layout, int64_t n
       batch_(batch),
       n_threads_(n_threads),
       weight_bytes_(n_rows * row_bytes(type, n_columns)),
+      at_once_(goes_row_by_row(type, layout, routing) ? 1 : batch),
       chunk_rows_(rows_per_chunk(n_rows, n_threads)),
+      chunk_batch_(batch),
+      has_own_chunks_(routing == Routing::experts && layout == Layout::interleaved),
       input_(batch * n_columns * static_cast<int64_t>(sizeof(float))),
       scratch_(n_threads * kScratchBytes),
       activations_(type, batch, n_columns),
@@ -45,6 +58,11 @@ Matmul::Matmul(const Kernels& kernels, WeightType type, Layout layout, int64_t n
   if (n_columns % 32 != 0) throw std::invalid_argument("n_columns is " + std::to_string(n_columns) + ", kernels take multiples of 32");
   if (layout == Layout::interleaved && n_rows % kGroupRows != 0) {
     throw std::invalid_argument("n_rows is " + std::to_string(n_rows) + ", interleaving takes groups of " + std::to_string(kGroupRows));
+  }
+  if (has_own_chunks_) {
+    chunk_rows_ = up_to(parts_of(n_rows, n_threads), kGroupRows);
+  } else if (at_once_ == 1 && batch > 1) {
+    chunk_rows_ = chunk_batch_ = kExpertChunk;
   }
   Random random(static_cast<uint64_t>(batch));
   for (int64_t i = 0; i < batch * n_columns; ++i) input()[i] = random.next_float();
@@ -65,15 +83,31 @@ void Matmul::run(int thread) {
   const int64_t last = batch_ * (thread + 1) / n_threads_;
   for (int64_t row = first; row < last; ++row) activations_.quantise(row, input() + row * n_columns_);
   if (n_threads_ > 1) barrier_.wait();
-  const int64_t chunks = (n_rows_ + chunk_rows_ - 1) / chunk_rows_;
-  const int64_t all_chunks = chunks * static_cast<int64_t>(weights_.size());
+  const int64_t row_chunks = parts_of(n_rows_, chunk_rows_);
+  const int64_t batch_chunks = parts_of(batch_, chunk_batch_);
+  const int64_t all_chunks = row_chunks * batch_chunks * static_cast<int64_t>(weights_.size());
+  if (has_own_chunks_ && thread >= row_chunks) return;
   const int64_t stride = weight_bytes_ / n_rows_;
-  for (int64_t chunk = thread; chunk < all_chunks; chunk = next_chunk_.fetch_add(1, std::memory_order_relaxed)) {
-    const int64_t matrix = chunk / chunks;
-    const int64_t row = chunk % chunks * chunk_rows_;
-    float* out = output_.as<float>() + matrix * batch_ * n_rows_ + row;
-    multiply_(weights_[static_cast<std::size_t>(matrix)] + row * stride, std::min(chunk_rows_, n_rows_ - row), activations_, 0, batch_, out,
-              n_rows_, scratch_.data() + thread * kScratchBytes);
+  const auto next_of = [&](int64_t chunk) {
+    return has_own_chunks_ ? chunk + row_chunks : next_chunk_.fetch_add(1, std::memory_order_relaxed);
+  };
+  for (int64_t chunk = thread; chunk < all_chunks; chunk = next_of(chunk)) {
+    const int64_t row = chunk % row_chunks * chunk_rows_;
+    const int64_t first = chunk / row_chunks % batch_chunks * chunk_batch_;
+    const int64_t matrix = chunk / row_chunks / batch_chunks;
+    multiply(weights_[static_cast<std::size_t>(matrix)] + row * stride, std::min(chunk_rows_, n_rows_ - row), first,
+             std::min(first + chunk_batch_, batch_), output_.as<float>() + matrix * batch_ * n_rows_ + row,
+             scratch_.data() + thread * kScratchBytes);
+  }
+}
+
+void Matmul::multiply(const uint8_t* weights, int64_t n_rows, int64_t first, int64_t last, float* out, uint8_t* scratch) const {
+  const int64_t stride = weight_bytes_ / n_rows_;
+  for (int64_t j = first; j < last; j += at_once_) {
+    for (int64_t row = 0; row < n_rows; row += kRowsPerCall) {
+      multiply_(weights + row * stride, std::min(kRowsPerCall, n_rows - row), activations_, j, std::min(j + at_once_, last), out + row,
+                n_rows_, scratch);
+    }
   }
 }
 

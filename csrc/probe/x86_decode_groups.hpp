@@ -36,8 +36,8 @@ struct InterleavedQ4_0 {
       for (int piece = 0; piece < 2; ++piece, from += 8 * V::kLanes) {
         const typename V::Ints low = V::load_ints(from);
         const typename V::Ints high = V::load_ints(from + 4 * V::kLanes);
-        store_piece<V>(to + piece * 8 * V::kLanes, V::less_eight(V::low_nibbles(low)), V::less_eight(V::low_nibbles(high)));
-        store_piece<V>(to + (piece + 2) * 8 * V::kLanes, V::less_eight(V::high_nibbles(low)), V::less_eight(V::high_nibbles(high)));
+        store_piece<V>(to + piece * 8 * V::kLanes, V::signed_codes(V::low_nibbles(low)), V::signed_codes(V::low_nibbles(high)));
+        store_piece<V>(to + (piece + 2) * 8 * V::kLanes, V::signed_codes(V::high_nibbles(low)), V::signed_codes(V::high_nibbles(high)));
       }
     }
   }

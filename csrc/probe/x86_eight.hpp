@@ -41,7 +41,17 @@ struct Eight {
   static Ints add_ints(Ints a, Ints b) { return _mm256_add_epi32(a, b); }
   static Ints mul_ints(Ints a, Ints b) { return _mm256_mullo_epi32(a, b); }
   static Ints to_ints(Floats v) { return _mm256_cvtps_epi32(v); }
-  static Ints less_eight(Ints v) { return _mm256_sub_epi8(v, _mm256_set1_epi8(8)); }
+  // Codes of four bits less eight, from a table.
+  static Ints signed_codes(Ints v) {
+    const __m128i table = _mm_setr_epi8(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), v);
+  }
+  // Sixteen bytes in either half, and four of them in all lanes.
+  static Ints both_halves(const int8_t* at) { return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at))); }
+  template <int kFour>
+  static Ints four(Ints v) {
+    return _mm256_shuffle_epi32(v, kFour * 0x55);
+  }
   static Ints low_nibbles(Ints v) { return pshard::low_nibbles(v); }
   static Ints high_nibbles(Ints v) { return pshard::high_nibbles(v); }
   static Ints bits(Ints v, int shift, int mask) { return _mm256_and_si256(_mm256_srli_epi32(v, shift), _mm256_set1_epi32(mask)); }

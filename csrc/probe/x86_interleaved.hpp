@@ -41,6 +41,22 @@ struct InterleavedScales {
   typename V::Ints words_[3];
 };
 
+// Activations come to the lanes from a register with sixteen of them, and 4-bit codes by way of a table, as in llama.cpp: with weights in a
+// near cache, where experts of a prompt are multiplied, the permutations are what limits it.
+template <typename V, int kPiece>
+inline typename V::Ints add_signed_piece(typename V::Ints sum, typename V::Ints low, typename V::Ints high, typename V::Ints x) {
+  low = V::signed_codes(low);
+  high = V::signed_codes(high);
+  sum = V::multiply_signed(sum, V::first_fours(low, high), V::template four<2 * kPiece>(x));
+  return V::multiply_signed(sum, V::last_fours(low, high), V::template four<2 * kPiece + 1>(x));
+}
+
+template <typename V, int kPiece>
+inline typename V::Ints add_piece(typename V::Ints pairs, typename V::Ints low, typename V::Ints high, typename V::Ints x) {
+  pairs = V::add_pairs(pairs, V::first_fours(low, high), V::template four<2 * kPiece>(x));
+  return V::add_pairs(pairs, V::last_fours(low, high), V::template four<2 * kPiece + 1>(x));
+}
+
 template <typename V>
 inline typename V::Floats interleaved_dots(const BlockQ4_0* group, const Activations& x, int64_t j) {
   const auto* from = reinterpret_cast<const uint8_t*>(group);
@@ -49,19 +65,15 @@ inline typename V::Floats interleaved_dots(const BlockQ4_0* group, const Activat
   for (int64_t b = 0; b < x.n_scales; ++b, codes += 32) {
     const typename V::Floats scale = V::in_pairs(V::load_half(reinterpret_cast<const uint16_t*>(from)));
     from += 2 * V::kLanes;
+    const typename V::Ints near = V::both_halves(codes);
+    const typename V::Ints far = V::both_halves(codes + 16);
+    typename V::Ints pieces[4];
+    for (int i = 0; i < 4; ++i, from += 4 * V::kLanes) pieces[i] = V::load_ints(from);
     typename V::Ints sum = V::broadcast_int(0);
-    const auto multiply_piece = [&](typename V::Ints low, typename V::Ints high, const int8_t* x_codes) {
-      low = V::less_eight(low);
-      high = V::less_eight(high);
-      sum = V::multiply_signed(sum, V::first_fours(low, high), V::broadcast_four(x_codes));
-      sum = V::multiply_signed(sum, V::last_fours(low, high), V::broadcast_four(x_codes + 4));
-    };
-    for (int piece = 0; piece < 2; ++piece, from += 8 * V::kLanes) {
-      const typename V::Ints low = V::load_ints(from);
-      const typename V::Ints high = V::load_ints(from + 4 * V::kLanes);
-      multiply_piece(V::low_nibbles(low), V::low_nibbles(high), codes + 8 * piece);
-      multiply_piece(V::high_nibbles(low), V::high_nibbles(high), codes + 16 + 8 * piece);
-    }
+    sum = add_signed_piece<V, 0>(sum, V::low_nibbles(pieces[0]), V::low_nibbles(pieces[1]), near);
+    sum = add_signed_piece<V, 1>(sum, V::low_nibbles(pieces[2]), V::low_nibbles(pieces[3]), near);
+    sum = add_signed_piece<V, 0>(sum, V::high_nibbles(pieces[0]), V::high_nibbles(pieces[1]), far);
+    sum = add_signed_piece<V, 1>(sum, V::high_nibbles(pieces[2]), V::high_nibbles(pieces[3]), far);
     total = V::fma(V::to_floats(sum), V::mul(scale, V::broadcast(x.scales[j * x.n_scales + b])), total);
   }
   return total;
@@ -82,15 +94,15 @@ inline typename V::Floats interleaved_dots(const BlockQ4_K* group, const Activat
     for (int pair = 0; pair < 4; ++pair, codes += 64) {
       typename V::Ints even = V::broadcast_int(0);  // sums of two products, of 16 bits: no more than 8 * 2 * 15 * 127
       typename V::Ints odd = V::broadcast_int(0);
-      const auto add_piece = [](typename V::Ints& pairs, typename V::Ints low, typename V::Ints high, const int8_t* x_codes) {
-        pairs = V::add_pairs(pairs, V::first_fours(low, high), V::broadcast_four(x_codes));
-        pairs = V::add_pairs(pairs, V::last_fours(low, high), V::broadcast_four(x_codes + 4));
-      };
-      for (int piece = 0; piece < 4; ++piece, from += 8 * V::kLanes) {
-        const typename V::Ints low = V::load_ints(from);
-        const typename V::Ints high = V::load_ints(from + 4 * V::kLanes);
-        add_piece(even, V::low_nibbles(low), V::low_nibbles(high), codes + 8 * piece);
-        add_piece(odd, V::high_nibbles(low), V::high_nibbles(high), codes + 32 + 8 * piece);
+      for (int half = 0; half < 2; ++half, from += 16 * V::kLanes) {
+        const typename V::Ints x_even = V::both_halves(codes + 16 * half);
+        const typename V::Ints x_odd = V::both_halves(codes + 32 + 16 * half);
+        typename V::Ints pieces[4];
+        for (int i = 0; i < 4; ++i) pieces[i] = V::load_ints(from + 4 * i * V::kLanes);
+        even = add_piece<V, 0>(even, V::low_nibbles(pieces[0]), V::low_nibbles(pieces[1]), x_even);
+        even = add_piece<V, 1>(even, V::low_nibbles(pieces[2]), V::low_nibbles(pieces[3]), x_even);
+        odd = add_piece<V, 0>(odd, V::high_nibbles(pieces[0]), V::high_nibbles(pieces[1]), x_odd);
+        odd = add_piece<V, 1>(odd, V::high_nibbles(pieces[2]), V::high_nibbles(pieces[3]), x_odd);
       }
       sum = V::add_ints(sum, V::scale_pairs(even, scales.sub_scale(2 * pair)));
       sum = V::add_ints(sum, V::scale_pairs(odd, scales.sub_scale(2 * pair + 1)));

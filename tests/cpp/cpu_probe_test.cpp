@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include "probe/copy_lane.hpp"
 #include "probe_cases.hpp"
 
 namespace pshard {
@@ -90,6 +91,33 @@ TEST(CpuProbe, PeakCountsWhatTheSumsProve) {
     EXPECT_DOUBLE_EQ(peak.floats.n_flop, 2 * 2 * lanes * kPeakChains * 100'000);
     EXPECT_DOUBLE_EQ(peak.bytes.n_flop, 4 * peak.floats.n_flop);
   }
+}
+
+// Whatever a probe times, a wrong result is no figure.
+TEST(CpuProbe, RefusesWhatBrokenKernelsGive) {
+  Kernels broken = kScalarKernels;
+  broken.sum = [](const uint64_t* words, int64_t n) { return kScalarKernels.sum(words, n) + 1; };
+  broken.spin_bytes = [](int64_t) { return int64_t{0}; };
+  broken.half_attend = [](const uint16_t*, Rows<const uint16_t>, Rows<const uint16_t>, const uint16_t*, int64_t, uint16_t*) {
+    return Softmax{0.0F, 1.0F};
+  };
+  broken.multiply[static_cast<int>(WeightType::q4_0)][0] = [](const uint8_t*, int64_t, const Activations&, int64_t, int64_t, float*,
+                                                              int64_t, uint8_t*) {};
+  CpuProbe probe(test_cpus(2), kMaxBytes, CpuPath::scalar, broken);
+  EXPECT_THROW(probe.read(2, shortest()), ProbeError);
+  EXPECT_THROW(probe.peak(2, shortest()), ProbeError);
+  EXPECT_THROW(probe.attention({4, 2, 64, 600, 1}, 2, shortest()), ProbeError);
+  const ProductShape shape{WeightType::q4_0, Layout::plain, 512, 512, 4, 1};
+  EXPECT_THROW(probe.product(shape, 2, shortest()), ProbeError);
+  EXPECT_THROW(probe.contention(shape, 1 << 20, shortest()), ProbeError);
+  EXPECT_NO_THROW(probe.product({WeightType::q8_0, Layout::plain, 512, 512, 4, 1}, 2, shortest()));
+}
+
+TEST(CpuProbe, RefusesCopiesBesideAProductThatMoveNothing) {
+  CpuProbe probe(test_cpus(2), kMaxBytes, cpu_paths().back());
+  const ProductShape shape{WeightType::q4_0, Layout::plain, 512, 512, 4, 1};
+  CopyLane idle(1 << 20, kMaxBytes / 2, [](void* to, const void*, std::size_t) { return to; });
+  EXPECT_THROW(probe.contention(shape, idle, shortest()), ProbeError);
 }
 
 TEST(CpuProbe, ContentionTakesTwoCpus) {

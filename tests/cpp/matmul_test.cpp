@@ -88,6 +88,19 @@ TEST_P(EveryKernel, EqualsScalar) {
   }
 }
 
+// As above for experts, whose rows of activations mostly go one by one.
+TEST_P(EveryKernel, EqualsDoublePrecisionForExperts) {
+  for (const int64_t n_rows : {8, 40, 88}) {
+    const Weights weights(type, layout, n_rows, 1280);
+    for (const int64_t batch : {1, 4, 19}) {
+      Matmul matmul(table, type, layout, n_rows, 1280, batch, 1, Routing::experts);
+      matmul.start({weights.laid_out.data(), weights.laid_out.data()});
+      matmul.run(0);
+      EXPECT_EQ(matmul.fault(weights.plain.data()), "") << n_rows << " rows, batch " << batch;
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(, EveryKernel, testing::ValuesIn(all_kernels()), [](const auto& tested) {
   const Case& kernel = tested.param;
   return name_of(kernel.path) + "_" + name_of(kernel.type) + (kernel.layout == Layout::plain ? "" : "_interleaved");
@@ -106,6 +119,51 @@ TEST(Matmul, ThreadsShareAllRowsOfAllMatrices) {
     EXPECT_EQ(matmul.fault(weights.plain.data()), "");
     EXPECT_EQ(std::count_if(matmul.output(), matmul.output() + 4 * n_rows * batch, [](float value) { return std::isnan(value); }), 0);
   }
+}
+
+// Shares that threads keep, chunks that they take, and more threads than there are groups of rows.
+TEST(Matmul, ThreadsShareAllRowsOfAllExperts) {
+  constexpr int64_t n_columns = 256, batch = 19;
+  constexpr int n_threads = 3;
+  ThreadPool pool(test_cpus(n_threads));
+  for (const auto& [layout, n_rows] : {std::pair{Layout::plain, 200}, {Layout::interleaved, 200}, {Layout::interleaved, 16}}) {
+    const Weights weights(WeightType::q4_0, layout, n_rows, n_columns);
+    Matmul matmul(kScalarKernels, WeightType::q4_0, layout, n_rows, n_columns, batch, n_threads, Routing::experts);
+    matmul.start({weights.laid_out.data(), weights.laid_out.data(), weights.laid_out.data()});
+    matmul.spoil_output();
+    pool.run([&](int thread) { matmul.run(thread); }, steady_timer());
+    EXPECT_EQ(matmul.fault(weights.plain.data()), "");
+    EXPECT_EQ(std::count_if(matmul.output(), matmul.output() + 3 * n_rows * batch, [](float value) { return std::isnan(value); }), 0);
+  }
+}
+
+// What llama.cpp has no tiles for: each call of the kernel gets one row of activations.
+TEST(Matmul, ExpertsGoRowByRow) {
+  static int64_t most = 0;
+  Kernels counting = kScalarKernels;
+  for (auto& layouts : counting.multiply) {
+    for (MultiplyRows& multiply : layouts) {
+      if (multiply != nullptr) {
+        multiply = [](const uint8_t*, int64_t, const Activations&, int64_t first, int64_t last, float*, int64_t, uint8_t*) {
+          most = std::max(most, last - first);
+        };
+      }
+    }
+  }
+  const auto most_of = [&](WeightType type, Layout layout, Routing routing) {
+    const Weights weights(type, layout, 16, 256);
+    Matmul matmul(counting, type, layout, 16, 256, 19, 1, routing);
+    matmul.start({weights.laid_out.data()});
+    most = 0;
+    matmul.run(0);
+    return most;
+  };
+  for (const WeightType type : {WeightType::f16, WeightType::q8_0, WeightType::q4_0}) {
+    EXPECT_EQ(most_of(type, Layout::plain, Routing::experts), 1);
+    EXPECT_EQ(most_of(type, Layout::plain, Routing::dense), 19);
+  }
+  for (const WeightType type : {WeightType::q4_0, WeightType::q4_k}) EXPECT_EQ(most_of(type, Layout::interleaved, Routing::experts), 1);
+  for (const WeightType type : {WeightType::q4_k, WeightType::q6_k}) EXPECT_EQ(most_of(type, Layout::plain, Routing::experts), 19);
 }
 
 // What a sample of a measurement would be.

@@ -89,6 +89,31 @@ TEST(OperationCost, SkipsMaskedCellsOnProcessorsThatDo) {
   EXPECT_DOUBLE_EQ(seconds(attention, p), 2.5e-3 + 5e-6);
 }
 
+// 2304 cells on two threads are 1152 each. With 2064 in use the first thread skips none and the second 240: all waits for the first. With
+// 576 in use the second has none, and the first half of what it would have. Fewer than 512 cells, two queries, or one thread: as above.
+TEST(OperationCost, TheCellsOfASingleQueryAreDealtToThreads) {
+  Operation attention;
+  attention.kind = OpKind::attention;
+  attention.k = 2304;
+  attention.flop = 1e9;
+  attention.cache_bytes = 1;
+  Processor p = processor();
+  p.attention = {{1.0, {{1.0}, {1e11}, Basis::measured, 0.1}}};
+  p.skips_masked = true;
+  const auto seconds_of = [&](int32_t n_threads, double n_in_use, double n_queries) {
+    p.n_threads = n_threads;
+    attention.unmasked = n_in_use / static_cast<double>(attention.k);
+    return operation_cost(attention, p, 0, 0, n_queries).seconds - 5e-6;
+  };
+  EXPECT_NEAR(seconds_of(2, 2064.0, 1.0), 1e-2, 1e-12);
+  EXPECT_NEAR(seconds_of(2, 576.0, 1.0), 0.5e-2, 1e-12);
+  EXPECT_NEAR(seconds_of(1, 576.0, 1.0), 0.25e-2, 1e-12);
+  EXPECT_NEAR(seconds_of(8, 576.0, 1.0), 1e-2, 1e-12);
+  EXPECT_NEAR(seconds_of(2, 576.0, 2.0), 1e-2 * 0.25 * p.attention[0].rates.rate(1.0) / p.attention[0].rates.rate(2.0), 1e-12);
+  attention.k = 256;
+  EXPECT_NEAR(seconds_of(2, 64.0, 1.0), 0.25e-2, 1e-12);
+}
+
 TEST(OperationCost, AttentionIsInterpolatedOverTheDepthOfTheCache) {
   Operation attention;
   attention.kind = OpKind::attention;

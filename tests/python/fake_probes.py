@@ -20,7 +20,7 @@ from pshard.probe.gpu_work import (
     Handoff,
     PageLock,
 )
-from pshard.probe.probes import Attention, Peak, Product, Read, Result, Start, Storage, Work
+from pshard.probe.works import Attention, Peak, Product, Read, Result, Start, Storage, Work
 
 CORE_BYTES_PER_SECOND, DRAM_BYTES_PER_SECOND = 12e9, 20e9
 CORE_FLOP_PER_SECOND, CORE_PEAK = 40e9, 100e9

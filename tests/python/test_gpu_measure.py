@@ -40,7 +40,8 @@ from pshard.probe.gpu_work import (
 )
 from pshard.probe.measure import profile_from, reference_parts
 from pshard.probe.plots import draw_profile
-from pshard.probe.probes import ProbeFailed, full_tasks, quick_tasks, run, tasks_for
+from pshard.probe.probes import full_tasks, quick_tasks, run, tasks_for
+from pshard.probe.works import ProbeFailed
 
 KEY = Key(cpu="Example CPU", n_cores=4, n_threads=4, ram_bytes=32 << 30, kernel="Linux 6.1", gpu="GeForce RTX 3060")
 LIMIT = 24 << 30
@@ -185,7 +186,8 @@ def test_what_is_refused_stays_a_reference_and_is_said():
     assert profile.capacities.page_lock_bytes == old.capacities.page_lock_bytes
     assert series_of(profile, "attention", "F16").source == "reference"
     assert reference_parts(profile) == ["GPU attention", "PCIe"]
-    assert "Refused: copies up, 64 KiB: copy 0 of 8 did not arrive whole." in profile.notes
+    (said,) = [note for note in profile.notes if note.endswith(": copy 0 of 8 did not arrive whole.")]
+    assert said.startswith("Refused: copies up, 64 KiB; ")
 
 
 def test_a_limit_of_page_locking_that_was_not_found_keeps_the_reference():

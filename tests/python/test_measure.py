@@ -16,7 +16,8 @@ from pshard.machine.references import find_gpu, hosts, join
 from pshard.model.model import read_model
 from pshard.planning.planner import plan
 from pshard.probe.measure import peak_shares, profile_from, reference_parts, with_series
-from pshard.probe.probes import Attention, Product, Read, Start, Storage, full_tasks, quick_tasks, run
+from pshard.probe.probes import full_tasks, quick_tasks, run
+from pshard.probe.works import Attention, Product, Read, Start, Storage
 
 KEY = Key(cpu="Example CPU", n_cores=4, n_threads=4, ram_bytes=32 << 30, kernel="Linux 6.1")
 GPU_KEY = replace(KEY, gpu="GeForce RTX 3060")
@@ -150,6 +151,15 @@ def test_noise_widens_a_range_and_is_said():
     assert wide.notes == ("Noisy, so their ranges are wider: Q4_0, batch 512.",)
 
 
+def test_a_rate_that_falls_widens_a_range_and_is_said():
+    fallen = measured(lambda work, result: noisy_free(result, 1.5) if is_q4_0(work, 512) else result)
+    assert series_of(fallen, "mul_mat", "Q4_0").spread == pytest.approx(1.0 / 3.0, abs=1e-3)
+    assert series_of(fallen, "mul_mat", "Q8_0").spread == fake.SPREAD
+    assert fallen.notes == (
+        "Slower per row than fewer rows, which nothing explains, so their ranges are wider: Q4_0, batch 512 (by 33%).",
+    )
+
+
 def is_q4_0(work, batch):
     return isinstance(work, Product) and (work.type, work.layout, work.batch, work.n_used) == (
         "Q4_0",
@@ -181,7 +191,28 @@ def test_chaos_is_refused():
     profile = measured(lambda work, result: noisy(result, 0.6) if is_q4_0(work, 16) else result)
     found = series_of(profile, "mul_mat", "Q4_0")
     assert (found.batch, found.source) == ((1, 4, 64, 512), "measured")
-    assert profile.notes == ("Refused: Q4_0, batch 16: its runs differ by 60%; something else runs here.",)
+    assert profile.notes == ("Refused: Q4_0, batch 16: runs differ by more than 50%; something else runs here.",)
+
+
+def test_what_is_refused_for_one_reason_is_said_in_one_sentence():
+    profile = measured(lambda work, result: noisy(result, 0.6) if is_q4_0(work, 16) or is_q4_0(work, 4) else result)
+    (said,) = profile.notes
+    assert said == ("Refused: Q4_0, batch 16; Q4_0, batch 4: runs differ by more than 50%; something else runs here.")
+
+
+def test_what_other_programs_took_widens_ranges_and_is_said():
+    from dataclasses import replace as with_
+
+    prober = FakeProber()
+    done = run(full_tasks(4), prober, limit_seconds=335.0, clock=prober.clock)
+    taken = [with_(r, taken=0.4 if is_q4_0(r.work, 1) else 0.2 if is_q4_0(r.work, 4) else 0.05) for r in done.results]
+    profile = profile_from(with_(done, results=taken), base(), KEY, created="2026-11-21")
+    assert series_of(profile, "mul_mat", "Q4_0").spread == 0.4
+    assert series_of(profile, "mul_mat", "Q8_0").spread == 0.05
+    assert profile.notes == (
+        f"Other programs had up to 40% of the processors during 2 of {len(taken)} figures, whose ranges are wider: end "
+        "them and measure again.",
+    )
 
 
 def test_a_series_without_its_ends_is_completed_with_references():

@@ -7,23 +7,8 @@ from fake_probes import FakeProber, noisy
 
 from pshard.errors import SettingError
 from pshard.model.model import read_model
-from pshard.probe.probes import (
-    FULL_SECONDS,
-    QUICK_SECONDS,
-    Attention,
-    Peak,
-    ProbeFailed,
-    Product,
-    Read,
-    Start,
-    Storage,
-    Task,
-    full_tasks,
-    quick_tasks,
-    run,
-    tasks_for,
-    thread_counts,
-)
+from pshard.probe.probes import FULL_SECONDS, QUICK_SECONDS, full_tasks, quick_tasks, run, tasks_for, thread_counts
+from pshard.probe.works import Attention, Peak, ProbeFailed, Product, Read, Start, Storage, Task
 
 
 def test_thread_counts_double_up_to_all():
@@ -182,7 +167,7 @@ def test_a_noisy_result_is_a_result_and_chaos_is_none():
     assert [result.spread for result in done.results] == [0.3, 0.3, 0.3]
     done = drive(TASKS, FakeProber(change=lambda work, result: noisy(result, 0.1, 0.6)))
     assert done.results == []
-    assert done.refused[0] == (Start(2), "its runs differ by 60%; something else runs here")
+    assert done.refused[0] == (Start(2), "runs differ by more than 50%; something else runs here")
 
 
 def disturbed_once(spreads):
@@ -203,7 +188,7 @@ def test_the_steadier_of_both_counts():
     done = drive(TASKS, FakeProber(change=disturbed_once([0.2, 0.4])))
     assert [result.spread for result in done.results if result.work == Read(2)] == [0.2]
     done = drive(TASKS, FakeProber(change=disturbed_once([0.9, 0.7])))
-    assert done.refused == [(Read(2), "its runs differ by 70%; something else runs here")]
+    assert done.refused == [(Read(2), "runs differ by more than 50%; something else runs here")]
 
 
 def test_nothing_is_measured_again_when_the_time_is_over():

@@ -19,8 +19,9 @@ from pshard.machine.nvidia import Device, State
 from pshard.machine.profile import read_profile, write_profile
 from pshard.machine.stored import current_key, store, stored_path
 from pshard.probe import profiling
-from pshard.probe.probes import Attention, CpuProber, Peak, ProbeFailed, Product, Read, Start, quick_tasks
+from pshard.probe.probes import CpuProber, quick_tasks
 from pshard.probe.profiling import import_figures, measure_machine
+from pshard.probe.works import Attention, Peak, ProbeFailed, Product, Read, Start
 
 
 @pytest.fixture(autouse=True)
@@ -72,6 +73,11 @@ def test_what_is_printed(probes, capsys):
     assert "CPU product: GFLOP/s by rows" in captured.out
     assert "measured" in captured.out
     assert "\x1b" not in captured.err  # no bar: nobody sits at a terminal
+
+
+def test_extents_exclude_each_other(probes, capsys):
+    assert "--quick and --full exclude each other" in printed(capsys, "--quick", "--full", code=2).err
+    assert probes.fake.asked == []
 
 
 def test_extents(probes, capsys):
@@ -185,9 +191,19 @@ def test_an_interrupt_keeps_what_was_measured_and_says_so(probes, capsys):
     assert any(note.startswith("Not measured (interrupted): attention") for note in machine.notes)
     captured = printed(capsys, code=130)
     assert (
-        f"interrupted: {len(found['measured'])} figures were measured and are kept, the rest are references"
+        f"interrupted: {len(found['measured'])} figures were measured and are kept; the rest is as it was"
         in captured.err
     )
+
+
+def test_an_interrupt_does_not_cost_what_was_known_before(probes, capsys):
+    before = document(capsys, "--full")["profile"]
+    probes(stop_at_attention)
+    after = document(capsys, "--full", code=130)["profile"]
+    assert {entry["source"] for entry in after["cpu"]["series"]} == {"measured"}
+    assert [entry for entry in after["cpu"]["series"] if entry["operation"] == "attention"] == [
+        entry for entry in before["cpu"]["series"] if entry["operation"] == "attention"
+    ]
 
 
 def test_an_interrupt_at_once_writes_nothing(probes, capsys):
@@ -335,6 +351,11 @@ def test_a_named_profile_is_changed_in_place(capsys, rows, folder):
     path = write_profile(load_machine("rtx-3060-12g").profile, folder / "p.json")
     assert document(capsys, "import", str(rows), "--profile", str(path), "--threads", "8")["path"] == str(path)
     assert any(entry.source == "imported" for entry in read_profile(path).cpu.series)
+
+
+def test_an_empty_file_is_said_to_be_empty(folder, capsys):
+    (folder / "rows.sql").write_bytes(b"")
+    assert "rows.sql: empty, so what was to write it failed" in printed(capsys, "import", "rows.sql", code=1).err
 
 
 def test_files_that_do_not_go_together(folder, rows):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pshard.cli._errors import INTERRUPTED
-from pshard.cli._launch import size_option
+from pshard.cli._options import FILE, read_size
 from pshard.cli._output import Output, with_output
 
 if TYPE_CHECKING:
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from pshard.cli._output import P
     from pshard.machine.machine import Machine
     from pshard.machine.profile import Profile
-    from pshard.probe.probes import Work
+    from pshard.probe.works import Work
 
 
 def _into(command: Callable[P, None]) -> Callable[P, None]:
     """Give a command that makes a profile the option that says where it goes."""
     return click.option(
-        "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+        "-o", "--output", type=FILE, metavar="FILE",
         help="File to write.  [default: the stored profile of this machine]",
     )(command)  # fmt: skip
 
@@ -39,10 +39,8 @@ def _threads(command: Callable[P, None]) -> Callable[P, None]:
 
 
 @click.group("profile", invoke_without_command=True)
-@click.option(
-    "--quick", "extent", flag_value="quick", default=True, help="Under a minute: what decides most (default)."
-)
-@click.option("--full", "extent", flag_value="full", help="Under six minutes: all types, batches and depths.")
+@click.option("--quick", is_flag=True, help="Under a minute: what decides most (default).")
+@click.option("--full", is_flag=True, help="Under six minutes: all types, batches and depths.")
 @click.option("--for", "model_name", metavar="MODEL", help="Only the shapes and types of one model.")
 @_threads
 @click.option("--device", "index", type=click.IntRange(0), default=0, metavar="N", help="Which GPU.  [default: 0]")
@@ -54,24 +52,28 @@ def command(
     /,
     context: click.Context,
     *,
-    extent: str,
+    quick: bool,
+    full: bool,
     model_name: str | None,
     n_threads: int | None,
     index: int,
     output: Path | None,
 ) -> None:
-    """Measure this machine, so that plans rest on what it does instead of data sheets.
+    """Measure this machine, so that plans rest on what it does.
 
     Let nothing else run meanwhile. Ctrl-C keeps what was measured. The profile is stored for this machine and driver,
     and `pshard plan` uses it.
     """
     if context.invoked_subcommand is not None:
         return
+    if quick and full:
+        message = "--quick and --full exclude each other"
+        raise click.UsageError(message)
     from pshard.probe.profiling import measure_machine
 
     with _progress() as on_task:
         outcome = measure_machine(
-            full=extent == "full",
+            full=full,
             model_name=model_name,
             n_threads=n_threads,
             index=index,
@@ -95,7 +97,7 @@ def command(
         out.warn("interrupted before anything was measured; nothing is written.")
         context.exit(INTERRUPTED)
     if run.interrupted:
-        out.warn(f"interrupted: {len(run.results)} figures were measured and are kept, the rest are references.")
+        out.warn(f"interrupted: {len(run.results)} figures were measured and are kept; the rest is as it was.")
     for note in profile.notes:
         out.warn(note)
     out.line(f"Measured {len(run.results)} figures in {run.seconds:.0f} s: {outcome.path}")
@@ -108,7 +110,7 @@ def command(
 @command.command("show")
 @click.argument("name", metavar="[FILE]", required=False)
 @click.option(
-    "--plot", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+    "--plot", type=FILE, metavar="FILE",
     help="Draw rooflines and copies into a .png or .svg.",
 )  # fmt: skip
 @with_output
@@ -140,7 +142,7 @@ def show(out: Output, /, *, name: str | None, plot: Path | None) -> None:
     help="CPU threads that llama.cpp ran with.  [default: half of the logical processors, as test-backend-ops does]",
 )  # fmt: skip
 @click.option(
-    "--vram", "vram_bytes", callback=size_option, metavar="SIZE",
+    "--vram", "vram_bytes", callback=read_size, metavar="SIZE",
     help="The GPU's memory, where the pull request's files do not tell it.",
 )  # fmt: skip
 @_into

@@ -407,6 +407,7 @@ def _core_machine(name: str, profile: Profile, n_threads: int, layout: Layout) -
     core.host_bytes_per_second = profile.host_bytes_per_second.value
     core.cpu = _core_processor(profile.cpu, n_threads, layout)
     core.cpu.skips_masked = True
+    core.cpu.n_threads = n_threads
     if profile.gpu is not None and profile.link is not None:
         link = profile.link
         core.has_gpu = True

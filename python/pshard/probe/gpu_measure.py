@@ -21,14 +21,14 @@ from pshard.probe.gpu_work import (
     PageLock,
 )
 from pshard.probe.measured_series import bytes_per_second_of, figure_of, merged_series, with_peaks
-from pshard.probe.probes import Read
+from pshard.probe.works import Read
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Literal
 
     from pshard.machine.profile import Capacities, Key, Link, Processor
-    from pshard.probe.probes import Result, Run
+    from pshard.probe.works import Result, Run
 
 # Setting a copy up is never taken for more than this share of what the smallest one takes.
 MOST_OF_SET_UP = 0.9

@@ -21,12 +21,14 @@ from pshard.probe.gpu_work import (
     Handoff,
     PageLock,
 )
-from pshard.probe.probes import ProbeFailed, Result, result_of
+from pshard.probe.probes import result_of
+from pshard.probe.works import ProbeFailed, Result
 
 if TYPE_CHECKING:
     from pshard import _core
     from pshard.machine.nvidia import State
-    from pshard.probe.probes import CpuProber, Work
+    from pshard.probe.probes import CpuProber
+    from pshard.probe.works import Work
 
 LOCK_STEP_BYTES = 1 << 30
 

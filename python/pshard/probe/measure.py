@@ -7,6 +7,7 @@ probed are all the same: their figures stay references, marked as such, and are 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
@@ -21,13 +22,14 @@ from pshard.probe.measured_series import (
     series_key,
     with_peaks,
 )
-from pshard.probe.probes import Attention, Peak, Product, Read, Result, Start, Storage
+from pshard.probe.probes import MOST_TAKEN
+from pshard.probe.works import Attention, Peak, Product, Read, Result, Start, Storage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from pshard.machine.profile import Figure, Key, Processor, Profile, Series
-    from pshard.probe.probes import Run
+    from pshard.probe.works import Run
 
 # Of a data sheet's peak: outside of it, something is wrong with the machine, the sheet or the measurement.
 LOW_SHARE, HIGH_SHARE = 0.6, 1.0
@@ -182,10 +184,21 @@ def _notes(run: Run, profile: Profile, base: Profile) -> list[str]:
     noisy = [str(result.work) for result in results if result.sample.is_noisy]
     if noisy:
         notes.append(f"Noisy, so their ranges are wider: {'; '.join(noisy)}.")
+    fallen = [f"{result.work} (by {result.falls_by:.0%})" for result in results if result.falls_by]
+    if fallen:
+        what = "; ".join(fallen)
+        notes.append(f"Slower per row than fewer rows, which nothing explains, so their ranges are wider: {what}.")
     warm = [str(result.work) for result in results if not result.is_cold]
     if warm:
         notes.append(f"Partly read from caches, for want of memory, so maybe too fast: {'; '.join(warm)}.")
-    notes += [f"Refused: {work}: {reason}." for work, reason in run.refused]
+    taken = [result for result in results if result.taken > MOST_TAKEN]
+    if taken:
+        most = max(result.taken for result in taken)
+        notes.append(
+            f"Other programs had up to {most:.0%} of the processors during {len(taken)} of {len(results)} figures, "
+            "whose ranges are wider: end them and measure again."
+        )
+    notes += _refusals(run)
     if run.left:
         why = "interrupted" if run.interrupted else "no time was left"
         notes.append(f"Not measured ({why}): {'; '.join(str(work) for work in run.left)}.")
@@ -198,6 +211,14 @@ def _notes(run: Run, profile: Profile, base: Profile) -> list[str]:
         if not LOW_SHARE <= share <= HIGH_SHARE:
             notes.append(f"{what} reaches {share:.0%} of the peak that its data sheet states.")
     return notes
+
+
+def _refusals(run: Run) -> list[str]:
+    """Say what was refused, works with the same reason together."""
+    by_reason: dict[str, list[str]] = defaultdict(list)
+    for work, reason in run.refused:
+        by_reason[reason].append(str(work))
+    return [f"Refused: {'; '.join(works)}: {reason}." for reason, works in by_reason.items()]
 
 
 def _with_peaks_of(profile: Profile, base: Profile) -> Profile:

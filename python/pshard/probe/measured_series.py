@@ -10,13 +10,13 @@ from msgspec.structs import replace
 from pshard.machine.profile import Figure, Series
 from pshard.machine.rates import Rates, bits_per_weight, weight_bytes_per_second
 from pshard.probe.gpu_work import GpuAttention, GpuProduct
-from pshard.probe.probes import Attention, Product
+from pshard.probe.works import Attention, Product
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pshard.machine.profile import Layout, Operation, Processor
-    from pshard.probe.probes import Result, Run
+    from pshard.probe.works import Result, Run
 
     SeriesKey = tuple[Operation, str, Layout, int | None]
     # A series of attention is of one depth of the cache; of products the depth is None.

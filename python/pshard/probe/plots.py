@@ -110,13 +110,19 @@ def _draw_roofline(axis: Any, label: str, processor: Processor) -> None:
         fontsize=8,
     )
     axis.annotate(
-        f"ridge: {ridge:.3g} FLOP/byte", (ridge, low * bandwidth), xytext=(4, 6), textcoords="offset points", fontsize=8
+        f"ridge: {ridge:.3g} FLOP/byte",
+        (ridge, roof),
+        xytext=(-6, 2),
+        textcoords="offset points",
+        ha="right",
+        fontsize=8,
     )
     axis.annotate(
         f"reading: {bandwidth / GIGA:.3g} GB/s",
-        (2.0 * low, 2.0 * low * bandwidth),
-        xytext=(10, -4),
+        (ridge / 4.0, ridge / 4.0 * bandwidth),
+        xytext=(-6, 2),
         textcoords="offset points",
+        ha="right",
         fontsize=8,
     )
     axis.annotate(

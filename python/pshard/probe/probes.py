@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from pshard.errors import SettingError
 from pshard.machine.profile import Sample
+from pshard.probe.falls import falls
 from pshard.probe.gpu_work import GpuWork, gpu_works_for
+from pshard.probe.load import share_of
+from pshard.probe.works import Attention, Peak, ProbeFailed, Product, Read, Result, Run, Start, Storage, Task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from pshard import _core
     from pshard.machine.profile import Layout
     from pshard.model.model import Model
+    from pshard.probe.works import Work
 
 # Types that have native kernels, those first that most files consist of.
 TYPES = ("Q4_K", "Q6_K", "Q8_0", "F16", "Q4_0")
@@ -29,8 +33,9 @@ INTERLEAVED_TYPES = ("Q4_K", "Q4_0")
 # A minute and six, less what a slow machine may overrun in its last probe, and the start of the program.
 QUICK_SECONDS, FULL_SECONDS = 50.0, 335.0
 QUICK_BATCHES, FULL_BATCHES = (1, 512, 16), (1, 512, 16, 64, 4)
-# Rows per expert: a prompt of 512 tokens gives 32 to each of 128 experts, of which 8 are used.
-QUICK_EXPERT_BATCHES, FULL_EXPERT_BATCHES = (1, 32), (1, 32, 4, 128)
+# Rows per expert: a prompt of 512 tokens gives 32 to each of 128 experts, of which 8 are used. From 8 on K types are
+# multiplied in panels.
+QUICK_EXPERT_BATCHES, FULL_EXPERT_BATCHES = (1, 32), (1, 32, 8, 128, 4, 16)
 
 # Of a feed-forward layer, large enough that starting the product is no part of its seconds.
 N_ROWS, N_COLUMNS = 4096, 4096
@@ -47,143 +52,10 @@ STORAGE_BYTES, STORAGE_CHUNK_BYTES = 1 << 30, 16 << 20
 
 # A figure that is less certain than this says nothing.
 REFUSED_SPREAD = 0.5
+# Of the processors: a figure that was measured while others took more is measured again.
+MOST_TAKEN = 0.1
 # A probe gets at least this much, however late it is.
 LEAST_SECONDS = 0.05
-
-
-@dataclass(frozen=True, slots=True)
-class Read:
-    """Sequential reads of an array far larger than the caches."""
-
-    n_threads: int
-
-    def __str__(self) -> str:
-        return f"memory, {_threads(self.n_threads)}"
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """What starting an operation costs."""
-
-    n_threads: int
-
-    def __str__(self) -> str:
-        return f"start of an operation, {_threads(self.n_threads)}"
-
-
-@dataclass(frozen=True, slots=True)
-class Peak:
-    """Products of 8-bit numbers in registers, which no kernel exceeds."""
-
-    n_threads: int
-
-    def __str__(self) -> str:
-        return f"arithmetic, {_threads(self.n_threads)}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Product:
-    """A matrix product: `n_rows` × `n_columns` weights with `batch` rows of activations.
-
-    `n_used` 0: one matrix. Else `n_used` different experts, each with `batch` rows.
-    """
-
-    type: str
-    n_rows: int
-    n_columns: int
-    batch: int
-    n_threads: int
-    layout: Layout = "plain"
-    n_used: int = 0
-
-    def __str__(self) -> str:
-        what = "experts, " if self.n_used else ""
-        layout = " interleaved" if self.layout == "interleaved" else ""
-        return f"{what}{self.type}{layout}, batch {self.batch}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Attention:
-    """Fused attention of `batch` query tokens over an F16 cache of `depth` tokens."""
-
-    n_heads: int
-    n_kv_heads: int
-    head_size: int
-    depth: int
-    batch: int
-    n_threads: int
-
-    def __str__(self) -> str:
-        heads = "" if self.n_heads > self.n_kv_heads else ", heads alone"
-        return f"attention, batch {self.batch}, {self.depth} tokens{heads}"
-
-
-@dataclass(frozen=True, slots=True)
-class Storage:
-    """Sequential, cold reads of the first bytes of a file."""
-
-    path: str
-    n_bytes: int
-
-    def __str__(self) -> str:
-        return f"storage, {self.path}"
-
-
-Work = Read | Start | Peak | Product | Attention | Storage | GpuWork
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """One probe and the seconds that its repetitions may take."""
-
-    work: Work
-    budget_seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What a probe found: of each repetition the bytes read and FLOP done.
-
-    `is_cold`: no repetition found what it read in a cache. `note` is the probe's own remark. `parts` are further
-    figures of the same probe, by name.
-    """
-
-    work: Work
-    sample: Sample
-    n_bytes: float = 0.0
-    n_flop: float = 0.0
-    is_cold: bool = True
-    note: str = ""
-    parts: Mapping[str, Result] = field(default_factory=dict)
-
-    @property
-    def spread(self) -> float:
-        """Relative half-width of the figure's range: a drift widens it, since nobody knows which half was right."""
-        return max(self.sample.spread, self.sample.drift if self.sample.is_noisy else 0.0)
-
-
-@dataclass(slots=True)
-class Run:
-    """What a run through the tasks gave.
-
-    Attributes
-    ----------
-    results : list of Result
-    refused : list of (Work, str)
-        Probes without a figure, with the reason.
-    left : list of Work
-        Probes that were not reached.
-    interrupted : bool
-        A person ended it.
-    seconds : float
-        What it took.
-    """
-
-    results: list[Result] = field(default_factory=list)
-    refused: list[tuple[Work, str]] = field(default_factory=list)
-    left: list[Work] = field(default_factory=list)
-    interrupted: bool = False
-    seconds: float = 0.0
 
 
 class Prober(Protocol):
@@ -191,10 +63,6 @@ class Prober(Protocol):
 
     def measure(self, work: Work, budget_seconds: float) -> Result:
         """Repeat `work` until its spread is small enough, or its seconds are over."""
-
-
-class ProbeFailed(Exception):
-    """A probe has no figure: its result was wrong, the clock too coarse, the machine lacks something."""
 
 
 class CpuProber:
@@ -428,6 +296,8 @@ def run(
     limit_seconds: float,
     clock: Callable[[], float],
     on_task: Callable[[Work, float, float], None] = lambda work, done, left: None,
+    others: Callable[[], float] = lambda: 0.0,
+    n_cpus: int = 1,
 ) -> Run:
     """Run through the tasks.
 
@@ -441,17 +311,33 @@ def run(
         Seconds from any moment.
     on_task : callable
         Called before each with the work, the share that is done, and the seconds that the rest will take at this pace.
+    others : callable
+        Seconds that other programs have taken of the processors (`load.OtherPrograms`); none by default.
+    n_cpus : int
+        Processors that `others` counts.
 
     Returns
     -------
     Run
         Ctrl-C ends it early; what was measured stays. What something else disturbed is measured once more at the end,
-        if time is left, and the steadier of both counts.
+        if time is left, and the steadier of both counts. So is what is slower per row than fewer rows are, of which the
+        faster counts: its runs agree, and other work makes nothing faster.
     """
     done = Run(left=[task.work for task in tasks])
     found: dict[Work, Result | ProbeFailed] = {}
     total = ahead = sum(task.budget_seconds for task in tasks)
     start = clock()
+
+    def measure(work: Work, seconds: float) -> Result | ProbeFailed:
+        taken_before, before = others(), clock()
+        try:
+            result = prober.measure(work, max(LEAST_SECONDS, seconds))
+        except ProbeFailed as error:
+            return error
+        if isinstance(work, Storage | GpuWork):  # which waits for other parts of the machine
+            return result
+        return replace(result, taken=share_of(others() - taken_before, clock() - before, n_cpus))
+
     try:
         for task in tasks:
             spent = clock() - start
@@ -460,42 +346,56 @@ def run(
                 break
             pace = spent / (total - ahead) if ahead < total else limit_seconds / total
             on_task(task.work, 1.0 - ahead / total, min(left, pace * ahead))
-            found[task.work] = _measure(prober, task.work, task.budget_seconds * min(1.0, left / ahead))
+            found[task.work] = measure(task.work, task.budget_seconds * min(1.0, left / ahead))
             done.left.pop(0)
             ahead -= task.budget_seconds
-        for task in [task for task in tasks if _is_disturbed(found.get(task.work))]:
-            left = limit_seconds - (clock() - start)
-            if left <= 0.0:
-                break
-            on_task(task.work, 1.0, left)
-            again = _measure(prober, task.work, min(task.budget_seconds, left))
-            found[task.work] = min(found[task.work], again, key=_spread)
+        for suspects, better in ((_disturbed, _spread), (_falling, _seconds)):
+            wanted = suspects(found)
+            for task in [task for task in tasks if task.work in wanted]:
+                left = limit_seconds - (clock() - start)
+                if left <= 0.0:
+                    break
+                on_task(task.work, 1.0, left)
+                again = measure(task.work, min(task.budget_seconds, left))
+                found[task.work] = min(found[task.work], again, key=better)
     except KeyboardInterrupt:
         done.interrupted = True
     done.seconds = clock() - start
+    fallen = _falling(found)
     for work, outcome in found.items():
-        if isinstance(outcome, Result) and outcome.spread < REFUSED_SPREAD:
-            done.results.append(outcome)
-        elif isinstance(outcome, Result):
-            done.refused.append((work, f"its runs differ by {outcome.spread:.0%}; something else runs here"))
-        else:
+        if isinstance(outcome, ProbeFailed):
             done.refused.append((work, str(outcome)))
+        elif outcome.disagreement >= REFUSED_SPREAD:
+            done.refused.append((work, f"runs differ by more than {REFUSED_SPREAD:.0%}; something else runs here"))
+        else:
+            done.results.append(replace(outcome, falls_by=fallen.get(work, 0.0)))
     return done
 
 
-def _measure(prober: Prober, work: Work, seconds: float) -> Result | ProbeFailed:
-    try:
-        return prober.measure(work, max(LEAST_SECONDS, seconds))
-    except ProbeFailed as error:
-        return error
+def _disturbed(found: Mapping[Work, Result | ProbeFailed]) -> set[Work]:
+    return {
+        work
+        for work, outcome in found.items()
+        if isinstance(outcome, Result)
+        and (outcome.sample.is_noisy or outcome.disagreement >= REFUSED_SPREAD or outcome.taken > MOST_TAKEN)
+    }
 
 
-def _is_disturbed(outcome: Result | ProbeFailed | None) -> bool:
-    return isinstance(outcome, Result) and (outcome.sample.is_noisy or outcome.spread >= REFUSED_SPREAD)
+def _falling(found: Mapping[Work, Result | ProbeFailed]) -> dict[Work, float]:
+    usable = {
+        work: outcome
+        for work, outcome in found.items()
+        if isinstance(outcome, Result) and outcome.disagreement < REFUSED_SPREAD
+    }
+    return falls(usable)
 
 
 def _spread(outcome: Result | ProbeFailed) -> float:
-    return outcome.spread if isinstance(outcome, Result) else math.inf
+    return max(outcome.disagreement, outcome.taken) if isinstance(outcome, Result) else math.inf
+
+
+def _seconds(outcome: Result | ProbeFailed) -> float:
+    return outcome.sample.median_seconds if isinstance(outcome, Result) else math.inf
 
 
 def _products(
@@ -564,10 +464,6 @@ def _attention(
         for depth in depths
         for heads, batch in shapes
     ]
-
-
-def _threads(count: int) -> str:
-    return f"{count} thread{'s' if count > 1 else ''}"
 
 
 def _in_turns(works: Sequence[Work], gpu_works: Sequence[GpuWork]) -> list[Work]:

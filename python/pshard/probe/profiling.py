@@ -19,8 +19,10 @@ from pshard.machine.reference_rates import build_profile
 from pshard.machine.stored import current_key, find_stored, profile_folder, store, stored_path
 from pshard.probe.gpu_probes import GpuProber
 from pshard.probe.gpu_work import LOCK_SHARE, full_gpu_works, quick_gpu_works
+from pshard.probe.load import OtherPrograms
 from pshard.probe.measure import profile_from
-from pshard.probe.probes import FULL_SECONDS, QUICK_SECONDS, CpuProber, Run, full_tasks, quick_tasks, run, tasks_for
+from pshard.probe.probes import FULL_SECONDS, QUICK_SECONDS, CpuProber, full_tasks, quick_tasks, run, tasks_for
+from pshard.probe.works import Run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +30,8 @@ if TYPE_CHECKING:
     from pshard.machine.detect import Detected
     from pshard.machine.nvidia import State
     from pshard.machine.profile import Key, Profile
-    from pshard.probe.probes import Prober, Work
+    from pshard.probe.probes import Prober
+    from pshard.probe.works import Work
 
 # Of the memory that is free: the probes take what their caches make them take, and leave the rest alone.
 MEMORY_SHARE = 0.5
@@ -115,6 +118,7 @@ def measure_machine(
     here = topology()
     base = replace(base, cpu=replace(base.cpu, n_sockets=here.n_sockets, n_numa_nodes=here.n_numa_nodes))
     seconds = FULL_SECONDS if full else QUICK_SECONDS
+    holds = _profile_that_holds(key)
     lock_limit_bytes = int(LOCK_SHARE * _available_bytes())
     if model_name is None and full:
         tasks = full_tasks(key.n_threads, gpu_works=full_gpu_works(lock_limit_bytes) if has_gpu else ())
@@ -126,7 +130,7 @@ def measure_machine(
         path = _stored_file(model_name)
         limit = lock_limit_bytes if has_gpu else None
         tasks, missing = tasks_for(read_model(model_name), key.n_threads, seconds, path, limit)
-        base = _profile_that_holds(key) or base
+        base = holds or base
         if missing:
             notes.append(
                 f"{', '.join(missing)} have no native kernel here: estimated, until llama.cpp's own figures are "
@@ -136,8 +140,19 @@ def measure_machine(
     with locked([target]):  # a file that cannot be written is said before minutes go into it
         pass
     with _alone():
-        done = run(tasks, prober, limit_seconds=seconds, clock=clock, on_task=on_task)
+        measured_on = cpus[: key.n_threads]
+        done = run(
+            tasks,
+            prober,
+            limit_seconds=seconds,
+            clock=clock,
+            on_task=on_task,
+            others=OtherPrograms(measured_on),
+            n_cpus=len(measured_on),
+        )
     key = _under_load(key, prober)
+    if done.interrupted and holds is not None:  # what a person ends early must not cost what was known before
+        base = holds
     profile = profile_from(done, base, key, created=_today(), notes=notes)
     if not done.results:
         if done.interrupted:
@@ -202,6 +217,9 @@ def import_figures(
         sentences += changed
     elif len(files) == 2 and base is None:
         profile, sentences = _from_text(files, vram_bytes)
+    elif len(files) == 1 and files[0].stat().st_size == 0:
+        msg = f"{files[0]}: empty, so what was to write it failed or has not ended; run it again"
+        raise MachineError(msg)
     else:
         msg = (
             f"{', '.join(map(str, files))}: give one output of `test-backend-ops perf --output sql`, or the pull "
