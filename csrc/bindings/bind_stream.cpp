@@ -222,6 +222,62 @@ tuple of PassTime and list of SplitTime
     One for each split of `make_schedule`.)");
 }
 
+void bind_layout(py::module_& m) {
+  py::class_<pshard::Lying>(m, "Lying", R"(Bytes of an arena that are in use for a while.
+
+Attributes
+----------
+offset, n_bytes : int
+first_step, last_step : int
+    Of the pass, both included; each split has one step to receive values and one for each operation, the logits have the last.)")
+      .def_readonly("offset", &pshard::Lying::offset)
+      .def_property_readonly("n_bytes", [](const pshard::Lying& lying) { return lying.tenant.n_bytes; })
+      .def_property_readonly("first_step", [](const pshard::Lying& lying) { return lying.tenant.first; })
+      .def_property_readonly("last_step", [](const pshard::Lying& lying) { return lying.tenant.last; });
+  py::class_<pshard::DeviceLayout>(m, "DeviceLayout", R"(What lies where in a GPU's arena.
+
+Attributes
+----------
+resident_bytes : int
+    From the start: weights and caches that stay.
+lying : list of Lying
+    Behind them: activations, results, and what is copied.
+n_bytes : int
+    Of all of it.)")
+      .def_readonly("resident_bytes", &pshard::DeviceLayout::x)
+      .def_readonly("lying", &pshard::DeviceLayout::lying)
+      .def_readonly("n_bytes", &pshard::DeviceLayout::n_bytes);
+  m.def(
+      "lay_out",
+      [](const std::vector<Schedule>& schedules, const ArenaLimits& vram_bytes) {
+        if (vram_bytes.size() != schedules.size()) {
+          throw std::invalid_argument(std::to_string(vram_bytes.size()) + " limits for " + std::to_string(schedules.size()) + " schedules");
+        }
+        std::vector<std::vector<pshard::DeviceLayout>> layouts;
+        for (pshard::ScheduleLayout& layout : pshard::lay_out(schedules, vram_bytes, pshard::Scratch())) {
+          layouts.emplace_back(layout.devices.begin() + 1, layout.devices.end());
+        }
+        return layouts;
+      },
+      "schedules"_a, "vram_bytes"_a, R"(Lay out schedules as the executor does where kernels need no scratch, and allocate nothing.
+
+Parameters
+----------
+schedules : list of Schedule
+vram_bytes : list of list of int
+    What each may use of each GPU; one that needs more takes what it needs.
+
+Returns
+-------
+list of list of DeviceLayout
+    By schedule and GPU.
+
+Raises
+------
+ValueError
+    As many limits as there are not schedules.)");
+}
+
 void bind_records(py::module_& m) {
   py::class_<SplitRecord>(m, "SplitRecord",
                           "When a split ran; seconds from the start of the pass. It begins when it has all it waited for.")
@@ -289,6 +345,7 @@ void bind_stream(py::module_& m) {
       .value("unordered", Order::unordered)
       .finalize();
   bind_schedule(m);
+  bind_layout(m);
   bind_records(m);
   py::class_<HostDevice>(m, "HostDevice", R"(A GPU that threads of this machine stand in for.
 

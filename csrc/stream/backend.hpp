@@ -42,6 +42,7 @@ struct Product {
   const uint8_t* weights = nullptr;
   const float* x = nullptr;
   float* y = nullptr;
+  uint8_t* scratch = nullptr;  // of `scratch_bytes`
 };
 
 struct AttentionWork {
@@ -49,19 +50,22 @@ struct AttentionWork {
   const uint8_t* cache = nullptr;  // keys, then values
   const float* x = nullptr;        // queries, where the backend takes them from outside
   float* y = nullptr;
+  uint8_t* scratch = nullptr;
 };
 
-class Backend {
+// What work needs in the arena besides its operands; nothing, unless a backend says otherwise.
+class Scratch {
  public:
-  virtual ~Backend() = default;
+  virtual ~Scratch() = default;
+  [[nodiscard]] virtual int64_t scratch_bytes(const Product&) const { return 0; }
+  [[nodiscard]] virtual int64_t scratch_bytes(const AttentionShape&) const { return 0; }
+};
 
+class Backend : public Scratch {
+ public:
   // Memory of a device that was reserved, and how much.
   [[nodiscard]] virtual uint8_t* arena(Device device) = 0;
   [[nodiscard]] virtual int64_t arena_bytes(Device device) const = 0;
-  // Scratch that work needs in the arena, besides its operands.
-  [[nodiscard]] virtual int64_t scratch_bytes(const Product& product) const = 0;
-  [[nodiscard]] virtual int64_t scratch_bytes(const AttentionShape& shape) const = 0;
-  virtual void use_scratch(Device device, uint8_t* scratch) = 0;
   // Whether work on its devices may take host memory for theirs.
   [[nodiscard]] virtual bool reads_host_memory() const { return false; }
 

@@ -54,7 +54,6 @@ struct Gpu {
   int number = 0;
   uint8_t* arena = nullptr;
   int64_t arena_bytes = 0;
-  uint8_t* scratch = nullptr;
   std::array<cudaStream_t, kStreams> streams{};
   std::array<Bounce, kStreams> bounces;
   std::array<Ring, 2> rings;  // of the two lanes
@@ -94,7 +93,6 @@ class CudaBackend : public Backend {
   int64_t scratch_bytes(const AttentionShape& shape) const override {
     return with_kernels([&] { return gpu_scratch_bytes(shape); });
   }
-  void use_scratch(Device device, uint8_t* scratch) override { gpu(device).scratch = scratch; }
 
   // A mapped file is read-only, which the driver has to be told.
   bool lock(const uint8_t* bytes, int64_t n_bytes) override {
@@ -118,7 +116,7 @@ class CudaBackend : public Backend {
     const bool is_up = is_in_arena(to);
     const bool is_down = is_in_arena(from);
     if (!is_up && !is_down) {
-      return call_in(stream, failure_, [=] { std::memcpy(to, from, static_cast<size_t>(n_bytes)); });
+      return calls_.queue(stream, [=] { std::memcpy(to, from, static_cast<size_t>(n_bytes)); });
     }
     const auto extent = [&]() -> LockedRanges::Extent {
       if (is_up && is_down) return {true, n_bytes};
@@ -141,32 +139,31 @@ class CudaBackend : public Backend {
   void multiply(Queue queue, const Product& product) override {
     if (!is_gpu(queue.device)) return host_.multiply(queue, product);
     const cudaStream_t stream = use(queue);
-    uint8_t* scratch = gpu(queue.device).scratch;
     with_kernels([&] {
       if (product.routes == nullptr) {
-        pshard::multiply(GpuProduct{product.type, product.n, product.k, product.m}, product.weights, product.x, product.y, scratch, stream);
+        pshard::multiply(GpuProduct{product.type, product.n, product.k, product.m}, product.weights, product.x, product.y, product.scratch,
+                         stream);
         return;
       }
       const auto& ids = product.routes->expert;
       const size_t n_bytes = ids.size() * sizeof(int32_t);
       const uint8_t* kept = kept_.copy_of(ids.data(), static_cast<int64_t>(n_bytes));
-      require_success(cudaMemcpyAsync(scratch, kept, n_bytes, cudaMemcpyHostToDevice, stream), "copying routes");
-      pshard::multiply_experts(experts_of(product), product.weights, reinterpret_cast<const int32_t*>(scratch), product.x, product.y,
-                               scratch + ids_bytes(product), stream);
+      require_success(cudaMemcpyAsync(product.scratch, kept, n_bytes, cudaMemcpyHostToDevice, stream), "copying routes");
+      pshard::multiply_experts(experts_of(product), product.weights, reinterpret_cast<const int32_t*>(product.scratch), product.x,
+                               product.y, product.scratch + ids_bytes(product), stream);
     });
   }
 
   void attend(Queue queue, const AttentionWork& work) override {
     if (!is_gpu(queue.device)) return host_.attend(queue, work);
     const cudaStream_t stream = use(queue);
-    with_kernels(
-        [&] { pshard::attend(work.shape, false, work.x, work.cache, values_of(work), work.y, gpu(queue.device).scratch, stream); });
+    with_kernels([&] { pshard::attend(work.shape, false, work.x, work.cache, values_of(work), work.y, work.scratch, stream); });
   }
 
   void inspect(Queue queue, const uint8_t* bytes, int64_t n_bytes, std::function<void(const uint8_t*)> look) override {
     if (!is_gpu(queue.device)) return host_.inspect(queue, bytes, n_bytes, std::move(look));
     const cudaStream_t stream = use(queue);
-    bounce(queue).show(stream, failure_, bytes, n_bytes, std::move(look));
+    bounce(queue).show(stream, calls_, bytes, n_bytes, std::move(look));
   }
 
   void check_attention(Queue queue, const AttentionWork& work) override {
@@ -248,6 +245,7 @@ class CudaBackend : public Backend {
       }
     }
     static_cast<void>(cudaGetLastError());
+    if (error.empty()) calls_.forget();
     std::string host_error;
     try {
       host_.finish({});
@@ -385,6 +383,7 @@ class CudaBackend : public Backend {
     }
     static_cast<void>(cudaGetLastError());
     gpus_.clear();
+    calls_.forget();
   }
 
   [[nodiscard]] Bounce& bounce(Queue queue) { return gpu(queue.device).bounces[static_cast<size_t>(queue.stream)]; }
@@ -394,9 +393,9 @@ class CudaBackend : public Backend {
   }
 
   void stage(Queue queue, cudaStream_t stream, bool is_up, uint8_t* to, const uint8_t* from, int64_t n_bytes) {
-    if (!is_up) return bounce(queue).down(stream, failure_, to, from, n_bytes);
-    if (queue.stream != Stream::lane_a && queue.stream != Stream::lane_b) return bounce(queue).up(stream, failure_, to, from, n_bytes);
-    gpu(queue.device).rings[queue.stream == Stream::lane_b ? 1 : 0].up(stream, failure_, to, from, n_bytes);
+    if (!is_up) return bounce(queue).down(stream, calls_, to, from, n_bytes);
+    if (queue.stream != Stream::lane_a && queue.stream != Stream::lane_b) return bounce(queue).up(stream, calls_, to, from, n_bytes);
+    gpu(queue.device).rings[queue.stream == Stream::lane_b ? 1 : 0].up(stream, calls_, to, from, n_bytes);
   }
 
   static const uint8_t* values_of(const AttentionWork& work) {
@@ -412,6 +411,7 @@ class CudaBackend : public Backend {
   std::vector<Recorded> events_;
   size_t current_ = 0;
   Failure failure_;
+  Calls calls_{failure_};
 };
 
 }  // namespace

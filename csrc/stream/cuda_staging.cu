@@ -2,6 +2,7 @@
 #include <cstring>
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "stream/cuda_staging.cuh"
 
@@ -18,21 +19,6 @@ uint8_t* locked(int64_t n_bytes, const char* what) {
   return bytes;
 }
 
-struct Call {
-  Failure* failure;
-  std::function<void()> work;
-};
-
-// On a thread of the driver; it owns what it was given.
-void CUDART_CB make(void* given) {
-  const std::unique_ptr<Call> call(static_cast<Call*>(given));
-  try {
-    call->work();
-  } catch (const std::exception& error) {
-    call->failure->set(error.what());
-  }
-}
-
 // Calls `use` for one piece after the other.
 template <typename Use>
 void in_pieces(int64_t n_bytes, int64_t piece_bytes, Use use) {
@@ -47,40 +33,49 @@ void require_success(cudaError_t error, const char* what) {
   throw StreamError(std::string("CUDA: ") + what + ": " + cudaGetErrorString(error));
 }
 
-void call_in(cudaStream_t stream, Failure& failure, std::function<void()> work) {
-  auto owned = std::make_unique<Call>(Call{&failure, std::move(work)});
-  require_success(cudaLaunchHostFunc(stream, make, owned.get()), "queueing a call");
-  static_cast<void>(owned.release());
+void CUDART_CB Calls::make(void* given) {
+  auto* const call = static_cast<Call*>(given);
+  const auto work = std::exchange(call->work, nullptr);
+  try {
+    work();
+  } catch (const std::exception& error) {
+    call->failure->set(error.what());
+  }
+}
+
+void Calls::queue(cudaStream_t stream, std::function<void()> work) {
+  calls_.push_back({&failure_, std::move(work)});
+  require_success(cudaLaunchHostFunc(stream, make, &calls_.back()), "queueing a call");
 }
 
 void Bounce::open() { bytes_ = locked(kBounceBytes, "locking memory to stage through"); }
 
 void Bounce::close() { cudaFreeHost(bytes_); }
 
-void Bounce::up(cudaStream_t stream, Failure& failure, uint8_t* to, const uint8_t* from, int64_t n_bytes) {
+void Bounce::up(cudaStream_t stream, Calls& calls, uint8_t* to, const uint8_t* from, int64_t n_bytes) {
   in_pieces(n_bytes, kBounceBytes, [&](int64_t at, size_t n) {
-    call_in(stream, failure, [through = bytes_, from = from + at, n] { std::memcpy(through, from, n); });
+    calls.queue(stream, [through = bytes_, from = from + at, n] { std::memcpy(through, from, n); });
     require_success(cudaMemcpyAsync(to + at, bytes_, n, cudaMemcpyHostToDevice, stream), "queueing a copy");
   });
 }
 
-void Bounce::down(cudaStream_t stream, Failure& failure, uint8_t* to, const uint8_t* from, int64_t n_bytes) {
+void Bounce::down(cudaStream_t stream, Calls& calls, uint8_t* to, const uint8_t* from, int64_t n_bytes) {
   in_pieces(n_bytes, kBounceBytes, [&](int64_t at, size_t n) {
     require_success(cudaMemcpyAsync(bytes_, from + at, n, cudaMemcpyDeviceToHost, stream), "queueing a copy");
-    call_in(stream, failure, [through = bytes_, to = to + at, n] { std::memcpy(to, through, n); });
+    calls.queue(stream, [through = bytes_, to = to + at, n] { std::memcpy(to, through, n); });
   });
 }
 
-void Bounce::show(cudaStream_t stream, Failure& failure, const uint8_t* from, int64_t n_bytes, std::function<void(const uint8_t*)> look) {
+void Bounce::show(cudaStream_t stream, Calls& calls, const uint8_t* from, int64_t n_bytes, std::function<void(const uint8_t*)> look) {
   const auto shown = std::make_shared<std::vector<uint8_t>>();
   in_pieces(n_bytes, kBounceBytes, [&](int64_t at, size_t n) {
     require_success(cudaMemcpyAsync(bytes_, from + at, n, cudaMemcpyDeviceToHost, stream), "copying what is checked");
-    call_in(stream, failure, [shown, through = bytes_, at, n, n_bytes] {
+    calls.queue(stream, [shown, through = bytes_, at, n, n_bytes] {
       shown->resize(static_cast<size_t>(n_bytes));
       std::memcpy(shown->data() + at, through, n);
     });
   });
-  call_in(stream, failure, [shown, look = std::move(look)] { look(shown->data()); });
+  calls.queue(stream, [shown, look = std::move(look)] { look(shown->data()); });
 }
 
 void Ring::open() {
@@ -101,7 +96,7 @@ void Ring::close() {
   cudaFreeHost(bytes_);
 }
 
-void Ring::up(cudaStream_t lane, Failure& failure, uint8_t* to, const uint8_t* from, int64_t n_bytes) {
+void Ring::up(cudaStream_t lane, Calls& calls, uint8_t* to, const uint8_t* from, int64_t n_bytes) {
   // What the lane waits for, filling waits for: nothing of a shard is read before its turn.
   const cudaEvent_t turn = emptied_[static_cast<size_t>(next_ % kChunks)];
   require_success(cudaEventRecord(turn, lane), "recording an event");
@@ -110,7 +105,7 @@ void Ring::up(cudaStream_t lane, Failure& failure, uint8_t* to, const uint8_t* f
     const auto slot = static_cast<size_t>(next_++ % kChunks);
     uint8_t* chunk = bytes_ + static_cast<int64_t>(slot) * kChunkBytes;
     require_success(cudaStreamWaitEvent(filling_, emptied_[slot], 0), "waiting for an event");
-    call_in(filling_, failure, [chunk, from = from + at, n] { std::memcpy(chunk, from, n); });
+    calls.queue(filling_, [chunk, from = from + at, n] { std::memcpy(chunk, from, n); });
     require_success(cudaEventRecord(filled_[slot], filling_), "recording an event");
     require_success(cudaStreamWaitEvent(lane, filled_[slot], 0), "waiting for an event");
     require_success(cudaMemcpyAsync(to + at, chunk, n, cudaMemcpyHostToDevice, lane), "queueing a copy");

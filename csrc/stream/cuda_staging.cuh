@@ -6,6 +6,7 @@
 
 #include <array>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <vector>
 
@@ -17,18 +18,34 @@ namespace pshard {
 // Throws StreamError where `error` is one.
 void require_success(cudaError_t error, const char* what);
 
-// Has the driver call `work` when the stream gets there. It may not call CUDA; what it throws is set in `failure`.
-void call_in(cudaStream_t stream, Failure& failure, std::function<void()> work);
+// Work that the driver calls when a stream gets there. It may not call CUDA; what it throws is the failure of the pass.
+class Calls {
+ public:
+  explicit Calls(Failure& failure) : failure_(failure) {}
+  void queue(cudaStream_t stream, std::function<void()> work);
+  // Those that will never come, too: a stream that failed drops what it was given. Requires that none is being made.
+  void forget() { calls_.clear(); }
+
+ private:
+  struct Call {
+    Failure* failure;
+    std::function<void()> work;
+  };
+  static void CUDART_CB make(void* given);
+
+  Failure& failure_;
+  std::deque<Call> calls_;
+};
 
 // Of one stream, which it holds up while the bytes pass.
 class Bounce {
  public:
   void open();
   void close();
-  void up(cudaStream_t stream, Failure& failure, uint8_t* to, const uint8_t* from, int64_t n_bytes);
-  void down(cudaStream_t stream, Failure& failure, uint8_t* to, const uint8_t* from, int64_t n_bytes);
+  void up(cudaStream_t stream, Calls& calls, uint8_t* to, const uint8_t* from, int64_t n_bytes);
+  void down(cudaStream_t stream, Calls& calls, uint8_t* to, const uint8_t* from, int64_t n_bytes);
   // The same to memory that is made when the stream gets there, and shown to `look`.
-  void show(cudaStream_t stream, Failure& failure, const uint8_t* from, int64_t n_bytes, std::function<void(const uint8_t*)> look);
+  void show(cudaStream_t stream, Calls& calls, const uint8_t* from, int64_t n_bytes, std::function<void(const uint8_t*)> look);
 
  private:
   uint8_t* bytes_ = nullptr;
@@ -39,7 +56,7 @@ class Ring {
  public:
   void open();
   void close();
-  void up(cudaStream_t lane, Failure& failure, uint8_t* to, const uint8_t* from, int64_t n_bytes);
+  void up(cudaStream_t lane, Calls& calls, uint8_t* to, const uint8_t* from, int64_t n_bytes);
   [[nodiscard]] cudaStream_t filling() const { return filling_; }
 
  private:

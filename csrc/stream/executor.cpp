@@ -38,8 +38,6 @@ Executor::Executor(Backend& backend, const WeightSource& source, std::vector<Sch
   check_sizes();
   for (const Schedule& schedule : bench_.schedules) {
     if (schedule.splits.empty()) throw std::invalid_argument("a schedule without splits");
-    auto& splits = bench_.splits.emplace_back();
-    for (const Split& split : schedule.splits) splits.push_back(split_layout(schedule, split));
     auto& sources = bench_.sources.emplace_back();
     auto& checksums = bench_.checksums.emplace_back();
     for (const StreamTensor& tensor : schedule.tensors) {
@@ -70,12 +68,14 @@ void Executor::drain() noexcept {
   }
 }
 
-int64_t Executor::arena_bytes(size_t schedule, Device device) const { return bench_.layouts.at(schedule).at(index(device)).n_bytes; }
+int64_t Executor::arena_bytes(size_t schedule, Device device) const {
+  return bench_.layouts.at(schedule).devices.at(index(device)).n_bytes;
+}
 
 void Executor::check_sizes() const {
   for (size_t i = 0; i < bench_.layouts.size(); ++i) {
-    for (size_t device = 1; device < bench_.layouts[i].size(); ++device) {
-      const int64_t needed = bench_.layouts[i][device].n_bytes;
+    for (size_t device = 1; device < bench_.layouts[i].devices.size(); ++device) {
+      const int64_t needed = bench_.layouts[i].devices[device].n_bytes;
       const auto& limits = bench_.options.vram_bytes[i];
       const int64_t allowed = device - 1 < limits.size() ? limits[device - 1] : 0;
       const int64_t reserved = bench_.backend.arena_bytes(static_cast<Device>(device));
@@ -89,16 +89,16 @@ void Executor::check_sizes() const {
 
 // Activations are the same on every device, so that products can be checked without carrying values along.
 void Executor::make_rooms() {
-  RoomUse room;
+  OperandBytes room;
   int64_t passing = 1;
   std::vector<int64_t> caches(bench_.schedules.front().caches.size(), 0);
   for (size_t i = 0; i < bench_.schedules.size(); ++i) {
     const Schedule& schedule = bench_.schedules[i];
     for (int gpu = -1; gpu < schedule.n_gpu; ++gpu) {
-      const RoomSizes sizes = room_sizes(schedule, gpu < 0 ? Device::host : gpu_device(gpu));
-      room.x = std::max(room.x, sizes.most.x);
-      room.y = std::max(room.y, sizes.most.y);
-      if (gpu < 0) room.fetched = std::max(room.fetched, sizes.most.fetched);
+      const OperandBytes most = most_bytes(schedule, gpu < 0 ? Device::host : gpu_device(gpu));
+      room.x = std::max(room.x, most.x);
+      room.y = std::max(room.y, most.y);
+      if (gpu < 0) room.fetched = std::max(room.fetched, most.fetched);
     }
     for (const Split& split : schedule.splits) {
       int64_t values = 0;
@@ -186,11 +186,9 @@ void Executor::fill_rooms(size_t schedule) {
   const Schedule& loaded = bench_.schedules[schedule];
   for (int gpu = 0; gpu < loaded.n_gpu; ++gpu) {
     const Device device = gpu_device(gpu);
-    if (bench_.layouts[schedule][index(device)].n_bytes == 0) continue;
     const Queue queue{device, Stream::compute};
-    bench_.backend.use_scratch(device, bench_.backend.arena(device) + bench_.layouts[schedule][index(device)].scratch);
-    const int64_t n_bytes = room_sizes(loaded, device).most.x;
-    bench_.backend.copy(queue, bench_.x_of(schedule, device), bench_.pattern.data(), n_bytes);
+    const int64_t n_bytes = most_bytes(loaded, device).x;
+    if (n_bytes > 0) bench_.backend.copy(queue, bench_.x_of(schedule, device), bench_.pattern.data(), n_bytes);
     bench_.clean[index(device)] = n_bytes;
   }
 }
@@ -199,7 +197,7 @@ void Executor::fill_rooms(size_t schedule) {
 void Executor::move_caches(size_t schedule, bool up, SwitchRecord& moved) {
   for (size_t layer = 0; layer < bench_.caches.size(); ++layer) {
     const auto home_in = [&](size_t i) { return bench_.schedules[i].caches[layer].home; };
-    const auto offset_in = [&](size_t i) { return bench_.layouts[i][index(home_in(i))].caches[layer]; };
+    const auto offset_in = [&](size_t i) { return bench_.layouts[i].devices[index(home_in(i))].caches[layer]; };
     const bool was_there = loaded_ != kNothing && home_in(static_cast<size_t>(loaded_)) == home_in(schedule) &&
                            (!is_gpu(home_in(schedule)) || offset_in(static_cast<size_t>(loaded_)) == offset_in(schedule));
     if (was_there) continue;
@@ -226,13 +224,13 @@ void Executor::bring_up_weights(size_t schedule, SwitchRecord& moved) {
     const auto loaded = static_cast<size_t>(loaded_);
     for (size_t i = 0; i < bench_.schedules[loaded].tensors.size(); ++i) {
       const StreamTensor& tensor = bench_.schedules[loaded].tensors[i];
-      if (is_gpu(tensor.home)) there.insert({tensor.name, {tensor.home, bench_.layouts[loaded][index(tensor.home)].tensors[i]}});
+      if (is_gpu(tensor.home)) there.insert({tensor.name, {tensor.home, bench_.layouts[loaded].devices[index(tensor.home)].tensors[i]}});
     }
   }
   for (size_t i = 0; i < loading.tensors.size(); ++i) {
     const StreamTensor& tensor = loading.tensors[i];
     if (!is_gpu(tensor.home)) continue;
-    const int64_t offset = bench_.layouts[schedule][index(tensor.home)].tensors[i];
+    const int64_t offset = bench_.layouts[schedule].devices[index(tensor.home)].tensors[i];
     if (there.contains({tensor.name, {tensor.home, offset}})) continue;
     const Queue lane{tensor.home, Stream::lane_a};
     uint8_t* to = bench_.backend.arena(tensor.home) + offset;

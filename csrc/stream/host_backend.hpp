@@ -39,9 +39,6 @@ class HostBackend : public Backend {
 
   uint8_t* arena(Device device) override;
   int64_t arena_bytes(Device device) const override;
-  int64_t scratch_bytes(const Product&) const override { return 0; }
-  int64_t scratch_bytes(const AttentionShape&) const override { return 0; }
-  void use_scratch(Device, uint8_t*) override {}
   bool reads_host_memory() const override { return true; }
   bool lock(const uint8_t* bytes, int64_t n_bytes) override;
   void unlock_all() override;

@@ -21,7 +21,6 @@ class MeteredBackend final : public Backend {
   int64_t arena_bytes(Device device) const override { return backend_.arena_bytes(device); }
   int64_t scratch_bytes(const Product& product) const override { return backend_.scratch_bytes(product); }
   int64_t scratch_bytes(const AttentionShape& shape) const override { return backend_.scratch_bytes(shape); }
-  void use_scratch(Device device, uint8_t* scratch) override { backend_.use_scratch(device, scratch); }
   bool reads_host_memory() const override { return backend_.reads_host_memory(); }
   bool lock(const uint8_t* bytes, int64_t n_bytes) override { return backend_.lock(bytes, n_bytes); }
   void unlock_all() override { backend_.unlock_all(); }

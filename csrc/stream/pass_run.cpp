@@ -28,13 +28,13 @@ int64_t offset_in(const List& list, const std::vector<int64_t>& offsets, int32_t
 }  // namespace
 
 uint8_t* Workbench::x_of(size_t schedule, Device device) const {
-  return is_gpu(device) ? backend.arena(device) + layouts[schedule][pshard::index(device)].room : x.data();
+  return is_gpu(device) ? backend.arena(device) + layouts[schedule].devices[pshard::index(device)].x : x.data();
 }
 
 uint8_t* Workbench::cache_home(size_t schedule, int32_t layer) const {
   const auto at = static_cast<size_t>(layer);
   const Device home = schedules[schedule].caches[at].home;
-  return is_gpu(home) ? backend.arena(home) + layouts[schedule][pshard::index(home)].caches[at] : caches[at].data();
+  return is_gpu(home) ? backend.arena(home) + layouts[schedule].devices[pshard::index(home)].caches[at] : caches[at].data();
 }
 
 PassRun::PassRun(Workbench& bench, size_t schedule, int64_t pass) : bench_(bench), index_(schedule), schedule_(bench.schedules[schedule]) {
@@ -61,19 +61,23 @@ Queue PassRun::lane_queue(const Split& split) const {
   return {split.device, split.lane == Where::stream_b ? Stream::lane_b : Stream::lane_a};
 }
 
-uint8_t* PassRun::slot(const Split& split) const {
-  const DeviceLayout& layout = bench_.layouts[index_][pshard::index(split.device)];
-  return bench_.backend.arena(split.device) + layout.slots[split.lane == Where::stream_b ? 1 : 0];
-}
-
 uint8_t* PassRun::activations(Device device, int64_t n_bytes) {
-  uint8_t* const room = bench_.x_of(index_, device);
+  uint8_t* const x = bench_.x_of(index_, device);
   int64_t& clean = bench_.clean[pshard::index(device)];
   if (is_gpu(device) && n_bytes > clean) {
-    bench_.backend.copy({device, Stream::compute}, room + clean, bench_.pattern.data() + clean, n_bytes - clean);
+    bench_.backend.copy({device, Stream::compute}, x + clean, bench_.pattern.data() + clean, n_bytes - clean);
     clean = n_bytes;
   }
-  return room;
+  return x;
+}
+
+uint8_t* PassRun::activations(Device device, const OperationLayout& operation) {
+  if (!is_gpu(device) || operation.x == bench_.layouts[index_].devices[pshard::index(device)].x) {
+    return activations(device, operation.x_bytes);
+  }
+  uint8_t* const x = place(device, operation.x);
+  bench_.backend.copy({device, Stream::compute}, x, bench_.pattern.data(), operation.x_bytes);
+  return x;
 }
 
 void PassRun::bring(Queue queue, const uint8_t* from, int64_t n_bytes) {
@@ -82,20 +86,15 @@ void PassRun::bring(Queue queue, const uint8_t* from, int64_t n_bytes) {
   clean = std::max(clean, n_bytes);
 }
 
-uint8_t* PassRun::before_end(Device device, int64_t n_bytes) {
-  const int64_t at = bench_.layouts[index_][pshard::index(device)].room_bytes - n_bytes;
+uint8_t* PassRun::place(Device device, int64_t offset) {
   int64_t& clean = bench_.clean[pshard::index(device)];
-  clean = std::min(clean, at);
-  return bench_.x_of(index_, device) + at;
+  clean = std::min(clean, offset - bench_.layouts[index_].devices[pshard::index(device)].x);
+  return bench_.backend.arena(device) + offset;
 }
 
-uint8_t* PassRun::result(Device device, const RoomUse& use) {
-  return is_gpu(device) ? before_end(device, use.y_before_end()) : bench_.y.data();
-}
+uint8_t* PassRun::result(Device device, int64_t offset) { return is_gpu(device) ? place(device, offset) : bench_.y.data(); }
 
-uint8_t* PassRun::fetched(Device device, const RoomUse& use) {
-  return is_gpu(device) ? before_end(device, use.fetched_before_end()) : bench_.fetched.data();
-}
+uint8_t* PassRun::fetched(Device device, int64_t offset) { return is_gpu(device) ? place(device, offset) : bench_.fetched.data(); }
 
 // Slices are copied when the routing is known: when the split is about to run.
 bool PassRun::slices(const Split& split) const { return split.is_sliced && split.can_slice; }
@@ -103,33 +102,44 @@ bool PassRun::slices(const Split& split) const { return split.is_sliced && split
 // Lanes that wait for nothing soon leave the slots as they are, and products would take the same bytes over and over, out of a cache.
 bool PassRun::reads_sources() const { return bench_.options.order == Order::unordered && bench_.backend.reads_host_memory(); }
 
-const uint8_t* PassRun::weights(size_t at, const StreamOperation& work, const RoomUse& use) {
-  const int32_t tensor = work.tensor;
+int64_t PassRun::streamed_at(size_t at, int32_t tensor) const {
   const Split& split = schedule_.splits[at];
-  const SplitLayout& layout = bench_.splits[index_][at];
-  if (!is_gpu(split.device) || reads_sources()) return bench_.sources[index_][static_cast<size_t>(tensor)];
-  const int64_t resident = bench_.layouts[index_][pshard::index(split.device)].tensors[static_cast<size_t>(tensor)];
-  if (resident != kNowhere) return bench_.backend.arena(split.device) + resident;
-  int64_t offset = offset_in(split.streamed, layout.streamed, tensor);
-  if (offset == kNowhere) offset = offset_in(split.streamed_experts, layout.streamed_experts, tensor);
-  if (offset != kNowhere) return slot(split) + offset;
-  if (position(split.offloaded, tensor) != kNowhere || position(split.offloaded_experts, tensor) != kNowhere)
-    return fetched(split.device, use);
-  throw StreamError("tensor '" + schedule_.tensors[static_cast<size_t>(tensor)].name + "' is not where its split runs");
+  const int64_t offset = offset_in(split.streamed, places(at).streamed, tensor);
+  return offset != kNowhere ? offset : offset_in(split.streamed_experts, places(at).streamed_experts, tensor);
+}
+
+const uint8_t* PassRun::weights(size_t at, size_t operation) {
+  const Split& split = schedule_.splits[at];
+  const auto tensor = static_cast<size_t>(split.operations[operation].tensor);
+  if (!is_gpu(split.device) || reads_sources()) return bench_.sources[index_][tensor];
+  uint8_t* const arena = bench_.backend.arena(split.device);
+  const int64_t resident = bench_.layouts[index_].devices[pshard::index(split.device)].tensors[tensor];
+  if (resident != kNowhere) return arena + resident;
+  const int64_t offset = streamed_at(at, split.operations[operation].tensor);
+  if (offset != kNowhere) return arena + offset;
+  const int64_t fetched = places(at).operations[operation].fetched;
+  if (fetched != kNowhere) return arena + fetched;
+  throw StreamError("tensor '" + schedule_.tensors[tensor].name + "' is not where its split runs");
 }
 
 uint8_t* PassRun::streamed_cache(size_t at, int32_t layer) const {
   const Split& split = schedule_.splits[at];
-  const int64_t offset = offset_in(split.cache_up, bench_.splits[index_][at].cache_up, layer);
-  return offset != kNowhere ? slot(split) + offset : bench_.cache_home(index_, layer);
-}
-
-uint8_t* PassRun::cache(size_t at, const StreamOperation& work, const RoomUse& use) {
-  const Split& split = schedule_.splits[at];
-  return use.fetched > 0 ? fetched(split.device, use) : streamed_cache(at, work.layer);
+  const int64_t offset = offset_in(split.cache_up, places(at).cache_up, layer);
+  return offset != kNowhere ? bench_.backend.arena(split.device) + offset : bench_.cache_home(index_, layer);
 }
 
 Event PassRun::end_of(size_t split) const { return split < times_.size() ? times_[split].end : start_; }
+
+Event PassRun::may_work_over(Device device, size_t at) const {
+  return written_by(device, places(at).meets_write_back ? at : std::max<size_t>(at, 1) - 1);
+}
+
+Event PassRun::written_by(Device device, size_t n_splits) const {
+  for (size_t at = n_splits; at-- > 0;) {
+    if (written_[at] != kNoEvent && schedule_.splits[at].device == device) return written_[at];
+  }
+  return kNoEvent;
+}
 
 void PassRun::bring_inputs() {
   const Split& first = *std::find_if(schedule_.splits.begin(), schedule_.splits.end(), [](const Split& s) { return is_gpu(s.device); });
@@ -168,17 +178,19 @@ void PassRun::copy_ahead(size_t at) {
     wait(lane, arrived_[at - 1]);
     wait(lane, fetched_[at - 1]);
   }
-  for (size_t before = at; before-- > 0;) {
-    const Split& other = schedule_.splits[before];
-    if (other.device != split.device || !other.streams() || lane_queue(other).stream != lane.stream) continue;  // not of this slot
-    wait(lane, times_[before].end);
-    wait(lane, written_[before]);
-    break;
-  }
-  const SplitLayout& layout = bench_.splits[index_][at];
+  // A cache comes up once the split before has written it.
+  const auto writes = [&](const CachePart& part) {
+    const auto& before = schedule_.splits[at - 1].operations;
+    return std::any_of(before.begin(), before.end(),
+                       [&](const StreamOperation& work) { return work.kind == OpKind::copy && work.layer == part.layer; });
+  };
+  const bool waits = lane_is_taken(schedule_, at) || (at > 0 && std::any_of(split.cache_up.begin(), split.cache_up.end(), writes));
+  if (waits) wait(lane, end_of(at - 1));
+  wait(lane, written_by(split.device, waits ? at : std::max<size_t>(at, 1) - 1));
+  const SplitLayout& layout = places(at);
   Copy copy{static_cast<int32_t>(at), lane, bench_.backend.record(lane), kNoEvent, 0, false};
   const auto bring = [&](const uint8_t* from, int64_t offset, int64_t n_bytes) {
-    bench_.backend.copy(lane, slot(split) + offset, from, n_bytes);
+    bench_.backend.copy(lane, place(split.device, offset), from, n_bytes);
     copy.n_bytes += n_bytes;
   };
   const auto bring_tensors = [&](const std::vector<int32_t>& tensors, const std::vector<int64_t>& offsets) {
@@ -210,16 +222,16 @@ void PassRun::copy_now(size_t at) {
   if (unused.empty() && !sliced) return;
   const Queue lane = lane_queue(split);
   wait(lane, at > 0 ? end_of(at - 1) : start_);
-  if (!unused.empty()) wait(lane, bench_.backend.record(compute_queue(split)));  // inputs of the pass have come into the same room
+  wait(lane, written_by(split.device, at));
+  if (!unused.empty()) wait(lane, bench_.backend.record(compute_queue(split)));  // inputs of the pass have come
   Copy copy{static_cast<int32_t>(at), lane, bench_.backend.record(lane), kNoEvent, 0, false};
   for (const int32_t tensor : unused) {
     const int64_t n_bytes = schedule_.tensors[static_cast<size_t>(tensor)].n_bytes;
-    bench_.backend.copy(lane, fetched(split.device, {.fetched = n_bytes}), bench_.sources[index_][static_cast<size_t>(tensor)], n_bytes);
+    bench_.backend.copy(lane, fetched(split.device, places(at).unused), bench_.sources[index_][static_cast<size_t>(tensor)], n_bytes);
     copy.n_bytes += n_bytes;
   }
-  const SplitLayout& layout = bench_.splits[index_][at];
   for (size_t i = 0; sliced && i < split.streamed_experts.size(); ++i) {
-    copy.n_bytes += copy_experts(lane, split, split.streamed_experts[i], slot(split) + layout.streamed_experts[i]);
+    copy.n_bytes += copy_experts(lane, split, split.streamed_experts[i], place(split.device, places(at).streamed_experts[i]));
   }
   copy.end = fetched_[at] = bench_.backend.record(lane);
   record_.up_bytes += copy.n_bytes;
@@ -227,8 +239,9 @@ void PassRun::copy_now(size_t at) {
 }
 
 // Brings what one operation needs when it is about to run, to the one place that there is for it: nothing hides that.
-void PassRun::fetch(size_t at, const StreamOperation& work) {
+void PassRun::fetch(size_t at, size_t operation) {
   const Split& split = schedule_.splits[at];
+  const StreamOperation& work = split.operations[operation];
   const bool is_dense = position(split.offloaded, work.tensor) != kNowhere;
   const bool is_routed = position(split.offloaded_experts, work.tensor) != kNowhere;
   const int64_t part = work.kind == OpKind::attention ? position(split.cache_fetched, work.layer) : kNowhere;
@@ -240,7 +253,7 @@ void PassRun::fetch(size_t at, const StreamOperation& work) {
   const Queue lane = is_up ? lane_queue(split) : is_gpu(home) ? Queue{home, Stream::down} : queue;
   wait(lane, bench_.backend.record(queue));  // the operation before has used what was there
   Copy copy{static_cast<int32_t>(at), lane, bench_.backend.record(lane), kNoEvent, 0, true};
-  uint8_t* const to = fetched(split.device, room_use(schedule_, split, work));
+  uint8_t* const to = fetched(split.device, places(at).operations[operation].fetched);
   if (part != kNowhere) {
     copy.n_bytes = split.cache_fetched[static_cast<size_t>(part)].n_bytes;
     bench_.backend.copy(lane, to, bench_.cache_home(index_, work.layer), copy.n_bytes);
@@ -273,6 +286,7 @@ void PassRun::bring_values(size_t at) {
     if (is_gpu(value.from)) {
       const Queue there{value.from, Stream::compute};
       wait(there, at > 0 ? end_of(at - 1) : start_);  // whoever read what passed before
+      wait(there, may_work_over(value.from, at));
       if (bench_.options.check) bench_.backend.copy(there, passing, bench_.spoiled.data(), value.n_bytes);
       bench_.backend.copy(there, passing, activations(value.from, value.n_bytes), value.n_bytes);
       wait(queue, bench_.backend.record(there));
@@ -288,13 +302,14 @@ void PassRun::bring_values(size_t at) {
 
 void PassRun::multiply(Queue queue, size_t at, size_t operation) {
   const StreamOperation& work = schedule_.splits[at].operations[operation];
-  const RoomUse use = room_use(schedule_, schedule_.splits[at], work);
+  const OperationLayout& where = places(at).operations[operation];
   const bool is_routed = work.kind == OpKind::mul_mat_id;
   Product product{work.type, work.n, work.k, work.m, is_routed ? schedule_.n_expert : 1, work.has_own_rows};
   product.routes = is_routed ? &routes(work.layer) : nullptr;
-  product.weights = weights(at, work, use);
-  product.y = reinterpret_cast<float*>(result(queue.device, use));
-  product.x = reinterpret_cast<const float*>(activations(queue.device, use.x));
+  product.weights = weights(at, operation);
+  product.y = reinterpret_cast<float*>(result(queue.device, where.y));
+  if (where.scratch != kNowhere) product.scratch = place(queue.device, where.scratch);
+  product.x = reinterpret_cast<const float*>(activations(queue.device, where));
   if (bench_.options.check) {
     bench_.backend.copy(queue, reinterpret_cast<uint8_t*>(product.y), bench_.spoiled.data(),
                         std::min(work.n * work.m * 4, bench_.spoiled.size()));
@@ -311,6 +326,20 @@ void PassRun::multiply(Queue queue, size_t at, size_t operation) {
                          });
 }
 
+void PassRun::attend(Queue queue, size_t at, size_t operation) {
+  const StreamOperation& work = schedule_.splits[at].operations[operation];
+  const OperationLayout& where = places(at).operations[operation];
+  AttentionWork attention{work.attention};
+  attention.cache = where.fetched != kNowhere ? fetched(queue.device, where.fetched) : streamed_cache(at, work.layer);
+  attention.y = reinterpret_cast<float*>(result(queue.device, where.y));
+  if (where.scratch != kNowhere) attention.scratch = place(queue.device, where.scratch);
+  attention.x = reinterpret_cast<const float*>(activations(queue.device, where));
+  bench_.backend.attend(queue, attention);
+  if (!bench_.options.check) return;
+  bench_.backend.check_attention(queue, attention);
+  ++record_.n_checked;
+}
+
 void PassRun::check_bytes(Queue queue, const std::string& name, const uint8_t* bytes, int64_t n_bytes, uint64_t expected) {
   ++record_.n_checked;
   bench_.backend.inspect(queue, bytes, n_bytes, [=](const uint8_t* shown) { check_shard(name, shown, n_bytes, expected); });
@@ -325,28 +354,33 @@ void PassRun::check_slices(const Split& split, const StreamOperation& work, cons
   }
 }
 
-// What lies in the slot of the split.
-void PassRun::check_shards(size_t at) {
-  const Split& split = schedule_.splits[at];
-  const SplitLayout& layout = bench_.splits[index_][at];
-  if (!bench_.options.check || !is_streamed(split.lane)) return;
-  const auto check_whole = [&](const std::vector<int32_t>& tensors, const std::vector<int64_t>& offsets) {
-    for (size_t i = 0; i < tensors.size(); ++i) {
-      const auto tensor = static_cast<size_t>(tensors[i]);
-      check_bytes(compute_queue(split), schedule_.tensors[tensor].name, slot(split) + offsets[i], schedule_.tensors[tensor].n_bytes,
-                  bench_.checksums[index_][tensor]);
+void PassRun::check_streamed(const Split& split, int32_t tensor, int64_t offset) {
+  const uint8_t* const bytes = bench_.backend.arena(split.device) + offset;
+  if (slices(split) && position(split.streamed_experts, tensor) != kNowhere) {
+    for (const StreamOperation& work : split.operations) {
+      if (work.tensor == tensor) return check_slices(split, work, bytes);
     }
-  };
-  check_whole(split.streamed, layout.streamed);
-  if (!slices(split)) {
-    check_whole(split.streamed_experts, layout.streamed_experts);
-    return;
   }
-  for (const StreamOperation& work : split.operations) {
-    const int64_t offset =
-        work.kind == OpKind::mul_mat_id ? offset_in(split.streamed_experts, layout.streamed_experts, work.tensor) : kNowhere;
-    if (offset != kNowhere) check_slices(split, work, slot(split) + offset);
+  const auto i = static_cast<size_t>(tensor);
+  check_bytes(compute_queue(split), schedule_.tensors[i].name, bytes, schedule_.tensors[i].n_bytes, bench_.checksums[index_][i]);
+}
+
+void PassRun::check_streamed(size_t at) {
+  const Split& split = schedule_.splits[at];
+  for (const auto* tensors : {&split.streamed, &split.streamed_experts}) {
+    for (const int32_t tensor : *tensors) check_streamed(split, tensor, streamed_at(at, tensor));
   }
+}
+
+// That nobody has written over them meanwhile.
+void PassRun::check_read(size_t at, size_t operation) {
+  const Split& split = schedule_.splits[at];
+  const int32_t tensor = split.operations[operation].tensor;
+  const int64_t offset = tensor >= 0 ? streamed_at(at, tensor) : kNowhere;
+  const auto again = [&](const StreamOperation& work) { return work.tensor == tensor; };
+  const auto behind = split.operations.begin() + static_cast<std::ptrdiff_t>(operation) + 1;
+  if (offset == kNowhere || std::any_of(behind, split.operations.end(), again)) return;
+  check_streamed(split, tensor, offset);
 }
 
 void PassRun::compute(size_t at) {
@@ -355,31 +389,24 @@ void PassRun::compute(size_t at) {
   wait(queue, at > 0 ? end_of(at - 1) : start_);
   wait(queue, arrived_[at]);
   wait(queue, fetched_[at]);
+  wait(queue, may_work_over(split.device, at));
   times_[at].begin = bench_.backend.record(queue);
   bring_values(at);
   times_[at].compute = split.values.empty() ? times_[at].begin : bench_.backend.record(queue);
-  check_shards(at);
+  if (bench_.options.check) check_streamed(at);
   for (size_t i = 0; i < split.operations.size(); ++i) {
     const StreamOperation& work = split.operations[i];
-    fetch(at, work);
+    fetch(at, i);
     if (work.kind == OpKind::copy) {
-      bench_.backend.copy(queue, streamed_cache(at, work.layer) + work.cache_offset, activations(split.device, work.cache_bytes),
+      bench_.backend.copy(queue, streamed_cache(at, work.layer) + work.cache_offset, activations(split.device, places(at).operations[i]),
                           work.cache_bytes);
     } else if (work.kind == OpKind::attention) {
-      const RoomUse use = room_use(schedule_, split, work);
-      const uint8_t* const keys = cache(at, work, use);
-      auto* const y = reinterpret_cast<float*>(result(split.device, use));
-      const AttentionWork attention{work.attention, keys, reinterpret_cast<const float*>(activations(split.device, use.x)), y};
-      bench_.backend.attend(queue, attention);
-      if (bench_.options.check) {
-        bench_.backend.check_attention(queue, attention);
-        ++record_.n_checked;
-      }
+      attend(queue, at, i);
     } else {
       multiply(queue, at, i);
     }
+    if (bench_.options.check) check_read(at, i);
   }
-  check_shards(at);  // that nobody has written over them meanwhile
   times_[at].end = bench_.backend.record(queue);
 }
 
@@ -408,7 +435,7 @@ void PassRun::write_back(size_t at) {
 
 void PassRun::send_outputs() {
   const Queue queue{schedule_.output_device, Stream::compute};
-  const uint8_t* const logits = result(schedule_.output_device, {.y = schedule_.output_bytes});
+  const uint8_t* const logits = result(schedule_.output_device, bench_.layouts[index_].output);
   bench_.backend.copy(queue, bench_.y.data(), logits, schedule_.output_bytes);
   record_.activation_bytes += schedule_.output_bytes;
 }
@@ -423,9 +450,9 @@ void PassRun::queue() {
   for (size_t at = 0; at < n; ++at) {
     copy_now(at);
     compute(at);
+    write_back(at);
     // Queued behind the split's own work, it begins with it: the lane waits for the split before alone.
     if (at + 1 < n) copy_ahead(at + 1);
-    write_back(at);
   }
   if (schedule_.output_bytes > 0) send_outputs();
   end_ = bench_.backend.record({schedule_.output_bytes > 0 ? schedule_.output_device : schedule_.splits.back().device, Stream::compute});

@@ -230,6 +230,12 @@ class Builder {
 
 }  // namespace
 
+bool lane_is_taken(const Schedule& schedule, size_t split) {
+  if (split == 0) return false;
+  const Split& before = schedule.splits[split - 1];
+  return before.streams() && before.lane == schedule.splits[split].lane;
+}
+
 // By the numbers that ggml gives its types.
 std::optional<WeightType> kernel_type(const DataType& type) {
   switch (type.id) {

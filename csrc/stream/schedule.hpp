@@ -95,6 +95,9 @@ struct Schedule {
   int64_t weight_bytes = 0;  // of the products that are executed, experts whole
 };
 
+// A lane holds the copies of one split: whether those of this one wait until the split before has ended.
+[[nodiscard]] bool lane_is_taken(const Schedule& schedule, size_t split);
+
 // Whether an operation of the model is executed: products whose weights have a native kernel, fused attention over an F16 cache, and writes
 // into the cache.
 class Executed {

@@ -40,7 +40,7 @@ void launch(cudaStream_t stream, std::initializer_list<Operand> operands, void* 
     return;
   }
   HostCuda::push(stream, [=, work = std::move(work)] {
-    std::memset(scratch, 0xff, static_cast<size_t>(scratch_bytes));
+    if (scratch_bytes > 0) std::memset(scratch, 0xff, static_cast<size_t>(scratch_bytes));
     work();
   });
 }

@@ -165,7 +165,11 @@ TEST(Executor, AByteMoreThanThePlanAllowsIsAnError) {
   const GeneratedWeights source(schedules, 1, 1);
   HostBackend backend(backend_options());
   ExecutorOptions options = checking();
-  const int64_t needed = lay_out(schedules, {{0}}, backend)[0][index(gpu_device(0))].n_bytes;
+  const auto taken = [&](int64_t limit) { return lay_out(schedules, {{limit}}, backend)[0].devices[index(gpu_device(0))].n_bytes; };
+  int64_t needed = taken(int64_t{64} << 20);
+  for (const int64_t step : {1 << 16, 1 << 12, 1 << 7}) {
+    while (taken(needed - step) <= needed - step) needed -= step;
+  }
   options.vram_bytes = {{needed}};
   Executor tight(backend, source, schedules, options);
   EXPECT_EQ(tight.arena_bytes(0, gpu_device(0)), needed);

@@ -17,6 +17,7 @@ from typing import Any, cast
 
 import gguf_cases
 import numpy as np
+import oracle
 import pytest
 
 from pshard import _core
@@ -332,6 +333,15 @@ def test_what_cannot_be_run_is_said(capsys: pytest.CaptureFixture[str], tmp_path
     for option in (*ignored, ("-c", "512")):
         run(capsys, path, "--map", path, *option, code=2)
     run(capsys, path, "--map", path, code=2)
+
+
+@pytest.mark.parametrize("name", ["gemma3n-e2b-q4km", "rwkv7-0.4b-f16"])
+def test_more_than_the_hidden_state_is_not_carried(name: str) -> None:
+    # Embeddings of all layers, and the values of the first.
+    m = oracle.model(name)
+    workload = workload_of_layers(m, [m.n_layer], prompt_tokens=0, generate_tokens=1)
+    with pytest.raises(ExecutionError, match="hands more than the hidden state from layer to layer"):
+        execute(m, workload, cpus=share_cpus([0], 1))
 
 
 def test_cpus_are_shared_out() -> None:

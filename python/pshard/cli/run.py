@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from pshard.cli._launch import size_option
+from pshard.cli._options import FILE, read_size, with_cache_types
 from pshard.cli._output import Output, with_output
-from pshard.launch.line import CACHE_TYPES
 
 if TYPE_CHECKING:
     from pshard.model.model import Model
@@ -56,9 +55,9 @@ Progress = Callable[[str, int, int], None]
     help="What experts are drawn from: all alike, or Zipf's law with exponent S.",
 )  # fmt: skip
 @click.option("--check", is_flag=True, help="Compare what arrives by checksum, every product with a reference.")
-@click.option("--trace", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="For ui.perfetto.dev.")
+@click.option("--trace", type=FILE, metavar="FILE", help="For ui.perfetto.dev.")
 @click.option(
-    "--metrics", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+    "--metrics", type=FILE, metavar="FILE",
     help="Append a line of JSON for each pass and device, for `pshard rebalance`.",
 )  # fmt: skip
 @click.option(
@@ -68,20 +67,13 @@ Progress = Callable[[str, int, int], None]
 @click.option(
     "--page-lock",
     "page_lock_bytes",
-    callback=size_option,
+    callback=read_size,
     metavar="SIZE",
     help="Most that is page-locked.  [default: half of the free memory]",
 )
 @click.option("-c", "--ctx-size", "n_ctx", type=click.IntRange(1), metavar="N", help="Context.")
-@click.option(
-    "-ctk", "--cache-type-k", "type_k", type=click.Choice(CACHE_TYPES, case_sensitive=False), default="f16",
-    metavar="TYPE", help="Type of the K cache.",
-)  # fmt: skip
-@click.option(
-    "-ctv", "--cache-type-v", "type_v", type=click.Choice(CACHE_TYPES, case_sensitive=False), default="f16",
-    metavar="TYPE", help="Type of the V cache.",
-)  # fmt: skip
-@click.option("--vram", "vram_bytes", callback=size_option, metavar="SIZE", help="Budget: 12G (GiB), 12288M.")
+@with_cache_types
+@click.option("--vram", "vram_bytes", callback=read_size, metavar="SIZE", help="Budget: 12G (GiB), 12288M.")
 @click.option("--pshard-tier-max", "tier_max", type=click.IntRange(1), metavar="N", help="Largest token tier.")
 @click.option("--strategy", metavar="NAME", help="Only this strategy.")
 @click.option("--machine", metavar="NAME|FILE", help="What to plan for.  [default: what is run on]")
@@ -108,7 +100,9 @@ def command(
     vram_bytes: int | None,
     **plan_options: Any,
 ) -> None:
-    """Run MODEL as it is planned, on this machine: weights resident or streamed, every split timed.
+    """Run MODEL as it is planned, on this machine.
+
+    Weights are resident or streamed, and every split is timed.
 
     MODEL is the path of a GGUF, or a name that `pshard models` lists; without a file, random weights of the same types
     and shapes are run. Without a GPU, threads of this machine stand in for one, and predictions are made of what they

@@ -8,9 +8,11 @@ of the same figures as one for a real GPU.
 from __future__ import annotations
 
 import math
+from bisect import bisect
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pshard.machine.profile import Capacities, Curve, Figure, Link, Memory, Processor, Profile, Series
 
@@ -81,6 +83,17 @@ def share_cpus(cpus: Sequence[int], n_devices: int) -> HostCpus:
     return HostCpus(compute[0] if n_devices == 1 else tuple(cpus), compute, copy)
 
 
+class ExpertRows(NamedTuple):
+    """Rows of activations that an expert multiplies which is used: on average, and three that are equally likely.
+
+    Kernels take rows in groups, so that a group that is begun costs as much as a full one: what the average takes is
+    less than what is taken on average.
+    """
+
+    mean: float
+    likely: tuple[int, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """What a prediction needs of the host backend.
@@ -91,8 +104,8 @@ class Wanted:
         Type of the weights -> rows and columns of its matrices. The first stands for its type in the profile.
     batches : tuple of int
         Rows of activations, ascending.
-    expert_rows : mapping from int to float
-        Batch -> rows of an expert that is used, on average.
+    expert_rows : mapping from int to ExpertRows
+        By batch.
     attention : tuple of (int, int, int) or None
         Heads, heads of keys, size of a head.
     depth : int
@@ -104,7 +117,7 @@ class Wanted:
     products: Mapping[str, Sequence[Shape]]
     experts: Mapping[str, Sequence[Shape]]
     batches: tuple[int, ...]
-    expert_rows: Mapping[int, float]
+    expert_rows: Mapping[int, ExpertRows]
     attention: tuple[int, int, int] | None
     depth: int
     slot_bytes: int = 0
@@ -211,7 +224,8 @@ def measure_host_backend(
                             batch=batch, n_threads=n_threads, policy=policy)
             for batch in wanted.batches
         ]  # fmt: skip
-        series.append(_series("attention", "F16", wanted.batches, results, n_threads))
+        rows = [ExpertRows(float(batch), (batch,)) for batch in wanted.batches]
+        series.append(_series("attention", "F16", rows, dict(zip(wanted.batches, results, strict=True)), n_threads))
 
     on_step("copies")
     contender = _core.CpuProbe(both, max_bytes=max_bytes) if len(both) > 1 else None
@@ -248,22 +262,22 @@ def _products(
     on_step: Callable[[str], None],
 ) -> tuple[list[Series], list[_core.ShapeRates]]:
     """Measure all shapes; return the series of each type, and those of each shape."""
-    means = wanted.expert_rows.values()
-    rows_each = sorted({max(1, whole(mean)) for mean in means for whole in (math.floor, math.ceil)})
     series, shapes = [], []
-    kinds: tuple[tuple[Operation, Any, Sequence[int], Any], ...] = (
-        ("mul_mat", wanted.products, wanted.batches, probe.product),
-        ("mul_mat_id", wanted.experts, rows_each, partial(probe.experts, n_used=EXPERTS_AT_ONCE)),
-    )
+    kinds: tuple[tuple[Operation, Any, Sequence[ExpertRows], Any], ...] = (
+        ("mul_mat", wanted.products, [ExpertRows(float(batch), (batch,)) for batch in wanted.batches], probe.product),
+        ("mul_mat_id", wanted.experts, sorted(set(wanted.expert_rows.values())),
+         partial(probe.experts, n_used=EXPERTS_AT_ONCE, in_tiles=True)),
+    )  # fmt: skip
     for operation, of_types, batches, sample in kinds:
+        each = sorted({rows for batch in batches for rows in batch.likely})
         for type_name, of_type in of_types.items():
             for i, shape in enumerate(of_type):
                 on_step(f"{operation} of {type_name}, {shape[0]} x {shape[1]}")
-                results = [
-                    sample(type_name, "plain", n_rows=_rows(shape, batch), n_columns=shape[1], batch=batch,
-                           n_threads=n_threads, policy=policy)
-                    for batch in batches
-                ]  # fmt: skip
+                results = {
+                    rows: sample(type_name, "plain", n_rows=_rows(shape, rows), n_columns=shape[1], batch=rows,
+                                 n_threads=n_threads, policy=policy)
+                    for rows in each
+                }  # fmt: skip
                 entry = _series(operation, type_name, batches, results, n_threads)
                 if i == 0:
                     series.append(entry)
@@ -278,7 +292,7 @@ def _shares(
     if contender is None:
         return 0.5, 0.5  # one CPU does both in turns
     type_name, shapes = next(iter((wanted.experts or wanted.products or {"F16": ((1024, 1024),)}).items()))
-    rows = max(1, round(wanted.expert_rows[batch])) if wanted.experts else batch
+    rows = max(1, round(wanted.expert_rows[batch].mean)) if wanted.experts else batch
     found = contender.contention(
         type_name, "plain", n_rows=_rows(shapes[0], rows), n_columns=shapes[0][1], batch=rows,
         n_used=EXPERTS_AT_ONCE if wanted.experts else 1, chunk_bytes=CHUNKS_BYTES[1], room_bytes=room_bytes,
@@ -297,16 +311,23 @@ def _rows(shape: Shape, batch: int) -> int:
 
 
 def _series(
-    operation: Operation, type_name: str, batches: Sequence[int], results: Sequence[_core.ProbeResult], n_threads: int
+    operation: Operation,
+    type_name: str,
+    batches: Sequence[ExpertRows],
+    results: Mapping[int, _core.ProbeResult],
+    n_threads: int,
 ) -> Series:
+    def rate(batch: ExpertRows) -> float:
+        return sum(batch.likely) / sum(rows / results[rows].flop_per_second for rows in batch.likely)
+
     return Series(
         operation=operation,
         type=type_name,
-        batch=tuple(float(batch) for batch in batches),
-        flop_per_second=tuple(result.flop_per_second for result in results),
+        batch=tuple(batch.mean for batch in batches),
+        flop_per_second=tuple(rate(batch) for batch in batches),
         n_threads=n_threads,
         source="measured",
-        spread=max(result.time.spread for result in results),
+        spread=max(result.time.spread for result in results.values()),
     )
 
 
@@ -471,14 +492,29 @@ def measure_here(
         raise ExecutionError(message) from error
 
 
-def rows_per_expert(model: Model, batches: Sequence[int]) -> dict[int, float]:
-    """Return for each batch how many of its rows an expert multiplies on average that is used at all."""
+def rows_per_expert(model: Model, batches: Sequence[int]) -> dict[int, ExpertRows]:
+    """Return for each batch how many of its rows an expert multiplies that is used at all, all being drawn alike."""
     from pshard import _core
 
     n_expert, n_used = model.hyperparameters.n_expert, model.hyperparameters.n_expert_used
     if n_expert == 0:
-        return dict.fromkeys(batches, 1.0)
-    return {
-        batch: batch * n_used / max(1.0, n_expert * _core.distinct_expert_share(n_expert, n_used, batch))
-        for batch in batches
-    }
+        return dict.fromkeys(batches, ExpertRows(1.0, (1,)))
+
+    def rows_of(batch: int) -> ExpertRows:
+        used = n_expert * _core.distinct_expert_share(n_expert, n_used, batch)
+        return ExpertRows(batch * n_used / max(1.0, used), _likely_rows(batch, n_used / n_expert))
+
+    return {batch: rows_of(batch) for batch in batches}
+
+
+def _likely_rows(batch: int, share: float) -> tuple[int, ...]:
+    """Return the middles of the three thirds of a binomial distribution, without its zeros."""
+    if share >= 1.0:
+        return (batch,)
+    log_of = [
+        math.lgamma(batch + 1) - math.lgamma(rows + 1) - math.lgamma(batch - rows + 1)
+        + rows * math.log(share) + (batch - rows) * math.log1p(-share)
+        for rows in range(1, batch + 1)
+    ]  # fmt: skip
+    sums = list(accumulate(math.exp(value) for value in log_of))
+    return tuple(bisect(sums, part / 6 * sums[-1]) + 1 for part in (1, 3, 5))
