@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from pshard.machine.machine import Machine, load_machine
     from pshard.mapping.device_map import map_model
     from pshard.mapping.types import DeviceMap, MapParameters
-    from pshard.memory.memory import Draft, estimate_memory
+    from pshard.memory.memory import estimate_memory
+    from pshard.memory.placed import Draft
     from pshard.memory.projector import Projector, read_projector
     from pshard.memory.report import MemoryReport
     from pshard.memory.stock_fit import Fit, fit
@@ -86,7 +87,7 @@ _HOME = {
     "parse_devices": "pshard.cluster.device_list",
     "Machine": "pshard.machine.machine",
     "load_machine": "pshard.machine.machine",
-    "Draft": "pshard.memory.memory",
+    "Draft": "pshard.memory.placed",
     "estimate_memory": "pshard.memory.memory",
     "MemoryReport": "pshard.memory.report",
     "Model": "pshard.model.model",

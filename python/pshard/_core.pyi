@@ -8,7 +8,7 @@ import numpy
 import numpy.typing
 import typing
 import typing_extensions
-__all__: list[str] = ['Assignment', 'AttentionRates', 'Basis', 'Budget', 'CacheCells', 'Candidate', 'Chain', 'ComputeBuffers', 'ComputeBytes', 'Contention', 'ContextParameters', 'CopyRecord', 'Cost', 'CpuProbe', 'DataType', 'DeviceBytes', 'DeviceCosts', 'Encoder', 'EncoderBuffers', 'Executor', 'FitDevice', 'FitDraft', 'FitOutcome', 'FitProbe', 'Found', 'Gating', 'GpuDevice', 'GpuError', 'GpuLayers', 'GpuProbe', 'GpuQuery', 'GpuStart', 'GraphTraits', 'Group', 'Handoff', 'HostDevice', 'Hyperparameters', 'KernelDemand', 'Knobs', 'Lane', 'LateRows', 'LatencyCounters', 'LatencyEstimate', 'LatencySeries', 'LatencyShift', 'Layer', 'LayerParameters', 'LayerPlacement', 'LeftOut', 'LinkCurve', 'LockedMemory', 'Machine', 'MeasurePolicy', 'Measurement', 'MemoryReport', 'Mixer', 'Model', 'Objective', 'OpCost', 'OpKind', 'Order', 'Pass', 'PassRecord', 'PassTime', 'Peak', 'Placement', 'ProbeError', 'ProbeResult', 'Processor', 'RateSeries', 'RuntimePlan', 'Schedule', 'ShapeRates', 'Sides', 'Split', 'SplitRecord', 'SplitTime', 'Stage', 'StockFit', 'StockPlan', 'StreamError', 'Sum', 'SwitchCost', 'SwitchRecord', 'Temperature', 'Tensor', 'TensorException', 'TensorInFile', 'TierPlan', 'Where', 'Workload', 'WorkloadTime', 'alarm_height', 'all_knobs', 'assign', 'built_with_cuda', 'cache_bytes', 'cache_cells', 'cpu_paths', 'device_costs', 'distinct_expert_share', 'embedding_bytes', 'embedding_operations', 'encoder_buffers', 'gpu_head_bytes', 'gpu_of', 'gpu_tensor_bytes', 'gpu_weight_bytes', 'group_of', 'head_operations', 'host_head_bytes', 'host_weight_bytes', 'interval_deviations', 'is_described', 'is_pinned', 'kernel_demand', 'kv_bytes_per_cell', 'last_level_cache_bytes', 'layer_of', 'layer_operations', 'layer_places', 'local_name', 'make_placement', 'make_schedule', 'memory', 'multiply', 'offloads_head', 'pinned_on', 'plan_runtime', 'plan_stock', 'plan_tier', 'price_executed', 'price_pass', 'price_workload', 'probe_storage', 'query_gpus', 'queue_costs', 'reserved_pass', 'resolve_flash_attention', 'search', 'skip_strings', 'state_bytes', 'stock_fit', 'strategy_names', 'switch_cost', 'tier_ladder', 'tier_pass']
+__all__: list[str] = ['Assignment', 'AttentionRates', 'Basis', 'Budget', 'CacheCells', 'Candidate', 'Chain', 'ComputeBuffers', 'ComputeBytes', 'Contention', 'ContextParameters', 'CopyRecord', 'Cost', 'CpuProbe', 'DataType', 'DeviceBytes', 'DeviceCosts', 'DeviceLayout', 'Encoder', 'EncoderBuffers', 'Executor', 'FitDevice', 'FitDraft', 'FitOutcome', 'FitProbe', 'Found', 'Gating', 'GpuDevice', 'GpuError', 'GpuLayers', 'GpuProbe', 'GpuQuery', 'GpuStart', 'GraphTraits', 'Group', 'Handoff', 'HostDevice', 'Hyperparameters', 'KernelDemand', 'Knobs', 'Lane', 'LateRows', 'LatencyCounters', 'LatencyEstimate', 'LatencySeries', 'LatencyShift', 'Layer', 'LayerParameters', 'LayerPlacement', 'LeftOut', 'LinkCurve', 'LockedMemory', 'Lying', 'Machine', 'MeasurePolicy', 'Measurement', 'MemoryReport', 'Mixer', 'Model', 'Objective', 'OpCost', 'OpKind', 'Order', 'Pass', 'PassRecord', 'PassTime', 'Peak', 'Placement', 'ProbeError', 'ProbeResult', 'Processor', 'RateSeries', 'RuntimePlan', 'Schedule', 'ShapeRates', 'Sides', 'Split', 'SplitRecord', 'SplitTime', 'Stage', 'StockFit', 'StockPlan', 'StreamError', 'Sum', 'SwitchCost', 'SwitchRecord', 'Temperature', 'Tensor', 'TensorException', 'TensorInFile', 'TierPlan', 'Where', 'Workload', 'WorkloadTime', 'alarm_height', 'all_knobs', 'assign', 'built_with_cuda', 'cache_bytes', 'cache_cells', 'cpu_paths', 'device_costs', 'distinct_expert_share', 'embedding_bytes', 'embedding_operations', 'encoder_buffers', 'gpu_head_bytes', 'gpu_of', 'gpu_tensor_bytes', 'gpu_weight_bytes', 'group_of', 'head_operations', 'host_head_bytes', 'host_weight_bytes', 'interval_deviations', 'is_described', 'is_pinned', 'kernel_demand', 'kv_bytes_per_cell', 'last_level_cache_bytes', 'lay_out', 'layer_of', 'layer_operations', 'layer_places', 'local_name', 'make_placement', 'make_schedule', 'memory', 'multiply', 'offloads_head', 'pinned_on', 'plan_runtime', 'plan_stock', 'plan_tier', 'price_executed', 'price_pass', 'price_workload', 'probe_storage', 'query_gpus', 'queue_costs', 'reserved_pass', 'resident_memory', 'resolve_flash_attention', 'search', 'skip_strings', 'state_bytes', 'stock_fit', 'strategy_names', 'switch_cost', 'tier_ladder', 'tier_pass']
 class Group(enum.IntEnum):
     norms = 0
     attention = 1
@@ -35,12 +35,14 @@ class Mixer(enum.IntEnum):
     channel_delta = 5
     short_convolution = 6
     token_shift = 7
-    none = 8
+    lightning = 8
+    none = 9
 class LateRows(enum.IntEnum):
     no = 0
     behind_layers = 1
     before_norm = 2
     behind_norm = 3
+    never = 4
 class Sum(enum.IntEnum):
     sequential = 0
     ffn_residual_attention = 1
@@ -112,6 +114,12 @@ class LayerParameters:
     def __init__(self) -> None:
         ...
     @property
+    def compression(self) -> int:
+        ...
+    @compression.setter
+    def compression(self, arg0: int) -> None:
+        ...
+    @property
     def conv_state(self) -> int:
         ...
     @conv_state.setter
@@ -134,6 +142,12 @@ class LayerParameters:
         ...
     @indexer_dim.setter
     def indexer_dim(self, arg0: int) -> None:
+        ...
+    @property
+    def indexer_dim_v(self) -> int:
+        ...
+    @indexer_dim_v.setter
+    def indexer_dim_v(self, arg0: int) -> None:
         ...
     @property
     def n_head(self) -> int:
@@ -166,6 +180,8 @@ class LayerParameters:
     def window(self, arg0: int) -> None:
         ...
 class GraphTraits:
+    attention_ignores_adapters: bool
+    caches_by_sequence: bool
     causal: bool
     clamped_qkv: bool
     experts_down_on_host: bool
@@ -175,6 +191,9 @@ class GraphTraits:
     gated_attention: bool
     gating: Gating
     halves_experts: bool
+    has_encoder: bool
+    head_ignores_adapters: bool
+    is_guessed: bool
     joined_heads: bool
     keeps_cache: bool
     late_rows: LateRows
@@ -183,6 +202,7 @@ class GraphTraits:
     norm_behind_rope: bool
     norm_without_weight: bool
     normalised_expert_weights: bool
+    normed_embedding: bool
     norms_before_dropping_rows: bool
     norms_results_alone: bool
     norms_time_step: bool
@@ -199,6 +219,7 @@ class GraphTraits:
     scaled_head_input: bool
     scaled_logits: bool
     scaled_residual: bool
+    scales_normed_input: bool
     shared_gate_by_ratio: bool
     squared_activation: bool
     sum: Sum
@@ -230,6 +251,12 @@ class GraphTraits:
         ...
     @n_expert_groups_used.setter
     def n_expert_groups_used(self, arg0: int) -> None:
+        ...
+    @property
+    def n_side_by_side(self) -> int:
+        ...
+    @n_side_by_side.setter
+    def n_side_by_side(self, arg0: int) -> None:
         ...
     @property
     def positions_per_token(self) -> int:
@@ -516,6 +543,12 @@ class Processor:
         ...
     @mul_mat_id.setter
     def mul_mat_id(self, arg1: collections.abc.Mapping[int, RateSeries]) -> None:
+        ...
+    @property
+    def n_threads(self) -> int:
+        ...
+    @n_threads.setter
+    def n_threads(self, arg0: int) -> None:
         ...
     @property
     def op_seconds(self) -> float:
@@ -1767,7 +1800,7 @@ class CpuProbe:
         ValueError
             As `product`.
         """
-    def experts(self, type: str, layout: str, *, n_rows: int, n_columns: int, batch: int, n_used: int, n_threads: int, policy: MeasurePolicy) -> ProbeResult:
+    def experts(self, type: str, layout: str, *, n_rows: int, n_columns: int, batch: int, n_used: int, n_threads: int, policy: MeasurePolicy, in_tiles: bool = False) -> ProbeResult:
         """
         Products with `n_used` different experts, `batch` rows of activations each.
         
@@ -1778,6 +1811,9 @@ class CpuProbe:
         batch : int
             Rows per expert that is used at all.
         n_used : int
+        in_tiles : bool
+            Many rows of activations at once, as pshard's own executor multiplies. llama.cpp does so for plain Q4_K and Q6_K
+            alone, and takes those of other experts one by one.
         
         Returns
         -------
@@ -2461,6 +2497,50 @@ class SplitTime:
     @property
     def is_sliced(self) -> bool:
         ...
+class Lying:
+    """
+    Bytes of an arena that are in use for a while.
+    
+    Attributes
+    ----------
+    offset, n_bytes : int
+    first_step, last_step : int
+        Of the pass, both included; each split has one step to receive values and one for each operation, the logits have the last.
+    """
+    @property
+    def first_step(self) -> int:
+        ...
+    @property
+    def last_step(self) -> int:
+        ...
+    @property
+    def n_bytes(self) -> int:
+        ...
+    @property
+    def offset(self) -> int:
+        ...
+class DeviceLayout:
+    """
+    What lies where in a GPU's arena.
+    
+    Attributes
+    ----------
+    resident_bytes : int
+        From the start: weights and caches that stay.
+    lying : list of Lying
+        Behind them: activations, results, and what is copied.
+    n_bytes : int
+        Of all of it.
+    """
+    @property
+    def lying(self) -> list[Lying]:
+        ...
+    @property
+    def n_bytes(self) -> int:
+        ...
+    @property
+    def resident_bytes(self) -> int:
+        ...
 class SplitRecord:
     """
     When a split ran; seconds from the start of the pass. It begins when it has all it waited for.
@@ -2684,7 +2764,7 @@ def embedding_bytes(model: Model) -> int:
     ...
 def embedding_operations(model: Model, pass_: Pass) -> list[typing.Any]:
     ...
-def encoder_buffers(encoder: Encoder, width: int, height: int, n_images: int, flash_attn: bool, on_gpu: bool) -> EncoderBuffers:
+def encoder_buffers(encoder: Encoder, width: int, height: int, n_images: int, flash_attn: bool, on_gpu: bool, tile_columns: int = 0) -> EncoderBuffers:
     """
     What one pass of an encoder of images or sound computes in.
     """
@@ -2719,6 +2799,26 @@ def kv_bytes_per_cell(layer: LayerParameters, type_k: DataType, type_v: DataType
 def last_level_cache_bytes() -> int:
     """
     Bytes of the largest cache, as the operating system tells; 128 MiB where it does not.
+    """
+def lay_out(schedules: collections.abc.Sequence[Schedule], vram_bytes: collections.abc.Sequence[collections.abc.Sequence[int]]) -> list[list[DeviceLayout]]:
+    """
+    Lay out schedules as the executor does where kernels need no scratch, and allocate nothing.
+    
+    Parameters
+    ----------
+    schedules : list of Schedule
+    vram_bytes : list of list of int
+        What each may use of each GPU; one that needs more takes what it needs.
+    
+    Returns
+    -------
+    list of list of DeviceLayout
+        By schedule and GPU.
+    
+    Raises
+    ------
+    ValueError
+        As many limits as there are not schedules.
     """
 def layer_of(tensor_name: str) -> int:
     ...
@@ -2846,6 +2946,10 @@ def queue_costs(host_cpus: collections.abc.Sequence[int], device: HostDevice) ->
     """
 def reserved_pass(model: Model, context: ContextParameters, n_tokens: int) -> Pass:
     ...
+def resident_memory(model: Model, placement: Placement, context: ContextParameters) -> MemoryReport:
+    """
+    Weights and caches alone.
+    """
 def resolve_flash_attention(model: Model, placement: Placement, context: ContextParameters) -> ContextParameters:
     ...
 def search(strategy: str, model: Model, machine: Machine | None, context: ContextParameters, workload: Workload, budget: Budget, batch_size: int, exhaustively: bool = False) -> Found:

@@ -6,6 +6,10 @@ import re
 
 from pshard.errors import SettingError
 
+MIB, GIB = 1 << 20, 1 << 30
+# More than any memory has, and few enough to be summed.
+MAX_BYTES = 1 << 50
+
 _BINARY = {"": 30, "b": 0, "k": 10, "kib": 10, "m": 20, "mib": 20, "g": 30, "gib": 30, "t": 40, "tib": 40}
 _PREFIX = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 _PER_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6, "µs": 1e6, "μs": 1e6, "ns": 1e9}
@@ -18,13 +22,17 @@ def parse_bytes(text: str | float) -> int:
     Raises
     ------
     SettingError
-        None of these.
+        None of these, or more than `MAX_BYTES`.
     """
     found = re.fullmatch(_NUMBER + r"\s*([a-z]*)", str(text).strip().lower())
     if not found or found[2] not in _BINARY:
         msg = f"{text!r} is not a size; examples: 12G, 12GiB, 12288M, 11.5 (GiB where no unit is given)"
         raise SettingError(msg)
-    return round(float(found[1]) * (1 << _BINARY[found[2]]))
+    n_bytes = round(float(found[1]) * (1 << _BINARY[found[2]]))
+    if n_bytes > MAX_BYTES:
+        msg = f"{text!r} is more than any memory has; at most {MAX_BYTES >> 40}T"
+        raise SettingError(msg)
+    return n_bytes
 
 
 def parse_rate(text: str) -> float:

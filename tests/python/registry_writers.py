@@ -6,7 +6,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-import filelock  # noqa: F401  so that a hundred processes need not
+import filelock  # noqa: F401  so that the processes need not
 
 from pshard.registry.fingerprint import fingerprint
 from pshard.registry.format import Override, Settings, Tier, Variant
@@ -27,7 +27,7 @@ def _variant(budget_mib: int) -> Variant:
 
 
 def plan(path: Path, number: int) -> None:
-    """Write one of eighty variants: eight in each of ten sections."""
+    """Write one of many variants: eight in each section."""
     settings = replace(SETTINGS, n_ctx=number // 8)
     update(path, fingerprint(settings, 1000), settings, _variant(number + 1))
 

@@ -454,7 +454,7 @@ def test_random_vectors_are_what_their_names_ask_for(
 def test_a_filled_skeleton_is_its_seed(tmp_path: Path) -> None:
     from pshard.catalogue import skeleton
 
-    small = replace(header("qwen3-0.6b:Q4_K_M"), tensors=header("qwen3-0.6b:Q4_K_M").tensors[1:14])
+    small = replace(header("qwen3-0.6b:Q4_K_M"), tensors=header("qwen3-0.6b:Q4_K_M").tensors[2:13])
     calls: list[tuple[int, int]] = []
 
     def write(name: str, seed: int | None) -> np.ndarray:

@@ -44,11 +44,10 @@ def test_help_and_version_load_nothing_heavy(arguments: list[str]) -> None:
 
 
 def test_help_lists_every_command_with_a_sentence() -> None:
-    text = CliRunner().invoke(group, ["--help"], terminal_width=100).output
+    text = CliRunner().invoke(group, ["--help"], terminal_width=80).output
     listed = text.partition("Commands:\n")[2]
     assert [line.split()[0] for line in listed.splitlines() if line[2:3].isalpha()] == list(COMMANDS)
-    for name in COMMANDS:
-        assert group.get_command(click.Context(group), name).get_short_help_str()
+    assert "..." not in listed  # each sentence is there whole
 
 
 def test_help_shows_the_examples_line_by_line() -> None:
@@ -91,7 +90,7 @@ def test_people_get_lines_and_aligned_tables(capsys: pytest.CaptureFixture[str])
     speak(Output())
     captured = capsys.readouterr()
     assert captured.out.splitlines()[0] == "a line of any length " + "x" * 200
-    assert [line.rstrip() for line in captured.out.splitlines()[1:]] == [
+    assert captured.out.splitlines()[1:] == [
         "Models",
         "model      size",
         "───────────────",

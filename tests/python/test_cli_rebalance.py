@@ -140,9 +140,16 @@ def test_an_engine_corrects_a_plan_and_says_so(tmp_path: Path, capsys: pytest.Ca
         ([*HAND, "none.jsonl"], 1, "no latencies"),
         (["rebalance", "--layers", "gpu0", "m"], 2, "is not NAME=LAYERS"),
         (["rebalance", "--layers", "a=1,a=2", "m"], 2, "occurs twice"),
+        (["rebalance", "--layers", "a=999999999999,b=1", "m"], 2, "have at most 65536"),
         (["rebalance", "none.json", "m"], 1, "none.json: cannot be read (No such file or directory)"),
         ([*HAND, "m", "--min-gain", "-1"], 2, "min_gain"),
+        ([*HAND, "m", "--min-gain", "nan"], 2, "min_gain"),
+        ([*HAND, "m", "--window", "9223372036854775808"], 2, "window=9223372036854775808 must be"),
+        ([*HAND, "m", "--warm-up", "9223372036854775808"], 2, "warm_up"),
+        ([*HAND, "m", "--false-alarms-per-window", "1e-320"], 2, "false_alarms_per_window"),
+        ([*HAND, "m", "--flags", ""], 2, "'--flags': a file has a name"),
         ([*HAND, "m", "--layer-bytes", "much"], 2, "is not a size"),
+        ([*HAND, "m", "--layer-bytes", "999999999999999T"], 2, "more than any memory has"),
         ([*HAND, "m", "--link", "12"], 2, "is not a rate"),
         ([*HAND, "m", "--link", "0GB/s"], 2, "moves nothing"),
         ([*HAND, "m", "--apply"], 2, "name one (--flags FILE)"),
@@ -167,7 +174,10 @@ def test_what_cannot_be_done_says_why(
     assert captured.out == ""
 
 
-@pytest.mark.parametrize(("text", "message"), [("{}", "neither a map"), ("[1]", "neither a map"), ("{", "not JSON")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{}", "neither a map"), ("[1]", "neither a map"), ("{", "not JSON"), ("[" * 100_000, "not JSON")],
+)
 def test_documents_that_are_none_are_refused(
     text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -179,7 +189,8 @@ def test_documents_that_are_none_are_refused(
 
 def test_a_map_needs_its_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "map.json"
-    path.write_text('{"map": {}}')
+    assert main(["map", "llama-3.1-8b:Q4_K_M", *DEVICES, "--json"]) == 0
+    path.write_text(capsys.readouterr().out)
     assert main(["rebalance", str(path), "m"]) == 2
     assert "-m is missing" in capsys.readouterr().err
 
@@ -191,7 +202,7 @@ def test_documents_that_lack_something_say_which_file(
     path = tmp_path / "map.json"
     path.write_text(text)
     assert main(["rebalance", str(path), "m", "-m", "llama-3.1-8b:Q4_K_M", *DEVICES]) == 1
-    assert f"{path}: lacks something" in capsys.readouterr().err
+    assert f"{path}: not as pshard writes it" in capsys.readouterr().err
 
 
 def test_a_plan_is_corrected_by_what_its_gpu_and_cpu_took(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -229,7 +240,7 @@ def test_a_shard_document_names_devices_and_ranges(tmp_path: Path, capsys: pytes
     assert "layers in common" in capsys.readouterr().err
     path.write_text('{"shards": [{"device": "gpu0"}]}')
     assert main(["rebalance", str(path), str(metrics)]) == 1
-    assert "lacks `device` or `layer_range`" in capsys.readouterr().err
+    assert "missing required field `layer_range` - at `$.shards[0]`" in capsys.readouterr().err
 
 
 def test_a_shard_document_with_llama_cpps_names_gives_devices_too(
@@ -339,9 +350,9 @@ def test_the_registry_of_a_plan_is_replaced_and_restored(tmp_path: Path, capsys:
     assert json_of(capsys)["written"] == [str(path), str(registry)]
     assert registry.read_bytes() != before
     assert main(["show", str(registry)]) == 0
-    # a map beside the same model: what a plan replaced is not its to take back
-    other = tmp_path / "map.json"
-    other.write_text('{"map": {}}')
+    # another plan beside the same model: what a plan replaced is not its to take back
+    other = tmp_path / "other.json"
+    other.write_text(path.read_text())
     after = registry.read_bytes()
     assert main(["rebalance", str(other), "--undo", "-m", str(model)]) == 1
     assert "nothing to undo" in capsys.readouterr().err

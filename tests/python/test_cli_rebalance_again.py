@@ -262,7 +262,7 @@ def test_a_plan_that_was_applied_is_what_the_next_call_goes_by(
     assert decision["factors"]["host"]["factor"] == pytest.approx(1.0, rel=0.02)
     path.write_text(json.dumps(applied | {"corrections": {"gpu": 3}}))
     assert main(arguments) == 1
-    assert "corrections are not what --apply writes" in capsys.readouterr().err
+    assert "got `int` - at `$.corrections[...]`" in capsys.readouterr().err
 
 
 def test_a_watch_follows_a_map_that_somebody_else_replaces(

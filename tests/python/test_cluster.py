@@ -29,7 +29,7 @@ CLUSTER = Cluster(
         device("a1"),
         device("b0", "beta", kind="amd"),
         device("c0", "gamma", kind="apple", unified_memory=True),
-        device("broken", available=False, unavailable_reason="no driver"),
+        device("broken", unavailable_reason="no driver"),
     ),
     links=(
         link("nvlink", "a0", "a1", rate=80e9),

@@ -121,6 +121,8 @@ def test_a_gpu_without_a_driver_is_listed(machine: Machine) -> None:
         ("NVIDIA1", "GeForce RTX 4090", False, "no nvidia-smi"),
     ]
     assert nvidia.probe(empty(machine)).reasons == ("no NVIDIA device on the PCI bus",)
+    machine.tool("nvidia-smi", else_="")
+    assert nvidia.probe(machine.system()).devices[1].unavailable_reason == "nvidia-smi lists no GPU"
 
 
 def empty(machine: Machine) -> System:

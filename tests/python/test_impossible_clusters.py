@@ -62,12 +62,28 @@ def test_what_a_device_lacks_is_told_once(capsys: pytest.CaptureFixture[str]) ->
         ["--devices", "a lot"],
         ["--devices", "24G", "--max-seq-len", "0"],
         ["--devices", "24G", "-ctk", "q9"],
+        ["--devices", "999999999999999T"],
+        ["--devices", "24G", "--cluster", ""],
         ["--ram", "64G"],
     ],
 )
 def test_usage_errors(command: str, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "qwen3-0.6b:Q8_0", *arguments]) == 2
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("devices", "ram", "code", "message"),
+    [("none", "64G", 0, ""), ("none", "1G", 3, "does not fit"), ("1M,1M", "64G", 0, ""), ("1M,1M", "1G", 3, "CUDA0")],
+)
+@pytest.mark.parametrize("command", ["map", "shard"])
+def test_no_gpu_and_gpus_of_no_use_leave_the_cpu(
+    command: str, devices: str, ram: str, code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, "qwen3-0.6b:Q8_0", "--devices", devices, "--ram", ram]) == code
+    shown = capsys.readouterr()
+    assert message in shown.err
+    assert ("CPU" in shown.out) == (code == 0)
 
 
 def test_a_shard_needs_a_model_or_parameters() -> None:
@@ -84,9 +100,7 @@ def test_parameters_alone_are_enough(capsys: pytest.CaptureFixture[str]) -> None
 
 @pytest.fixture
 def nothing_available(monkeypatch: pytest.MonkeyPatch) -> None:
-    cpu = Device(
-        name="c", kind="cpu", host="h", memory_total_bytes=1 << 34, available=False, unavailable_reason="it is busy"
-    )
+    cpu = Device(name="c", kind="cpu", host="h", memory_total_bytes=1 << 34, unavailable_reason="it is busy")
     empty = Cluster(hosts=(Host(name="h"),), devices=(cpu,))
     for command in ("map", "shard"):
         monkeypatch.setattr(f"pshard.cli.{command}.read_devices", lambda *_: empty)

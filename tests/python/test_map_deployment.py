@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -15,6 +17,7 @@ from pshard.errors import SettingError
 from pshard.mapping.device_map import DeviceMap
 from pshard.mapping.types import Load, MapParameters
 from pshard.rebalance.balancer import LoadBalancer
+from pshard.rebalance.deployed_document import MapDocument
 from pshard.rebalance.map_deployment import MapDeployment
 from pshard.rebalance.worth import pass_seconds
 
@@ -34,8 +37,12 @@ def mapped(load: Load) -> DeviceMap:
     return map_model(model(), cluster(), goal="decode", load=load)
 
 
+def as_read(found: DeviceMap) -> MapDocument:
+    return msgspec.convert(json.loads(json.dumps(found.to_dict())), MapDocument)
+
+
 def deployment_of(load: Load) -> MapDeployment:
-    return MapDeployment(mapped(load).to_dict(), model(), cluster())
+    return MapDeployment(as_read(mapped(load)), model(), cluster())
 
 
 @pytest.mark.parametrize("load", ["stream", "pipelined"])
@@ -62,7 +69,7 @@ def test_a_machine_as_predicted_keeps_its_map(load: Load) -> None:
 @pytest.mark.parametrize("settings", [{"flash_attn": "off"}, {"allow_swap": True}, {"flash_attn": "on"}])
 def test_a_map_is_solved_again_with_its_own_settings(settings: dict[str, Any]) -> None:
     asked = map_model(model(), cluster(), parameters=MapParameters(**settings), goal="decode", load="pipelined")
-    again = MapDeployment(json.loads(json.dumps(asked.to_dict())), model(), cluster()).rebalanced("decode", np.ones(3))
+    again = MapDeployment(as_read(asked), model(), cluster()).rebalanced("decode", np.ones(3))
     assert again.parameters == asked.parameters
     assert [d.compute_bytes for d in again.layers.devices] == [d.compute_bytes for d in asked.layers.devices]
     assert [d.capacity_bytes for d in again.layers.devices] == [d.capacity_bytes for d in asked.layers.devices]
@@ -118,8 +125,15 @@ def test_a_balancer_on_a_map_proposes_the_same() -> None:
 
 
 def test_other_models_and_devices_are_refused() -> None:
-    document = mapped("stream").to_dict()
+    document = as_read(mapped("stream"))
     with pytest.raises(SettingError, match="give the model and the devices of the map"):
         MapDeployment(document, read_model("llama-3.3-70b:Q4_K_M"), cluster())
     with pytest.raises(SettingError, match="give the model and the devices of the map"):
         MapDeployment(document, model(), parse_devices("rtx-3060-12g", ram="32G"))
+
+
+def test_parameters_that_no_map_has_are_refused() -> None:
+    document = as_read(mapped("stream"))
+    for parameters in (replace(document.parameters, n_ubatch=0), replace(document.parameters, max_seq_len=1 << 40)):
+        with pytest.raises(SettingError, match="a whole number from 1 to"):
+            MapDeployment(msgspec.structs.replace(document, parameters=parameters), model(), cluster())

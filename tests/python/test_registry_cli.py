@@ -10,6 +10,7 @@ import pytest
 import registry_cases as cases
 
 from pshard.cli import main
+from pshard.registry.format import Registry, Section, render
 
 NAME = "qwen3-30b-a3b-q4km_8000_8192_auto"
 
@@ -54,9 +55,9 @@ def test_what_a_tier_pins(registry: Path, capsys: pytest.CaptureFixture[str]) ->
     assert main(["show", str(registry)]) == 0
     lines = capsys.readouterr().out.splitlines()
     rows = {line.split()[0]: line for line in lines if "_ATTN" in line or "_LAYER" in line}
-    assert rows["1"].rstrip().endswith("0-17 pinned; 18-47 attention pinned, FFN CPU; head pinned")
-    assert rows["1024"].rstrip().endswith("0-17 pinned; 18-47 lanes 1 and 2; head CPU")
-    assert rows["8192"].rstrip().endswith("0-12 pinned; 13-47 attention pinned, FFN lane 1; head CPU")
+    assert rows["1"].endswith("0-17 pinned; 18-47 attention pinned, FFN CPU; head pinned")
+    assert rows["1024"].endswith("0-17 pinned; 18-47 lanes 1 and 2; head CPU")
+    assert rows["8192"].endswith("0-12 pinned; 13-47 attention pinned, FFN lane 1; head CPU")
 
 
 def test_a_boundary_layer_is_shown_as_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -106,6 +107,18 @@ def test_tier_follows_the_runtimes_rules(registry: Path, capsys: pytest.CaptureF
     assert "stock llama.cpp" in capsys.readouterr().err
     assert main(["tier", str(registry), "--n-tokens", "100", "--fingerprint", "0x1"]) == 1
     assert main(["tier", str(registry), "--n-tokens", "0"]) == 2
+
+
+def test_a_cache_for_no_tokens_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tier = cases.tier(0, 0)
+    section = Section(fingerprint=7, settings=cases.SETTINGS, variants=(cases.variant(200, 0, tier),))
+    path = tmp_path / "registry"
+    path.write_bytes(render(Registry((section,))))
+    model = ["--model", "qwen3-0.6b:Q8_0", "--machine", "rtx-3060-12g"]
+    assert main(["tier", str(path), "--n-tokens", "1", *model]) == 2
+    assert "holds none" in capsys.readouterr().err
+    assert main(["check", str(path), "qwen3-0.6b:Q8_0"]) == 1
+    assert "serves no batch" in capsys.readouterr().out
 
 
 def test_tier_prices_the_change_to_decode(registry: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,6 +46,7 @@ def test_faults_of_a_tier(fields: dict[str, object], kind: str) -> None:
 def test_faults_of_a_variant() -> None:
     assert kinds(cases.tier(0, 16), cases.tier(1, 1)) >= {"tier_order"}
     assert kinds(cases.tier(), cases.tier()) >= {"tier_twice"}
+    assert kinds(cases.tier(0, 0), cases.tier(1, 512)) >= {"tier_empty"}
     assert kinds(cases.tier(), cases.tier(1, 512), cache_ubatch=16) >= {"tier_dropped"}
     twice = Section(fingerprint=7, settings=cases.SETTINGS, variants=(cases.variant(), cases.variant()))
     assert {f.kind for f in find_faults(Registry((twice, twice)))} == {"variant_twice", "section_twice"}

@@ -239,7 +239,7 @@ NETWORKS = st.sampled_from(["1g", "100g"])
     hosts=st.lists(st.lists(st.sampled_from(BOX), min_size=1, max_size=3), min_size=2, max_size=3),
     more=st.sampled_from(BOX), at=st.integers(0, 2), network=NETWORKS,
 )  # fmt: skip
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_one_more_device_on_some_host_is_never_slower_for_one_user(
     hosts: list[list[str]], more: str, at: int, network: str
 ) -> None:
@@ -251,7 +251,7 @@ def test_one_more_device_on_some_host_is_never_slower_for_one_user(
     hosts=st.lists(st.lists(st.sampled_from(BOX), min_size=1, max_size=2), min_size=2, max_size=2),
     more=st.sampled_from(BOX), at=st.integers(0, 1), network=NETWORKS,
 )  # fmt: skip
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 def test_one_more_device_on_some_host_is_never_slower_for_several(
     hosts: list[list[str]], more: str, at: int, network: str
 ) -> None:
@@ -405,7 +405,7 @@ def test_no_device_gives_the_empty_plan(tmp_path: Path, capsys: pytest.CaptureFi
     from pshard.cli import main
 
     here = accelerators("nvidia", chips=1, n=1, gib=24)
-    gone = tuple(replace(d, available=False, unavailable_reason="it is busy") for d in here.devices)
+    gone = tuple(replace(d, unavailable_reason="it is busy") for d in here.devices)
     document = plan_sharding(read_model("qwen3-0.6b:Q8_0"), replace(here, devices=gone)).to_dict()
     assert document["shards"] == []
     assert document["strategy"] == {"kind": "data_parallel", "num_replicas": 0}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
+from pshard.cli._options import FILE
 
 if TYPE_CHECKING:
     from pshard.cli._output import Output
@@ -22,7 +25,7 @@ def with_cluster(command: Callable[..., None]) -> Callable[..., None]:
             "machine's]",
         ),
         click.option(
-            "--cluster", "cluster_file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+            "--cluster", "cluster_file", type=FILE, metavar="FILE",
             help="Hosts, devices and links: a cluster.toml (docs/devices.md).",
         ),
         click.option("--ram", metavar="SIZE[@GB/s]", help="Memory of the host of --devices, like 64G@90GB/s."),
@@ -56,8 +59,8 @@ def read_devices(out: Output, device_list: str | None, cluster_file: Path | None
 
 def parse_image_shape(context: click.Context, parameter: click.Parameter, text: str) -> tuple[int, int]:
     """Read ``1024x768``: height and width in pixels."""
-    height, _, width = text.lower().partition("x")
-    if not (height.isdigit() and width.isdigit() and int(height) and int(width)):
+    found = re.fullmatch(r"0*([1-9][0-9]{0,8})x0*([1-9][0-9]{0,8})", text.lower())
+    if found is None:
         message = f"{text!r} is not HEIGHTxWIDTH in pixels, like 1024x1024."
         raise click.BadParameter(message)
-    return int(height), int(width)
+    return int(found[1]), int(found[2])

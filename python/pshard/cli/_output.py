@@ -60,7 +60,11 @@ class Output:
             table.add_row(*map(Text, row))
         if title is not None:
             self.line(title)
-        _console().print(table)
+        console = _console()
+        with console.capture() as printed:
+            console.print(table)
+        for line in printed.get().splitlines():
+            self.line(line.rstrip())
 
     def json(self, document: object) -> None:
         """Print the whole result as one JSON document: dicts, lists, scalars or msgspec structs; NaN becomes null."""

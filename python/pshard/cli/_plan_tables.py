@@ -9,10 +9,10 @@ import textwrap
 from typing import Any
 
 from pshard.cli._output import Output, format_bytes
+from pshard.quantities import GIB
 
 Document = dict[str, Any]
 
-GIB = 1 << 30
 # Batches up to this generate or verify; larger ones are prompts, of which people want the seconds.
 LARGEST_DECODE_BATCH = 511
 # Closer than this is called a tie.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,29 +11,13 @@ import click
 from pshard.cli._cluster import read_devices
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
     from pshard.cli._output import Output
     from pshard.cluster.cluster import Cluster
     from pshard.model.model import Model
     from pshard.planning.planner import Plan
     from pshard.rebalance.balancer import RebalanceConfig
-    from pshard.rebalance.corrections import Factors
-    from pshard.rebalance.deployed_document import DeployedDocument, Pipeline
-    from pshard.rebalance.plan_balancer import Part
+    from pshard.rebalance.deployed_document import DeployedDocument, Pipeline, PlanDocument
     from pshard.rebalance.targets import FlagsFile, Target
-
-PLAN_SETTINGS = (
-    "n_ctx",
-    "n_seq_max",
-    "flash_attn",
-    "type_k",
-    "type_v",
-    "prompt_tokens",
-    "generate_tokens",
-    "n_draft",
-    "strategy",
-)
 
 
 def read_target(
@@ -56,21 +40,27 @@ def read_target(
     **machine: str | None,
 ) -> Target:
     from pshard.model.model import read_model
-    from pshard.rebalance.deployed_document import DeployedDocument, parse_layers, pipeline_of
+    from pshard.rebalance.deployed_document import (
+        PlanDocument,
+        ShardDocument,
+        parse_layers,
+        pipeline_of,
+        read_document,
+    )
     from pshard.rebalance.sources import is_engine
     from pshard.rebalance.targets import FlagsFile, MapTarget, PipelineTarget
 
-    document = None if current is None else DeployedDocument(current)
-    fields = {} if document is None else document.fields
-    if is_engine(metrics) and "tiers" not in fields:
+    document = None if current is None else read_document(current)
+    fields = None if document is None else document.fields
+    if is_engine(metrics) and not isinstance(fields, PlanDocument):
         message = (
             f"{metrics} tells of an engine as a whole, not of shards, so it cannot say which of them is slow. Give a "
             "plan (`pshard plan --json`) to correct its machine with, or per-shard latencies (JSON lines)."
         )
         raise click.UsageError(message)
     flags = FlagsFile(flags_file)
-    if document is None or "shards" in fields:
-        pipeline = parse_layers(layers or "") if document is None else pipeline_of(fields, document.path)
+    if fields is None or isinstance(fields, ShardDocument):
+        pipeline = parse_layers(layers or "") if fields is None else pipeline_of(fields, current)
         model = None if model_name is None else read_model(model_name)
         has_cluster = device_list is not None or cluster_file is not None
         cluster = read_devices(out, device_list, cluster_file, ram) if has_cluster else None
@@ -86,24 +76,20 @@ def read_target(
     if model_name is None:
         message = "-m is missing: layers of a map or plan are moved by their sizes, which the model's file tells."
         raise click.UsageError(message)
+    assert document is not None
     model = read_model(model_name)
-    with _complete(document.path):
-        if "map" not in fields:
-            return _plan_target(out, document, model, metrics, config, flags, registry, ram=ram, **machine)
-        from pshard.rebalance.map_deployment import MapDeployment
+    if isinstance(fields, PlanDocument):
+        return _plan_target(out, document, fields, model, metrics, config, flags, registry, ram=ram, **machine)
+    from pshard.memory.projector import read_projector
+    from pshard.rebalance.map_deployment import MapDeployment
 
-        projector = None
-        if mmproj is not None:
-            from pshard.memory.projector import read_projector
-
-            projector = read_projector(mmproj)
-        cluster = read_devices(out, device_list, cluster_file, ram)
-        return MapTarget(
-            document,
-            lambda fields: MapDeployment(fields, model, cluster, projector=projector),
-            config,
-            flags,
-        )
+    mapped = partial(
+        MapDeployment,
+        model=model,
+        cluster=read_devices(out, device_list, cluster_file, ram),
+        projector=None if mmproj is None else read_projector(mmproj),
+    )
+    return MapTarget(document, mapped, config, flags)
 
 
 def _moving(
@@ -124,21 +110,10 @@ def _moving(
     return known
 
 
-@contextmanager
-def _complete(path: Path) -> Iterator[None]:
-    """Say of a document that lacks something which file it is."""
-    from pshard.errors import DocumentError
-
-    try:
-        yield
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
-        message = f"{path}: lacks something ({error}); give what `pshard map --json` or `pshard plan --json` wrote."
-        raise DocumentError(message) from error
-
-
 def _plan_target(
     out: Output,
     document: DeployedDocument,
+    fields: PlanDocument,
     model: Model,
     metrics: str,
     config: RebalanceConfig,
@@ -146,39 +121,40 @@ def _plan_target(
     registry: Path | None,
     **machine: Any,
 ) -> Target:
+    import msgspec
+
     from pshard.machine.machine import load_machine
     from pshard.planning.planner import DEFAULT_N_BATCH, plan
     from pshard.rebalance.plan_balancer import ENGINE, PlanBalancer, corrected
     from pshard.rebalance.sources import is_engine, shard_names
-    from pshard.rebalance.targets import PlanTarget, corrections_of
+    from pshard.rebalance.targets import PlanTarget
     from pshard.registry import registry_path
 
     profiled = load_machine(machine.pop("machine"), **machine)
 
-    def planned(fields: Mapping[str, Any]) -> tuple[Plan, dict[Part, Factors]]:
+    def planned(given: PlanDocument) -> Plan:
         """Plan again what was planned, for the machine as it was corrected then."""
-        corrections = corrections_of(fields)
-        workload, n_threads = fields["workload"], fields["machine"]["n_threads"]
+        settings = msgspec.structs.asdict(given.workload)
+        if given.workload.n_batch == DEFAULT_N_BATCH:
+            settings["n_batch"] = None  # it was left open
         made = plan(
             model,
-            corrected(profiled, corrections, n_threads),
-            vram_bytes=fields["budget_bytes"],
-            n_threads=n_threads,
-            n_batch=None if workload["n_batch"] == DEFAULT_N_BATCH else workload["n_batch"],
-            tier_max=fields["tiers"][-1]["batch_size"],
-            **{name: workload[name] for name in PLAN_SETTINGS},
+            corrected(profiled, given.corrections, given.machine.n_threads),
+            vram_bytes=given.budget_bytes,
+            n_threads=given.machine.n_threads,
+            tier_max=given.tiers[-1].batch_size,
+            **settings,
         )
-        if made.to_dict()["llama_cpp"] != fields["llama_cpp"]:
+        if made.to_dict()["llama_cpp"] != given.llama_cpp:
             out.warn(
                 f"{document.path} was planned for another machine or with other settings; it is compared with what "
                 "these give."
             )
-        return made, corrections
+        return made
 
     shards = [ENGINE] if is_engine(metrics) else shard_names(metrics) or ["gpu0", "host"]
     parts = model.header.parts
     if registry is None and parts and registry_path(parts[0]).exists():
         registry = registry_path(parts[0])
-    made, corrections = planned(document.fields)
-    balancer = PlanBalancer(made, shards, profiled=profiled, corrections=corrections, config=config)
+    balancer = PlanBalancer(planned(fields), shards, profiled=profiled, corrections=fields.corrections, config=config)
     return PlanTarget(document, planned, balancer, registry, flags)

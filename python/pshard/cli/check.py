@@ -14,11 +14,12 @@ from pshard.cli._output import Output, with_output
 @click.argument("model")
 @with_output
 def command(out: Output, /, *, registry: Path, model: str) -> None:
-    """Check every plan of a REGISTRY against a MODEL, tensor by tensor.
+    """Check every plan of a REGISTRY against a MODEL.
 
-    REGISTRY is a file, or the model that it lies beside. Exit code 1 means that the runtime would trip over something.
+    REGISTRY is a file, or the model that it lies beside; every tensor of MODEL is checked. Exit code 1 means that the
+    runtime would trip over something.
     """
-    from pshard.cli.show import fault_document, print_faults
+    from pshard.cli.show import print_faults
     from pshard.model.model import read_model
     from pshard.registry import find_registry
     from pshard.registry.errors import RegistryError
@@ -34,7 +35,7 @@ def command(out: Output, /, *, registry: Path, model: str) -> None:
             "path": str(path),
             "model": model,
             "is_sound": n_faults == 0,
-            "faults": [fault_document(fault) for fault in faults],
+            "faults": faults,
         }
     )
     print_faults(out, faults)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pshard.cli._options import FILE
 from pshard.cli._output import Output, format_bytes, with_output
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.command("devices")
 @click.option(
-    "--cluster", "cluster_file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+    "--cluster", "cluster_file", type=FILE, metavar="FILE",
     help="Check and show a cluster.toml, instead of looking at this machine.",
 )  # fmt: skip
 @click.option(
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 @click.option("--no-exec", is_flag=True, help="Run no tool: only files and libraries are asked.")
 @click.option("--toml", "as_toml", is_flag=True, help="Print a cluster.toml of what was found, to edit.")
 @click.option(
-    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+    "-o", "--output", type=FILE, metavar="FILE",
     help="Write that cluster.toml to a file.",
 )  # fmt: skip
 @with_output
@@ -81,7 +82,9 @@ def _document(cluster: Cluster, detection: Detection | None) -> dict[str, Any]:
     from msgspec import to_builtins
 
     hosts = [to_builtins(host) for host in cluster.hosts]
-    devices = [{**to_builtins(device), "family": device.family} for device in cluster.devices]
+    devices = [
+        {**to_builtins(device), "family": device.family, "available": device.available} for device in cluster.devices
+    ]
     document = {"schema_version": 1, "hosts": hosts, "devices": devices, "links": to_builtins(cluster.links)}
     if detection is not None:
         looked_for = [{"kind": kind, "reasons": list(reasons)} for kind, reasons in detection.looked_for.items()]

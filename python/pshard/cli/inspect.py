@@ -21,7 +21,7 @@ KV_TOKENS = 1024
 @click.option("-ctv", "--cache-type-v", "type_v", default="f16", show_default=True, help="Type of the V cache.")
 @with_output
 def command(out: Output, model: str, type_k: str, type_v: str) -> None:
-    """Show what is in MODEL: layers, tensor groups, bytes by type, KV cache.
+    """Show the layers, tensor groups, bytes by type and KV of MODEL.
 
     MODEL is the path of a GGUF, or a name that `pshard models` lists.
     """

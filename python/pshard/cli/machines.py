@@ -10,10 +10,10 @@ from pshard.cli._output import Output, with_output
 @click.command("machines")
 @with_output
 def command(out: Output) -> None:
-    """List the built-in reference machines, from published specifications.
+    """List the built-in reference machines.
 
     A GPU's name alone means that GPU in its default host; --gpu, --cpu, --ram and --pcie put together any other, like
-    `--gpu rtx-3060-12g --ram 64G@51GB/s --pcie 3x8`. The sources of all figures are in --json.
+    `--gpu rtx-3060-12g --ram 64G@51GB/s --pcie 3x8`. Figures are published specifications; --json has their sources.
     """
     from msgspec import to_builtins
 

@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pshard.cli._cluster import parse_image_shape, read_devices, with_cluster
+from pshard.cli._options import COUNT, with_cache_types
 from pshard.cli._output import Output, format_bytes, with_output
-from pshard.launch.line import CACHE_TYPES
 
 if TYPE_CHECKING:
     from pshard.mapping.types import DeviceMap, Goal, LayerMap, Load
-
-COUNT = click.IntRange(1, (1 << 31) - 1)
 
 
 @click.command("map")
@@ -38,14 +36,7 @@ COUNT = click.IntRange(1, (1 << 31) - 1)
 @click.option("--max-num-images", type=COUNT, default=1, show_default=True, metavar="N", help="Images of one request.")
 @click.option("-ub", "--ubatch-size", "n_ubatch", type=COUNT, default=512, show_default=True, metavar="N",
               help="Tokens of a micro-batch.")  # fmt: skip
-@click.option(
-    "-ctk", "--cache-type-k", "type_k", type=click.Choice(CACHE_TYPES, case_sensitive=False), default="f16",
-    show_default=True, metavar="TYPE", help="Type of the K cache.",
-)  # fmt: skip
-@click.option(
-    "-ctv", "--cache-type-v", "type_v", type=click.Choice(CACHE_TYPES, case_sensitive=False), default="f16",
-    show_default=True, metavar="TYPE", help="Type of the V cache.",
-)  # fmt: skip
+@with_cache_types
 @click.option(
     "-fa", "--flash-attn", "flash_attn", type=click.Choice(["on", "off", "auto"]), default="auto", show_default=True,
     help="Flash attention.",

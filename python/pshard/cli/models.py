@@ -10,7 +10,7 @@ from pshard.cli._output import Output, with_output
 @click.command("models")
 @with_output
 def command(out: Output) -> None:
-    """List the built-in catalogue: published models that need no download.
+    """List the built-in catalogue: models that need no download.
 
     Sizes are those of the published files, in GiB. A name is MODEL:QUANTISATION, such as llama-3.3-70b:Q4_K_M; without
     the quantisation it means Q4_K_M, or the only one there is.

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pshard.cli._launch import MIB, size_option
+from pshard.cli._options import FILE, read_size, with_cache_types
 from pshard.cli._output import Output, with_output
-from pshard.launch.line import CACHE_TYPES
+from pshard.quantities import MIB
 
 if TYPE_CHECKING:
     from pshard.machine.machine import Machine
@@ -68,20 +68,13 @@ def refused(command: Callable[..., None]) -> Callable[..., None]:
     "-fa", "--flash-attn", "flash_attn", type=click.Choice(["on", "off", "auto"]), default="on", show_default=True,
     help="Flash attention; auto is planned as on.",
 )  # fmt: skip
-@click.option(
-    "-ctk", "--cache-type-k", "type_k", type=click.Choice(CACHE_TYPES, case_sensitive=False), default="f16",
-    show_default=True, metavar="TYPE", help="Type of the K cache.",
-)  # fmt: skip
-@click.option(
-    "-ctv", "--cache-type-v", "type_v", type=click.Choice(CACHE_TYPES, case_sensitive=False), default="f16",
-    show_default=True, metavar="TYPE", help="Type of the V cache.",
-)  # fmt: skip
+@with_cache_types
 @click.option(
     "-t", "--threads", "n_threads", type=click.IntRange(1), metavar="N",
     help="CPU threads.  [default: one per physical core]",
 )  # fmt: skip
 @click.option(
-    "--vram", "vram_bytes", callback=size_option, metavar="SIZE",
+    "--vram", "vram_bytes", callback=read_size, metavar="SIZE",
     help="VRAM to use: 12G (GiB), 12288M; 0 plans for the CPU alone.  [default: what is free less --fit-target]",
 )  # fmt: skip
 @click.option(
@@ -121,7 +114,7 @@ def refused(command: Callable[..., None]) -> Callable[..., None]:
     help="Only this strategy, by its name in the pull request.",
 )  # fmt: skip
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), metavar="FILE",
+    "-o", "--output", type=FILE, metavar="FILE",
     help="Registry to write.  [default: beside the model; a catalogue model has none]",
 )  # fmt: skip
 @click.option("--no-registry", is_flag=True, help="Write no registry.")
@@ -148,7 +141,7 @@ def command(
     no_registry: bool,
     **settings: Any,
 ) -> None:
-    """Plan where every byte of MODEL lives, and say how fast it will be.
+    """Plan where every byte of MODEL lives, and how fast it will be.
 
     MODEL is the path of a GGUF, or a name that `pshard models` lists. Without --machine and --gpu, this machine is
     planned for. Exit code 3 means that nothing fits. The plan of a file is written to the registry beside it, which the

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pshard.cli._cluster import with_cluster
-from pshard.cli._launch import rate_option, size_option
+from pshard.cli._options import FILE, read_rate, read_size
 from pshard.cli._output import Output, with_output
 
 if TYPE_CHECKING:
@@ -65,9 +65,9 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--pcie", metavar="GENxLANES", help="The GPU's slot, as `pshard plan` takes it.")
 @click.option("--cpu", metavar="CORES|HOST", help="The CPU of a plan, as `pshard plan` takes it.")
 @click.option("--one-stream", is_flag=True, help="Layers by hand: least sum of all shards, not least slowest one.")
-@click.option("--layer-bytes", callback=size_option, metavar="SIZE",
+@click.option("--layer-bytes", callback=read_size, metavar="SIZE",
               help="Layers by hand: weights of each, 220M.  [default: those of -m]")  # fmt: skip
-@click.option("--link", "link_rate", callback=rate_option, metavar="RATE",
+@click.option("--link", "link_rate", callback=read_rate, metavar="RATE",
               help="Layers by hand: at which they move, 12GB/s.  [default: of --cluster or --devices]")  # fmt: skip
 @click.option("--watch", is_flag=True, help="Go on until interrupted: follow a growing file, poll an engine.")
 @click.option("--interval", type=click.FloatRange(0.01), default=5.0, show_default=True, metavar="S",
@@ -76,13 +76,13 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
     "--apply", "applies", is_flag=True, help="Write a proposal: map, plan, registry, flags. The former is kept."
 )
 @click.option("--undo", is_flag=True, help="Take back what --apply wrote last; twice is as before.")
-@click.option("--flags", "flags_file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+@click.option("--flags", "flags_file", type=FILE, metavar="FILE",
               help="File of engine flags that --apply writes.")  # fmt: skip
-@click.option("--registry", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+@click.option("--registry", type=FILE, metavar="FILE",
               help="Registry of a plan that --apply writes.  [default: beside the model]")  # fmt: skip
-@click.option("--history", "history_file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+@click.option("--history", "history_file", type=FILE, metavar="FILE",
               help="What is remembered between calls.  [default: with --apply, beside what it writes]")  # fmt: skip
-@click.option("--audit", "audit_file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+@click.option("--audit", "audit_file", type=FILE, metavar="FILE",
               help="Append every decision with its reasons: JSON lines.")  # fmt: skip
 @with_settings
 @with_output
@@ -104,7 +104,7 @@ def command(
     settings: dict[str, Any],
     **deployed: Any,
 ) -> None:
-    """Move layers to where they are faster, by latencies measured while serving.
+    """Move layers to where latencies measured while serving are less.
 
     \b
     pshard rebalance map.json metrics.jsonl -m model.gguf --cluster cluster.toml
@@ -149,10 +149,12 @@ def command(
 
 def _first_written(current: str | None, flags_file: Path | None) -> Path:
     """Return the first file that --apply wrote, beside which it keeps what there was."""
-    from pshard.rebalance.deployed_document import DeployedDocument
+    from pshard.rebalance.deployed_document import ShardDocument, read_document
     from pshard.rebalance.kept_file import former_path
 
-    if current is not None and (former_path(current).exists() or "shards" not in DeployedDocument(current).fields):
+    if current is not None and (
+        former_path(current).exists() or not isinstance(read_document(current).fields, ShardDocument)
+    ):
         return Path(current)
     if flags_file is None:
         message = "of layers by hand --apply writes the flags alone; name their file (--flags FILE)."

@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pshard.cli._cluster import read_devices, with_cluster
+from pshard.cli._options import COUNT, with_cache_types
 from pshard.cli._output import Output, format_bytes, with_output
 from pshard.errors import EngineError, NoFeasiblePlanError
-from pshard.launch.line import CACHE_TYPES
 
 if TYPE_CHECKING:
     from pshard.sharding.engine_launch import Launch
     from pshard.sharding.types import Priced, ShardingPlan
-
-COUNT = click.IntRange(1, (1 << 31) - 1)
 
 
 @click.command("shard")
@@ -35,14 +33,7 @@ COUNT = click.IntRange(1, (1 << 31) - 1)
 )  # fmt: skip
 @click.option("-ub", "--ubatch-size", "n_ubatch", type=COUNT, default=512, show_default=True, metavar="N",
               help="Tokens of a prompt's micro-batch.")  # fmt: skip
-@click.option(
-    "-ctk", "--cache-type-k", "type_k", type=click.Choice(CACHE_TYPES, case_sensitive=False), default="f16",
-    show_default=True, metavar="TYPE", help="Type of the K cache.",
-)  # fmt: skip
-@click.option(
-    "-ctv", "--cache-type-v", "type_v", type=click.Choice(CACHE_TYPES, case_sensitive=False), default="f16",
-    show_default=True, metavar="TYPE", help="Type of the V cache.",
-)  # fmt: skip
+@with_cache_types
 @click.option("--emit", type=click.Choice(["llama-rpc", "vllm"]), help="Also print the lines to launch an engine with.")
 @with_output
 def command(
@@ -58,14 +49,15 @@ def command(
     emit: str | None,
     **parameters: Any,
 ) -> None:
-    """Shard a model: pipeline, tensor and data parallel, priced, and the best of them.
+    """Shard a model over devices: every strategy, and the best.
 
     \b
     pshard shard llama-3.3-70b:Q4_K_M --cluster cluster.toml --users 16
     pshard shard --params 70B --quant q4 --devices 4xrtx-4090-24g
 
-    Every strategy that is possible is priced with the memory of each device, its speed and the links. For one user the
-    speed of a single stream decides, for more the tokens of all together. Exit code 3 where nothing fits.
+    Every pipeline, tensor and data parallel strategy that is possible is priced with the memory of each device, its
+    speed and the links. For one user the speed of a single stream decides, for more the tokens of all together. Exit
+    code 3 where nothing fits.
     """
     from pshard.model.model import read_model
     from pshard.sharding.engine_launch import launch

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pshard.cli._options import FILE
 from pshard.cli._output import Output, with_output
 
 if TYPE_CHECKING:
@@ -17,9 +18,7 @@ if TYPE_CHECKING:
 
 @click.command("skeleton")
 @click.argument("name")
-@click.option(
-    "-o", "--output", "path", required=True, type=click.Path(dir_okay=False, path_type=Path), help="The file to write."
-)
+@click.option("-o", "--output", "path", required=True, type=FILE, help="The file to write.")
 @click.option(
     "--fill",
     type=click.Choice(["hole", "random"]),

@@ -11,7 +11,7 @@ from pshard.cli._output import Output, format_bytes, with_output
 
 if TYPE_CHECKING:
     from pshard.registry.format import Registry, Section
-    from pshard.registry.rules import Loaded
+    from pshard.registry.rules import Loaded, PromptPlan
 
 
 @click.command("tier")
@@ -38,7 +38,7 @@ def command(
     model: str | None,
     machine: str | None,
 ) -> None:
-    """Say which plan of a REGISTRY the runtime loads, and which tier serves N tokens."""
+    """Say which variant and tier of a REGISTRY the runtime takes."""
     from pshard.registry import find_registry
     from pshard.registry.errors import RegistryError
     from pshard.registry.rules import load, prompt_plan
@@ -79,11 +79,19 @@ def command(
     )
     if prompt is None:
         out.line(f"The whole model fits {budget} MiB: the runtime loads it as stock llama.cpp, all layers on the GPU.")
-        return
+    else:
+        _print_loaded(out, loaded, budget)
+        _print_prompt(out, prompt, n_tokens, switch)
+
+
+def _print_loaded(out: Output, loaded: Loaded, budget: int) -> None:
     source = f"the variant of {loaded.budget_mib} MiB" if loaded.budget_mib else "single tiers of larger budgets"
     out.line(f"Loaded for {budget} MiB: {source}, tiers {', '.join(str(t.batch_size) for t in loaded.tiers)}")
     if loaded.salvaged and loaded.budget_mib:
         out.line(f"  from larger budgets: {', '.join(map(str, loaded.salvaged))}")
+
+
+def _print_prompt(out: Output, prompt: PromptPlan, n_tokens: int, switch: tuple[int, float | None] | None) -> None:
     out.line(f"{n_tokens} tokens: tier {prompt.tier.batch_size}, {prompt.tier.strategy}")
     if prompt.seconds is not None:
         out.line(f"  in micro-batches of {prompt.ubatch}: {prompt.seconds:.3g} s as the registry predicts")
@@ -107,7 +115,7 @@ def _switch(
         message = "the section does not say what it is for, so that its cache has no size; plan again."
         raise RegistryError(message)
     model = read_model(model_name)
-    context = context_of(section.settings, loaded.cache_ubatch, model)
+    context = context_of(section.settings, loaded.cache_ubatch or loaded.tiers[-1].batch_size, model)
     machine = load_machine(machine_name, n_threads=section.settings.n_threads)
     before, after = tier_for(loaded.tiers, n_tokens), tier_for(loaded.tiers, 1)
     core = machine.core(section.settings.n_threads, "plain")

@@ -125,8 +125,8 @@ class Device(_Record, frozen=True, kw_only=True):
         Its memory is the host's RAM: what it takes, the CPU cannot have.
     chips : int
         Chips behind this one device.
-    available : bool
-        It can be used now; if not, `unavailable_reason` says why.
+    unavailable_reason : str
+        Why it cannot be used now; empty where it can.
     facts : tuple of Fact
         All else that is known, and where each of the above is from.
     """
@@ -141,7 +141,6 @@ class Device(_Record, frozen=True, kw_only=True):
     speed: Speed = NO_SPEED
     unified_memory: bool = False
     chips: int = 1
-    available: bool = True
     unavailable_reason: str = ""
     facts: tuple[Fact, ...] = ()
 
@@ -149,6 +148,11 @@ class Device(_Record, frozen=True, kw_only=True):
     def family(self) -> Family:
         """What its kind is for a planner."""
         return KINDS[self.kind]
+
+    @property
+    def available(self) -> bool:
+        """Whether it can be used now."""
+        return not self.unavailable_reason
 
     @property
     def is_cpu(self) -> bool:
@@ -185,10 +189,6 @@ class Link(_Record, frozen=True, kw_only=True):
     latency_seconds: float
     source: LinkSource
     origin: str = ""
-
-    def joins(self, a: str, b: str) -> bool:
-        """Whether both are ends of it."""
-        return a != b and a in self.ends and b in self.ends
 
 
 class Path(_Record, frozen=True, kw_only=True):

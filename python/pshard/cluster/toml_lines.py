@@ -7,7 +7,7 @@ import tomllib
 Place = tuple[str | int, ...]
 
 # A statement is read anew with each of its lines.
-MAX_STATEMENT_LINES = 1000
+MAX_STATEMENT_LINES = 300
 
 
 def toml_lines(text: str) -> dict[Place, int]:

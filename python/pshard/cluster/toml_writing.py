@@ -6,11 +6,10 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from pshard.cluster.cluster import Cluster, Device, Link
+from pshard.quantities import MIB
 
 if TYPE_CHECKING:
     from pshard.detection.network import Port
-
-MIB = 2**20
 
 
 def cluster_toml(cluster: Cluster, ports: Sequence[Port] = ()) -> str:

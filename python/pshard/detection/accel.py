@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pshard.cluster.cluster import KINDS, Device
 from pshard.detection.cpu import memory_bytes
-from pshard.detection.finding import Finding, facts
+from pshard.detection.finding import Finding, facts, untold
 from pshard.detection.pci import numa_node, pci_name
 from pshard.detection.system import System
 
@@ -76,8 +76,7 @@ def _device(system: System, name: str, kind: str, accel: Accel) -> Device:
         memory_free_bytes=free,
         numa_node=numa_node(system.number(accel.path / "numa_node")),
         unified_memory=unified,
-        available=total > 0 and not refusal,
-        unavailable_reason=refusal or ("" if total else "its memory could not be told"),
+        unavailable_reason=refusal or untold(total),
         facts=(
             *facts(origin, memory_total_bytes=total or None),
             *facts(CLASS, device_file=f"/dev/accel/{accel.name}", driver=accel.driver),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pshard.cluster.cluster import Device, Link
 from pshard.cluster.link_references import reference_link
-from pshard.detection.finding import Finding, facts
+from pshard.detection.finding import Finding, facts, untold
 from pshard.detection.pci import DEVICES, DISPLAY, PciDevice, pci_devices, pci_name
 from pshard.detection.system import MAX_NUMBER, System
 
@@ -96,8 +96,7 @@ def _device(system: System, name: str, node: _Node, on_bus: PciDevice | None) ->
         memory_free_bytes=None if used is None else total - used,
         numa_node=on_bus.numa_node if on_bus is not None else None,
         unified_memory=unified,
-        available=total > 0 and not refusal,
-        unavailable_reason=refusal or ("" if total else "its memory could not be told"),
+        unavailable_reason=refusal or untold(total),
         facts=(
             *facts(origin, memory_total_bytes=total or None),
             *facts(NODES, graphics_target=node.target),
@@ -159,7 +158,6 @@ def _without_kfd(system: System, name: str, found: PciDevice) -> Device:
         product=_product(system, found),
         memory_total_bytes=total,
         numa_node=found.numa_node,
-        available=False,
         unavailable_reason="no KFD node: ROCm does not know it" if found.driver == "amdgpu" else "no amdgpu driver",
         facts=(*facts(DEVICES, memory_total_bytes=total or None), *found.facts()),
     )

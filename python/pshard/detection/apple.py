@@ -9,8 +9,8 @@ import msgspec
 from pshard.cluster.cluster import Device
 from pshard.detection.finding import Finding, facts
 from pshard.detection.system import System, ToolError, whole_number
+from pshard.quantities import GIB
 
-GIB = 2**30
 # What Metal lets a GPU wire down of RAM, unless iogpu.wired_limit_mb says else: two thirds, above 36 GiB three quarters
 # (llama.cpp discussion #2182, recommendedMaxWorkingSetSize as its Metal backend printed it on machines of each size).
 SMALL_RAM_BYTES, SMALL_SHARE, LARGE_SHARE = 36 * GIB, 2 / 3, 3 / 4

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from pshard.cluster.cluster import Device, cpu_name
-from pshard.detection.finding import Finding, facts
+from pshard.detection.finding import Finding, facts, untold
 from pshard.detection.system import System
 from pshard.machine.detect import cpu_model, physical_cores, usable_ram_bytes
 
@@ -26,8 +26,7 @@ def probe(system: System) -> Finding:
         product=cpu_model(system.path("/proc/cpuinfo")),
         memory_total_bytes=total,
         memory_free_bytes=free,
-        available=total > 0,
-        unavailable_reason="" if total else "its memory could not be told",
+        unavailable_reason=untold(total),
         facts=(
             *facts(origin, memory_total_bytes=total or None),
             *facts("psutil", n_cores=cores),

@@ -30,3 +30,8 @@ def facts(origin: str, **values: str | int | float | bool | None) -> tuple[Fact,
     """Make facts of one origin from those values that are known."""
     known = {name: value for name, value in values.items() if value is not None and value != ""}
     return tuple(Fact(name=name, value=value, origin=origin) for name, value in known.items())
+
+
+def untold(total_bytes: int, remedy: str = "") -> str:
+    """Say why a device without known memory cannot be used; nothing of one whose memory is known."""
+    return "" if total_bytes > 0 else f"its memory could not be told{remedy}"

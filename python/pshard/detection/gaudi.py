@@ -8,7 +8,7 @@ from itertools import combinations
 from pshard.cluster.cluster import Device, Link
 from pshard.cluster.link_references import reference_link
 from pshard.detection.accel import CLASS, accels
-from pshard.detection.finding import Finding, facts
+from pshard.detection.finding import Finding, facts, untold
 from pshard.detection.pci import DEVICES, numa_node
 from pshard.detection.system import System, ToolError, mebibytes, whole_number
 
@@ -58,8 +58,7 @@ def _from_row(system: System, row: dict[str, str]) -> Device:
         memory_total_bytes=total,
         memory_free_bytes=free,
         numa_node=numa_node(system.number(f"{DEVICES}/{address}/numa_node")) if address else None,
-        available=total > 0,
-        unavailable_reason="" if total > 0 else "its memory could not be told",
+        unavailable_reason=untold(total),
         facts=facts(
             "hl-smi", memory_total_bytes=total or None, pci_bus_id=address, driver=row.get("driver_version"),
             module=whole_number(row.get("module_id", "")), generation=GENERATION_OF_CARD.get(name[:6]),
@@ -80,7 +79,6 @@ def _from_driver(system: System, name: str, accel: str) -> Device:
         product=called,
         memory_total_bytes=GENERATION_BYTES[generation],
         numa_node=numa_node(system.number(f"{folder}/numa_node")),
-        available=not refusal,
         unavailable_reason=refusal,
         facts=(
             *facts(f"published for {called}", memory_total_bytes=GENERATION_BYTES[generation]),

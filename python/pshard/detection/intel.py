@@ -8,7 +8,7 @@ import msgspec
 
 from pshard.cluster.cluster import Device
 from pshard.detection.cpu import memory_bytes
-from pshard.detection.finding import Finding, facts
+from pshard.detection.finding import Finding, facts, untold
 from pshard.detection.pci import DEVICES, DISPLAY, PciDevice, pci_devices, pci_name
 from pshard.detection.system import System, ToolError, count, whole_number
 
@@ -72,8 +72,7 @@ def _device(system: System, name: str, found: PciDevice, told: dict[str, Any]) -
         memory_free_bytes=free,
         numa_node=found.numa_node,
         unified_memory=unified,
-        available=total > 0 and not refusal,
-        unavailable_reason=refusal or ("" if total else "its memory could not be told; xpu-smi tells it"),
+        unavailable_reason=refusal or untold(total, "; xpu-smi tells it"),
         facts=(
             *facts(origin, memory_total_bytes=total or None),
             *found.facts(),

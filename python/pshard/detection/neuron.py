@@ -8,7 +8,7 @@ import msgspec
 
 from pshard.cluster.cluster import Device, Link
 from pshard.cluster.link_references import reference_link
-from pshard.detection.finding import Finding, facts
+from pshard.detection.finding import Finding, facts, untold
 from pshard.detection.pci import numa_node
 from pshard.detection.system import System, ToolError, count, whole_number
 
@@ -67,8 +67,7 @@ def _from_entry(system: System, number: int, entry: dict[str, Any]) -> Device:
         product=_product(system, number),
         memory_total_bytes=total,
         numa_node=numa_node(count(entry.get("numa_node"))),
-        available=total > 0 and not refusal,
-        unavailable_reason=refusal or ("" if total else "its memory could not be told"),
+        unavailable_reason=refusal or untold(total),
         facts=facts(
             "neuron-ls", memory_total_bytes=total or None, n_cores=count(entry.get("nc_count")),
             pci_bus_id=address if isinstance(address, str) else None,
@@ -84,8 +83,7 @@ def _from_file(system: System, file: str, reason: str) -> Device:
         host=system.host_name,
         product=_product(system, number),
         memory_total_bytes=0,
-        available=False,
-        unavailable_reason=f"its memory could not be told: {reason}",
+        unavailable_reason=f"{untold(0)}: {reason}",
         facts=facts("/dev", device_file=f"/dev/{file}"),
     )
 

@@ -14,7 +14,7 @@ from pshard.cluster.cluster import NO_SPEED, Device, Link, Speed
 from pshard.cluster.host_links import slot_facts
 from pshard.cluster.link_references import reference_link
 from pshard.detection.cpu import memory_bytes
-from pshard.detection.finding import Finding, facts
+from pshard.detection.finding import Finding, facts, untold
 from pshard.detection.pci import DISPLAY, PciDevice, pci_devices, pci_name
 from pshard.detection.system import System, ToolError, mebibytes, whole_number
 from pshard.machine import nvidia
@@ -51,7 +51,7 @@ def probe(system: System) -> Finding:
     for board in [*order, *hidden]:
         device, speed_note = _device(system, board, names[board.pci_bus_id], on_bus.get(board.pci_bus_id), told.origin)
         if board in hidden:
-            device = replace(device, available=False, unavailable_reason="hidden by CUDA_VISIBLE_DEVICES")
+            device = replace(device, unavailable_reason="hidden by CUDA_VISIBLE_DEVICES")
         devices.append(device)
         notes.append(speed_note)
     return Finding(
@@ -93,9 +93,11 @@ def _ask(system: System, on_bus: dict[str, PciDevice]) -> _Told:
         return _Told([], "", (*reasons, "no NVIDIA device on the PCI bus"))
     try:
         table = system.run("nvidia-smi", f"--query-gpu={QUERY}", "--format=csv,noheader,nounits")
-        return _Told(_with_smi_links(system, parse_query(table)), "nvidia-smi", tuple(reasons))
     except ToolError as error:
         return _Told([], "", (*reasons, str(error)))
+    boards = parse_query(table)
+    silence = () if boards else ("nvidia-smi lists no GPU",)
+    return _Told(_with_smi_links(system, boards), "nvidia-smi", (*reasons, *silence))
 
 
 def _with_smi_links(system: System, boards: list[Board]) -> list[Board]:
@@ -201,8 +203,7 @@ def _device(system: System, board: Board, name: str, on_bus: PciDevice | None, o
         numa_node=on_bus.numa_node if on_bus is not None else None,
         speed=speed,
         unified_memory=unified,
-        available=total > 0 and not refusal,
-        unavailable_reason=refusal or ("" if total else "its memory could not be told"),
+        unavailable_reason=refusal or untold(total),
         facts=(
             *facts(told_by, memory_total_bytes=total or None),
             *facts(
@@ -265,7 +266,6 @@ def _undriven(system: System, on_bus: Iterable[PciDevice], reasons: tuple[str, .
             product=pci_name(system, found.vendor, found.device),
             memory_total_bytes=0,
             numa_node=found.numa_node,
-            available=False,
             unavailable_reason="; ".join(reasons) if found.driver else "no driver",
             facts=found.facts(),
         )

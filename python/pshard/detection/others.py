@@ -9,7 +9,7 @@ import msgspec
 
 from pshard.cluster.cluster import KINDS, Device
 from pshard.detection.cpu import memory_bytes
-from pshard.detection.finding import Finding, facts
+from pshard.detection.finding import Finding, facts, untold
 from pshard.detection.pci import ACCELERATOR, DEVICES, PciDevice, pci_devices, pci_name
 from pshard.detection.system import System, ToolError, count
 
@@ -82,8 +82,7 @@ def _device(
         memory_free_bytes=None if used is None else total - used,
         numa_node=card.numa_node if card else None,
         unified_memory=unified,
-        available=total > 0 and not refusal,
-        unavailable_reason=refusal or ("" if total else "its memory could not be told"),
+        unavailable_reason=refusal or untold(total),
         facts=(
             *facts("rbln-stat", memory_total_bytes=told[0] if told else None),
             *facts(family.folder, device_file=file),

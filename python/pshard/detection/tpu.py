@@ -12,9 +12,9 @@ from pshard.cluster.link_references import generations, reference_link
 from pshard.detection.finding import Finding, facts
 from pshard.detection.pci import DEVICES, pci_devices
 from pshard.detection.system import System, whole_number
+from pshard.quantities import GIB
 
 VENDOR = 0x1AE0
-GIB = 2**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,6 @@ def probe(system: System) -> Finding:
         product=f"TPU {chip.name}",
         memory_total_bytes=len(chips) * chip.hbm_bytes,
         chips=len(chips),
-        available=not refusal,
         unavailable_reason=refusal,
         facts=(
             *facts(f"published for TPU {chip.name}", memory_total_bytes=len(chips) * chip.hbm_bytes),

@@ -69,7 +69,7 @@ def runs(devices: Sequence[Device], size: int) -> list[Part]:
 
 def narrowed(groups: Sequence[Part]) -> list[list[Part]]:
     """Return groups of at most 2, 3, ... devices each, the first of each group."""
-    largest = max(map(len, groups))
+    largest = max(map(len, groups), default=0)
     return [[group[:n_ranks] for group in groups] for n_ranks in range(2, largest + 1)]
 
 

@@ -22,6 +22,11 @@ class Room:
     capacity: int
 
 
+def unavailable(cluster: Cluster) -> list[str]:
+    """Return sentences about the devices that cannot be used now."""
+    return [f"{d.name} is left out: {d.unavailable_reason}." for d in cluster.devices if not d.available]
+
+
 def joined(cluster: Cluster, devices: Sequence[Device]) -> tuple[tuple[Device, ...], list[str]]:
     """Return the devices that links join to the first host's memory, and sentences about the others."""
     main = cluster.hosts[0].name

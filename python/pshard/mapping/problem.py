@@ -10,11 +10,10 @@ from pshard import _core
 from pshard.errors import NoFeasiblePlanError, SettingError
 from pshard.fleet.device_speeds import device_speeds, require_speeds
 from pshard.fleet.stage_tables import StageTimes, stage_bytes, stage_times
-from pshard.fleet.usable_devices import joined, rooms
+from pshard.fleet.usable_devices import joined, rooms, unavailable
 from pshard.mapping.types import (
     GPU_LOOKUP_ROWS,
     MAX_GPUS,
-    UNLIMITED_BYTES,
     Goal,
     HeadPlace,
     LayerMap,
@@ -24,6 +23,7 @@ from pshard.mapping.types import (
 )
 from pshard.memory.settings import ContextSettings, check_context
 from pshard.model.model import type_name
+from pshard.quantities import MAX_BYTES
 
 if TYPE_CHECKING:
     from pshard.cluster.cluster import Cluster, Device
@@ -122,12 +122,9 @@ class MapProblem:
     # --- what is given ------------------------------------------------------------------------------------------------
 
     def _accelerators(self) -> tuple[Device, ...]:
-        for device in self.cluster.devices:
-            if not device.available:
-                self.notes.append(f"{device.name} is left out: {device.unavailable_reason or 'it is not available'}.")
         usable = [device for device in self.cluster.accelerators if device.family != "npu"]
         found, notes = joined(self.cluster, usable)
-        self.notes += notes
+        self.notes += [*unavailable(self.cluster), *notes]
         if len(found) > MAX_GPUS:
             message = f"{len(found)} devices; llama.cpp takes at most {MAX_GPUS}. `pshard shard` plans for more."
             raise SettingError(message)
@@ -166,7 +163,7 @@ class MapProblem:
         self.reserve = [room.reserve for room in found]
         self.capacity = [room.capacity for room in found]
         if self.cpu is not None and self.allow_swap:
-            self.capacity[-1] = UNLIMITED_BYTES
+            self.capacity[-1] = MAX_BYTES
 
     def _set_bytes(self) -> None:
         self.bytes = stage_bytes(self.model.core, self.context, [not device.is_cpu for device in self.devices])

@@ -9,7 +9,7 @@ from pshard.mapping.llama_map import llama_launch
 from pshard.mapping.problem import Layout, MapProblem
 from pshard.mapping.solvers import DoesNotFitError, fastest, fill, layout_value, repaired
 from pshard.mapping.types import DeviceMap
-from pshard.memory.settings import MIB
+from pshard.quantities import MIB
 
 SHORTEST_CONTEXT = 512
 

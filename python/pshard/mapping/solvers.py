@@ -17,7 +17,7 @@ import numpy as np
 
 from pshard.fleet.solver import Assignment, assign
 from pshard.mapping.problem import Layout, Run
-from pshard.mapping.types import UNLIMITED_BYTES
+from pshard.quantities import MAX_BYTES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -149,7 +149,7 @@ def _candidates(
         )
         return
     for first in np.flatnonzero(np.isfinite(entry + result)):
-        only = np.where(np.arange(n) == first, head_bytes + projector, UNLIMITED_BYTES)
+        only = np.where(np.arange(n) == first, head_bytes + projector, MAX_BYTES)
         back = zeros if times is None else times.transfer[np.ix_(index, index)][:, first]
         yield solve(
             entry_seconds=_finite(entry + result),
@@ -165,7 +165,7 @@ def _finite(seconds: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _blocked(seconds: NDArray[np.float64]) -> NDArray[np.int64]:
     """Return bytes that no memory has, where the seconds are infinite."""
-    return np.where(np.isfinite(seconds), 0, UNLIMITED_BYTES)
+    return np.where(np.isfinite(seconds), 0, MAX_BYTES)
 
 
 def fill_behind_cpu(problem: MapProblem) -> Solve:

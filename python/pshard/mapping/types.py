@@ -13,7 +13,6 @@ Goal = Literal["memory", "decode", "prefill"]
 Load = Literal["stream", "pipelined"]
 HeadPlace = Literal["first", "last"]
 
-DEFAULT_PAGED_BLOCK = 32
 MAX_GPUS = 15
 # Tensor types whose rows a CUDA kernel looks up (ggml 0.25.3, ggml-cuda.cu, GET_ROWS); others, and rows of these that
 # are no multiple of so many values, are looked up in host memory.
@@ -23,7 +22,6 @@ GPU_LOOKUP_ROWS = {
     **dict.fromkeys(("IQ1_S", "IQ1_M", "IQ4_XS"), 1),
     **dict.fromkeys(("IQ4_NL", "MXFP4"), 256),
 }
-UNLIMITED_BYTES = 1 << 50
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,13 +6,13 @@ from itertools import groupby
 from typing import TYPE_CHECKING, TypedDict
 
 from pshard.launch.flags import LLAMA_CPP_VERSION, LOAD_MODE, common_arguments, stock_arguments
+from pshard.quantities import MIB
 
 if TYPE_CHECKING:
     from pshard import _core
     from pshard.planning.planner import Plan
 
 SCHEMA_VERSION = 1
-MIB = 1 << 20
 
 Document = dict[str, object]
 

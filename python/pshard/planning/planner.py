@@ -5,21 +5,18 @@ from __future__ import annotations
 import math
 from copy import copy
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from pshard.errors import NoFeasiblePlanError, SettingError
 from pshard.launch.line import CACHE_TYPES
+from pshard.quantities import GIB, MAX_BYTES, MIB
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from pshard import _core
     from pshard.machine.machine import Machine
     from pshard.model.model import Model
 
-GIB = 1 << 30
-MIB = 1 << 20
 
 DEFAULT_N_CTX = 8192
 DEFAULT_N_BATCH = 2048
@@ -30,7 +27,6 @@ DEFAULT_FIT_TARGET_BYTES = 1024 * MIB
 # Beyond these, nothing is meant: llama.cpp counts tokens in 32 bits.
 MAX_TOKENS = (1 << 31) - 1
 MAX_THREADS = 4096
-MAX_BYTES = 1 << 50
 # Micro-batches that stock llama.cpp is tried with, where none is asked for.
 MICRO_BATCHES = (512, 1024, 2048, 4096)
 
@@ -54,6 +50,22 @@ class Settings:
     strategy: str | None
     tier_max: int
     budget_bytes: int
+
+    def context(self, n_ubatch: int, *, runtime: bool) -> _core.ContextParameters:
+        """Return the context of the pshard runtime, or of stock llama.cpp, at a micro-batch."""
+        from pshard import _core
+        from pshard.model.model import data_type
+
+        context = _core.ContextParameters()
+        context.pshard_runtime = runtime
+        context.n_ctx = self.n_ctx
+        context.n_batch = max(self.n_batch, n_ubatch)
+        context.n_ubatch = n_ubatch
+        context.n_seq_max = self.n_seq_max
+        context.flash_attn = self.flash_attn
+        context.type_k = data_type(self.type_k)
+        context.type_v = data_type(self.type_v)
+        return context
 
 
 @dataclass(frozen=True)
@@ -169,7 +181,6 @@ def plan(
         No placement fits VRAM and RAM; it says what is missing and what would make it fit.
     """
     from pshard import _core
-    from pshard.model.model import data_type
 
     settings = _settings(
         model,
@@ -197,23 +208,12 @@ def plan(
         core_machine = copy(machine.core(settings.n_threads, "plain" if has_gpu else "interleaved"))
         core_machine.has_gpu = has_gpu
 
-    def context(n_ubatch: int, *, runtime: bool) -> _core.ContextParameters:
-        parameters = _core.ContextParameters()
-        parameters.pshard_runtime = runtime
-        parameters.n_ctx = settings.n_ctx
-        parameters.n_batch = max(settings.n_batch, n_ubatch)
-        parameters.n_ubatch = n_ubatch
-        parameters.n_seq_max = settings.n_seq_max
-        parameters.flash_attn = settings.flash_attn
-        parameters.type_k = data_type(settings.type_k)
-        parameters.type_v = data_type(settings.type_v)
-        return parameters
-
     workload = _core.Workload(settings.prompt_tokens, settings.generate_tokens)
     budget = _core.Budget(settings.budget_bytes, machine.ram_bytes)
-    stock_context = context(settings.n_ubatch, runtime=False)
-    ladder = _core.tier_ladder(context(settings.n_batch, runtime=True), settings.n_draft, settings.tier_max)
-    cache_context = context(ladder[-1], runtime=True)
+    stock_context = settings.context(settings.n_ubatch, runtime=False)
+    widest = settings.context(settings.n_batch, runtime=True)
+    ladder = _core.tier_ladder(widest, settings.n_draft, settings.tier_max)
+    cache_context = settings.context(ladder[-1], runtime=True)
     strategies = [settings.strategy] if settings.strategy else _core.strategy_names()
 
     gpus = [_core.FitDevice(settings.budget_bytes)] if has_gpu else []
@@ -243,7 +243,7 @@ def plan(
         fit_time=fit_time,
         stock=stock,
         runtime=runtime,
-        whole_vram_bytes=_whole_vram_bytes(model, ladder, partial(context, runtime=True), settings.budget_bytes),
+        whole_vram_bytes=_whole_vram_bytes(model, ladder, settings),
         warnings=(*model.warnings, *machine.warnings, *_warnings(model, machine, settings)),
     )
 
@@ -398,9 +398,7 @@ def _check_cache_types(model: Model, settings: Settings) -> None:
             raise SettingError(message)
 
 
-def _whole_vram_bytes(
-    model: Model, ladder: list[int], context: Callable[[int], _core.ContextParameters], budget_bytes: int
-) -> int | None:
+def _whole_vram_bytes(model: Model, ladder: list[int], settings: Settings) -> int | None:
     """Bytes of the whole model on the GPU, if it fits at some prompt tier: the pull request's rule to switch off."""
     from pshard import _core
 
@@ -408,10 +406,10 @@ def _whole_vram_bytes(
     whole = _core.make_placement("STATIC_ATTNPRIO_ALLMODELS", everything, model.core)
 
     def used(batch: int) -> int:
-        return _core.memory(model.core, whole, context(batch), batch).gpu.total()
+        return _core.memory(model.core, whole, settings.context(batch, runtime=True), batch).gpu.total()
 
     prompt_tiers = [batch for batch in ladder if batch >= DEFAULT_N_UBATCH] or ladder[-1:]
-    if not any(used(batch) <= budget_bytes for batch in reversed(prompt_tiers)):
+    if not any(used(batch) <= settings.budget_bytes for batch in reversed(prompt_tiers)):
         return None
     return used(min(prompt_tiers[0], DEFAULT_N_UBATCH))
 

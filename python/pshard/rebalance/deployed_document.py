@@ -7,72 +7,185 @@ import re
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
 
 from pshard.errors import DocumentError, SettingError
 from pshard.mapping.llama_map import LLAMA_CPP_NAMES
+from pshard.mapping.types import HeadPlace, Load, MapParameters
+from pshard.rebalance.corrections import Factors
+from pshard.rebalance.plan_balancer import Part
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
-KINDS = ("map", "shards", "tiers")
+REMEDY = "give what `pshard map`, `pshard shard` or `pshard plan` wrote with --json."
 
 
+class ShardOfDocument(msgspec.Struct, frozen=True):
+    """One shard; its layer range includes both ends."""
+
+    device: str
+    layer_range: tuple[int, int]
+    host: str | None = None
+
+
+class LaunchLine(msgspec.Struct, frozen=True):
+    """One command of a launch."""
+
+    argv: list[str]
+
+
+class LaunchOfDocument(msgspec.Struct, frozen=True):
+    """The lines that launch a sharding plan."""
+
+    engine: str
+    lines: list[LaunchLine]
+
+
+class ShardDocument(msgspec.Struct, frozen=True):
+    """What of a sharding plan counts."""
+
+    shards: list[ShardOfDocument]
+    launch: LaunchOfDocument | None = None
+
+
+class CacheOfMap(msgspec.Struct, frozen=True):
+    """How a map's caches are kept; None: contiguous."""
+
+    block_tokens: int | None
+
+
+class DeviceOfMap(msgspec.Struct, frozen=True):
+    """How many layers a device has."""
+
+    name: str
+    n_layer: int
+
+
+class LayersOfMap(msgspec.Struct, frozen=True):
+    """Where the layers and the head lie."""
+
+    head: HeadPlace
+    devices: list[DeviceOfMap]
+
+
+class MapDocument(msgspec.Struct, frozen=True):
+    """What of a map counts."""
+
+    load: Load
+    parameters: MapParameters
+    cache: CacheOfMap
+    map: LayersOfMap
+
+
+class MachineOfPlan(msgspec.Struct, frozen=True):
+    """The machine that a plan is for."""
+
+    n_threads: int
+
+
+class TierOfPlan(msgspec.Struct, frozen=True):
+    """A tier, by its size."""
+
+    batch_size: int
+
+
+class WorkloadOfPlan(msgspec.Struct, frozen=True):
+    """What a plan was asked for; names are those of `planner.plan`."""
+
+    n_ctx: int
+    n_batch: int
+    n_seq_max: int
+    flash_attn: bool
+    type_k: str
+    type_v: str
+    prompt_tokens: int
+    generate_tokens: int
+    n_draft: int
+    strategy: str | None
+
+
+class PlanDocument(msgspec.Struct, frozen=True):
+    """What of a plan counts; `corrections` are those that --apply noted, by which its machine was corrected."""
+
+    machine: MachineOfPlan
+    workload: WorkloadOfPlan
+    budget_bytes: int
+    tiers: Annotated[list[TierOfPlan], msgspec.Meta(min_length=1)]
+    llama_cpp: dict[str, Any] | None
+    corrections: dict[Part, Factors] = {}
+
+
+Fields = ShardDocument | MapDocument | PlanDocument
+# By a field that only documents of the kind have.
+KINDS: Mapping[str, type[Fields]] = {"shards": ShardDocument, "map": MapDocument, "tiers": PlanDocument}
+
+
+@dataclass(frozen=True, slots=True)
 class DeployedDocument:
-    """A file that says what is deployed, and that others may replace meanwhile.
+    """A file that says what is deployed, and that others may replace meanwhile: its bytes, and what of them counts."""
 
-    Attributes
-    ----------
-    path : Path
-    content : bytes
-        As it was read or written last.
-    fields : dict
+    path: Path
+    content: bytes
+    fields: Fields
+
+    def newer(self) -> DeployedDocument | None:
+        """Read the file again; None where it is as it was.
+
+        Raises
+        ------
+        DocumentError
+            It cannot be read, or is no document of this kind any more.
+        """
+        content = _read(self.path)
+        if content == self.content:
+            return None
+        fields = _parse(content, self.path)
+        if type(fields) is not type(self.fields):
+            message = f"{self.path}: another kind of document than before; end this, and begin anew with it."
+            raise DocumentError(message)
+        return DeployedDocument(self.path, content, fields)
+
+
+def read_document(path: str | os.PathLike[str]) -> DeployedDocument:
+    """Read what is deployed.
 
     Raises
     ------
     DocumentError
         The file cannot be read, or is no such document.
     """
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-        self.content = self._read()
-        self.fields = _parse(self.content, self.path)
-
-    def changed(self) -> bool:
-        """Read the file again; whether somebody has replaced it since it was read or written last.
-
-        Raises
-        ------
-        DocumentError
-            It cannot be read, or is no such document any more; the fields are then as before.
-        """
-        content = self._read()
-        if content == self.content:
-            return False
-        self.fields = _parse(content, self.path)
-        self.content = content
-        return True
-
-    def _read(self) -> bytes:
-        try:
-            return self.path.read_bytes()
-        except OSError as error:
-            message = f"{self.path}: cannot be read ({error.strerror or error}); give what `pshard map --json` wrote."
-            raise DocumentError(message) from error
+    path = Path(path)
+    content = _read(path)
+    return DeployedDocument(path, content, _parse(content, path))
 
 
-def _parse(content: bytes, path: Path) -> dict[str, Any]:
+def _read(path: Path) -> bytes:
     try:
-        fields = json.loads(content)
-    except ValueError as error:
-        message = f"{path}: not JSON ({error}); give what `pshard map --json` or `pshard plan --json` wrote."
+        return path.read_bytes()
+    except OSError as error:
+        message = f"{path}: cannot be read ({error.strerror or error}); {REMEDY}"
         raise DocumentError(message) from error
-    if not isinstance(fields, dict) or not fields.keys() & set(KINDS):
-        message = f"{path}: neither a map nor a shard plan nor a plan; give what their commands wrote with --json."
+
+
+def _parse(content: bytes, path: Path) -> Fields:
+    try:
+        document = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        message = f"{path}: not JSON ({error}); {REMEDY}"
+        raise DocumentError(message) from error
+    kind = next((kind for key, kind in KINDS.items() if isinstance(document, dict) and key in document), None)
+    if kind is None:
+        message = f"{path}: neither a map nor a shard plan nor a plan; {REMEDY}"
         raise DocumentError(message)
-    return fields
+    try:
+        return msgspec.convert(document, kind)
+    except msgspec.ValidationError as error:
+        message = f"{path}: not as pshard writes it ({error}); {REMEDY}"
+        raise DocumentError(message) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,35 +196,28 @@ class Pipeline:
     llama_names: Mapping[str, str] = field(default_factory=dict)
 
 
-def pipeline_of(fields: Mapping[str, Any], path: object) -> Pipeline:
-    """Return the pipeline of a shard document, whose layer ranges include both ends.
+def pipeline_of(document: ShardDocument, path: object) -> Pipeline:
+    """Return the pipeline of a shard document.
 
     Raises
     ------
     DocumentError
-        A shard lacks its device or its layers, or shards have layers in common: those are replicas or ranks.
+        Shards have layers in common: those are replicas or ranks.
     """
-    try:
-        shards = [
-            (str(shard["device"]), int(shard["layer_range"][0]), int(shard["layer_range"][1]), shard.get("host"))
-            for shard in fields["shards"]
-        ]
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        message = f"{path}: a shard lacks `device` or `layer_range` ({error}); give what `pshard shard --json` wrote."
-        raise DocumentError(message) from error
-    shards.sort(key=lambda shard: shard[1])
-    if any(after[1] <= before[2] for before, after in pairwise(shards)):
+    shards = sorted(document.shards, key=lambda shard: shard.layer_range[0])
+    if any(after.layer_range[0] <= before.layer_range[1] for before, after in pairwise(shards)):
         message = (
             f"{path}: shards have layers in common (replicas or tensor-parallel ranks); only pipelines are rebalanced."
         )
         raise DocumentError(message)
-    devices = [device for device, *_ in shards]
-    launched = _launched_names(fields)
+    devices = [shard.device for shard in shards]
+    launched = _launched_names(document.launch)
     if len(launched) == len(devices):
         names = dict(zip(devices, launched, strict=True))
     else:
-        names = _llama_names(devices) if len({host for *_, host in shards}) == 1 else {}
-    return Pipeline(tuple((device, last - first + 1) for device, first, last, _ in shards), names)
+        names = _llama_names(devices) if len({shard.host for shard in shards}) == 1 else {}
+    counts = [last - first + 1 for first, last in (shard.layer_range for shard in shards)]
+    return Pipeline(tuple(zip(devices, counts, strict=True)), names)
 
 
 def parse_layers(text: str) -> Pipeline:
@@ -132,19 +238,15 @@ def parse_layers(text: str) -> Pipeline:
     return Pipeline(tuple(shards), _llama_names([name for name, _ in shards]))
 
 
-def _launched_names(fields: Mapping[str, Any]) -> list[str]:
-    """Return the devices of the llama.cpp line that a shard document may have, in its order; else none."""
-    launch = fields.get("launch")
-    if not isinstance(launch, dict) or launch.get("engine") != "llama.cpp":
+def _launched_names(launch: LaunchOfDocument | None) -> list[str]:
+    """Return the devices of a llama.cpp launch, in its order; none of another engine's."""
+    if launch is None or launch.engine != "llama.cpp" or not launch.lines:
         return []
-    try:
-        argv = launch["lines"][-1]["argv"]
-        return str(argv[argv.index("-dev") + 1]).split(",")
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
-        return []
+    argv = launch.lines[-1].argv
+    return argv[argv.index("-dev") + 1].split(",") if "-dev" in argv[:-1] else []
 
 
-def _llama_names(devices: list[str]) -> dict[str, str]:
+def _llama_names(devices: Sequence[str]) -> dict[str, str]:
     """Return names of devices that are llama.cpp's already; none if one is not."""
     prefixes = "|".join(sorted(set(LLAMA_CPP_NAMES.values())))
     are_known = all(re.fullmatch(rf"({prefixes})\d+", device) for device in devices)

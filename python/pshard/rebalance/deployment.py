@@ -10,6 +10,7 @@ import numpy as np
 
 from pshard.errors import SettingError
 from pshard.fleet.solver import Objective, assign
+from pshard.quantities import MAX_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 
 Phase = Literal["decode", "prefill"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
-# More than any memory has, and few enough to be summed.
-UNLIMITED_BYTES = 1 << 50
+# Of all shards: more than any model has, and few enough for tables of them.
+MAX_LAYERS = 1 << 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,9 +168,7 @@ class Deployment:
         if twice:
             message = f"shard name {twice[0]!r} occurs twice; every shard needs its own."
             raise SettingError(message)
-        if len(self.counts) != len(self.shards) or min(self.counts, default=0) < 0 or sum(self.counts) < 1:
-            message = f"layers {self.counts} of shards {self.shards}: give each a count, and one must have a layer."
-            raise SettingError(message)
+        _check_counts(self.shards, self.counts)
 
     @property
     def n_layer(self) -> int:
@@ -219,7 +218,7 @@ class Deployment:
         found = assign(
             tables.layer_seconds[:, open_],
             np.zeros((n_layer, n_open), dtype=int) if self.layer_bytes is None else self.layer_bytes[:, open_],
-            np.full(n_open, UNLIMITED_BYTES) if capacity is None else capacity[open_],
+            np.full(n_open, MAX_BYTES) if capacity is None else capacity[open_],
             transfer_seconds=None if transfer is None else transfer[np.ix_(open_, open_)],
             entry_seconds=total(tables.first_seconds, tables.arrival_seconds),
             exit_seconds=total(tables.last_seconds, tables.result_seconds),
@@ -316,10 +315,11 @@ def by_hand(
     SettingError
         No shards, no layers, a name twice, or bytes of another number of layers.
     """
-    counts = tuple(int(count) for _, count in shards)
-    ones = Tables(1, np.ones((max(0, sum(counts)), len(counts))))
+    names, counts = tuple(str(name) for name, _ in shards), tuple(int(count) for _, count in shards)
+    _check_counts(names, counts)
+    ones = Tables(1, np.ones((sum(counts), len(counts))))
     return Deployment(
-        shards=tuple(str(name) for name, _ in shards),
+        shards=names,
         counts=counts,
         tables={"decode": ones, "prefill": ones},
         is_predicted=False,
@@ -328,6 +328,15 @@ def by_hand(
         last_bytes=None if layer_bytes is None else np.full(len(counts), last_bytes, dtype=np.int64),
         ways=ways,
     )
+
+
+def _check_counts(shards: Sequence[str], counts: Sequence[int]) -> None:
+    if len(counts) != len(shards) or min(counts, default=0) < 0 or not 1 <= sum(counts) <= MAX_LAYERS:
+        message = (
+            f"layers {tuple(counts)} of shards {tuple(shards)}: give each a count; one must have a layer, and all "
+            f"together have at most {MAX_LAYERS}."
+        )
+        raise SettingError(message)
 
 
 def _layer_bytes(given: int | Sequence[int] | None, counts: Sequence[int]) -> Bytes | None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pshard.rebalance.deployment import Phase
 
 TIMEOUT_SECONDS = 10.0
-MAX_BYTES = 16 << 20
+MAX_ANSWER_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,7 @@ def read_engine_metrics(source: str) -> str:
         if not source.startswith(("http://", "https://")):
             return Path(source).read_text(encoding="utf-8", errors="replace")
         with urllib.request.urlopen(source, timeout=TIMEOUT_SECONDS) as answer:
-            return str(answer.read(MAX_BYTES).decode("utf-8", errors="replace"))
+            return str(answer.read(MAX_ANSWER_BYTES).decode("utf-8", errors="replace"))
     except urllib.error.HTTPError as error:
         message = (
             f"{source}: the engine answers {error.code} ({error.reason}); llama-server shows metrics with --metrics."

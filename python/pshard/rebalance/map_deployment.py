@@ -5,28 +5,27 @@ from __future__ import annotations
 import dataclasses
 from copy import copy
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pshard.errors import SettingError
+from pshard.mapping.device_map import check_parameters
 from pshard.mapping.llama_map import llama_launch
 from pshard.mapping.problem import MapProblem
 from pshard.mapping.search import find_map
 from pshard.mapping.solvers import DoesNotFitError, fastest, repaired
-from pshard.mapping.types import MapParameters
 from pshard.rebalance.deployment import PHASES, Deployment, Phase, Tables, ways_from
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     import numpy.typing as npt
 
     from pshard.cluster.cluster import Cluster
     from pshard.mapping.problem import Layout
-    from pshard.mapping.types import DeviceMap, HeadPlace, Load
+    from pshard.mapping.types import DeviceMap
     from pshard.memory.projector import Projector
     from pshard.model.model import Model
+    from pshard.rebalance.deployed_document import MapDocument
 
 
 class MapDeployment:
@@ -40,8 +39,7 @@ class MapDeployment:
 
     Parameters
     ----------
-    document : dict
-        As ``pshard map --json`` prints it.
+    document : MapDocument
     model : Model
     cluster : Cluster
         The same devices as the map's.
@@ -51,21 +49,22 @@ class MapDeployment:
     Raises
     ------
     SettingError
-        Document, model and cluster are not of one map, or a device has no speed.
+        Document, model and cluster are not of one map, a parameter is outside its range, or a device has no speed.
     """
 
     def __init__(
-        self, document: Mapping[str, Any], model: Model, cluster: Cluster, *, projector: Projector | None = None
+        self, document: MapDocument, model: Model, cluster: Cluster, *, projector: Projector | None = None
     ) -> None:
-        load: Load = "pipelined" if document["load"] == "pipelined" else "stream"
-        parameters = _parameters(document)
-        self._head: HeadPlace = document["map"]["head"]
+        load = document.load
+        parameters = dataclasses.replace(document.parameters, paged_block=document.cache.block_tokens)
+        check_parameters(parameters, "decode")
+        self._head = document.map.head
         self._problems: dict[Phase, MapProblem] = {
             phase: MapProblem(model, cluster, parameters, phase, load, projector, allow_swap=parameters.allow_swap)
             for phase in PHASES
         }
         problem = self._problems["decode"]
-        mapped = {device["name"]: device["n_layer"] for device in document["map"]["devices"]}
+        mapped = {device.name: device.n_layer for device in document.map.devices}
         names = tuple(device.name for device in problem.devices)
         if set(mapped) != set(names) or sum(mapped.values()) != model.n_layer:
             message = (
@@ -143,22 +142,3 @@ class MapDeployment:
             result_seconds=None if at_first else times.result,
             solver=partial(self._solve, phase),
         )
-
-
-def _parameters(document: Mapping[str, Any]) -> MapParameters:
-    given = document["parameters"]
-    images = {}
-    if given["kind"] == "vision":
-        images = {"max_image_shape": tuple(given["max_image_shape"]), "max_num_images": given["max_num_images"]}
-    return MapParameters(
-        max_seq_len=given["max_seq_len"],
-        max_batch_size=given["max_batch_size"],
-        n_ubatch=given["n_ubatch"],
-        type_k=given["type_k"],
-        type_v=given["type_v"],
-        # Maps of the first versions do not name these two.
-        flash_attn=given.get("flash_attn", "auto"),
-        allow_swap=given.get("allow_swap", False),
-        paged_block=document["cache"]["block_tokens"],
-        **images,
-    )

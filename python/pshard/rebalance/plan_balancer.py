@@ -8,7 +8,6 @@ changes, and what does is what to expect of it.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -43,15 +42,6 @@ CERTAIN_GAIN_TOLERANCE = 0.01
 MOST_PRICED = 128
 
 
-@dataclass(frozen=True, slots=True)
-class Replanned:
-    """A plan for a corrected machine, and the workload's seconds there under the old one and under it."""
-
-    plan: Plan
-    old_seconds: float
-    new_seconds: float
-
-
 class PlanBalancer(LoadBalancer):
     """Latencies of a planned engine in, decisions on its plan out.
 
@@ -60,7 +50,7 @@ class PlanBalancer(LoadBalancer):
     planned : Plan
     corrections : mapping from part to Factors
         What the plan's machine was corrected by.
-    proposed : Replanned or None
+    proposed : Plan or None
         By the last decision.
     proposed_corrections : mapping from part to Factors
         Those of its machine.
@@ -96,7 +86,7 @@ class PlanBalancer(LoadBalancer):
         corrections: Mapping[Part, Factors] | None = None,
         **more: Any,
     ) -> None:
-        self.proposed: Replanned | None = None
+        self.proposed: Plan | None = None
         self.corrections: dict[Part, Factors] = {}
         self.proposed_corrections: dict[Part, Factors] = {}
         self._profiled = profiled or planned.machine
@@ -119,7 +109,7 @@ class PlanBalancer(LoadBalancer):
     def adopt(self) -> None:
         """Take what was proposed for what is deployed; latencies begin anew."""
         assert self.proposed is not None
-        self.redeploy(self.proposed.plan, self.proposed_corrections)
+        self.redeploy(self.proposed, self.proposed_corrections)
 
     @property
     def placement(self) -> Placement:
@@ -128,7 +118,7 @@ class PlanBalancer(LoadBalancer):
 
     def _proposed_placement(self, proposal: Proposal) -> Placement:
         assert self.proposed is not None
-        return _placements(self.proposed.plan)
+        return _placements(self.proposed)
 
     def _propose(self, deployment: Deployment, phase: Phase, bounds: Array) -> Proposal | None:
         """Plan for the corrected machine; `bounds` is of shape (D, 3): estimate, lower, upper."""
@@ -138,22 +128,22 @@ class PlanBalancer(LoadBalancer):
             self.proposed = replan(self.planned, self._machine(table[..., 0]))
         except NoFeasiblePlanError:
             return None
-        plans = self.planned, self.proposed.plan
+        plans = self.planned, self.proposed
 
         def seconds(factors: Array) -> tuple[float, float]:
             machine = self._machine(factors.reshape(table.shape[:2]))
-            old, new = (_stock_seconds(planned, machine) for planned in plans)
+            old, new = (stock_seconds(planned, machine) for planned in plans)
             return old, new
 
         old, new = seconds(table[..., 0].ravel())
         gain = old / new
-        is_same = self.placement == _placements(self.proposed.plan)
+        is_same = self.placement == _placements(self.proposed)
         least = gain if is_same else least_ratio(
             seconds, table[..., 1].ravel(), table[..., 2].ravel(), CERTAIN_GAIN_TOLERANCE, MOST_PRICED
         )  # fmt: skip
         move = _move(*plans)
         return Proposal(
-            counts=_counts(self.proposed.plan, deployment.shards),
+            counts=_counts(self.proposed, deployment.shards),
             is_same=is_same,
             gain=gain,
             certain_gain=min(gain, least),
@@ -202,8 +192,8 @@ def corrected(machine: Machine, corrections: Mapping[Part, Factors], n_threads: 
     return corrected_machine(machine, gpu=gpu, cpu=cpu, link=link, n_threads=n_threads)
 
 
-def replan(planned: Plan, machine: Machine) -> Replanned:
-    """Plan what was planned for another machine, and price the old placement on it.
+def replan(planned: Plan, machine: Machine) -> Plan:
+    """Plan what was planned for another machine.
 
     Raises
     ------
@@ -211,7 +201,7 @@ def replan(planned: Plan, machine: Machine) -> Replanned:
         Nothing fits.
     """
     settings = planned.settings
-    new = plan(
+    return plan(
         planned.model,
         machine,
         n_ctx=settings.n_ctx,
@@ -230,20 +220,15 @@ def replan(planned: Plan, machine: Machine) -> Replanned:
         strategy=settings.strategy,
         tier_max=settings.tier_max or None,
     )
-    return Replanned(new, _stock_seconds(planned, machine), _stock_seconds(new, machine))
 
 
-def _stock_seconds(planned: Plan, machine: Machine) -> float:
-    """Seconds of the workload under a plan's stock placement, on some machine."""
+def stock_seconds(planned: Plan, machine: Machine) -> float:
+    """Return the seconds of the workload under a plan's stock placement, on some machine."""
     from pshard import _core
-    from pshard.registry.context import context_of
-    from pshard.registry.write import settings_of
 
     assert planned.stock is not None
     settings = planned.settings
-    context = context_of(settings_of(planned), planned.stock.n_ubatch, planned.model)
-    context.pshard_runtime = False
-    context.n_batch = max(settings.n_batch, planned.stock.n_ubatch)
+    context = settings.context(planned.stock.n_ubatch, runtime=False)
     workload = _core.Workload(settings.prompt_tokens, settings.generate_tokens)
     core = machine.core(settings.n_threads, "plain" if settings.budget_bytes > 0 else "interleaved")
     priced = _core.price_workload(planned.model.core, core, context, workload, planned.stock.placement)
@@ -335,16 +320,9 @@ def _deployment(planned: Plan, shards: Sequence[str]) -> Deployment:
             if tokens > 0 and seconds > 0:
                 tables[phase] = Tables(1, np.array([[seconds / tokens]]))
     else:
-        passes = _passes(planned)
-        for part in ([name for name in shards if _is_cpu(name) is on_host] for on_host in (False, True)):
-            if len(part) > 1:
-                message = (
-                    f"the metrics name {' and '.join(part)}, but a plan has one GPU and one CPU; leave out the others' "
-                    "lines, or give the map that they are of."
-                )
-                raise SettingError(message)
+        _check_parts(shards)
         counts = _counts(planned, shards)
-        for phase, tier in passes.items():
+        for phase, tier in _passes(planned).items():
             busy = np.array([_busy(tier, name) for name in shards])
             if any(counts) and (busy[np.array(counts) > 0] > 0).all():
                 tables[phase] = Tables(tier.micro_batch, np.tile(busy, (sum(counts), 1)))
@@ -352,6 +330,16 @@ def _deployment(planned: Plan, shards: Sequence[str]) -> Deployment:
         message = f"nothing of the plan of {planned.model.name} runs on what the metrics name; are they of this plan?"
         raise SettingError(message)
     return Deployment(shards=tuple(shards), counts=counts, tables=tables, objective="latency")
+
+
+def _check_parts(shards: Sequence[str]) -> None:
+    for part in ([name for name in shards if _is_cpu(name) is on_host] for on_host in (False, True)):
+        if len(part) > 1:
+            message = (
+                f"the metrics name {' and '.join(part)}, but a plan has one GPU and one CPU; leave out the others' "
+                "lines, or give the map that they are of."
+            )
+            raise SettingError(message)
 
 
 def _with_idle_gpu(planned: Plan, shards: Sequence[str]) -> tuple[str, ...]:

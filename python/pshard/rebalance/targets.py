@@ -6,23 +6,19 @@ import json
 import shlex
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Protocol
 
-import msgspec
-
 from pshard.atomic_file import read_if_there
-from pshard.errors import DocumentError, MachineError, SettingError
+from pshard.errors import MachineError, SettingError
 from pshard.mapping.llama_map import tensor_split
 from pshard.rebalance.balancer import LoadBalancer
-from pshard.rebalance.corrections import Factors
-from pshard.rebalance.deployed_document import pipeline_of
+from pshard.rebalance.deployed_document import MapDocument, PlanDocument, ShardDocument, pipeline_of
 from pshard.rebalance.deployment import by_hand
 from pshard.rebalance.kept_file import replace_keeping
-from pshard.rebalance.plan_balancer import Part
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,9 +29,6 @@ if TYPE_CHECKING:
     from pshard.rebalance.kept_file import Content
     from pshard.rebalance.map_deployment import MapDeployment
     from pshard.rebalance.plan_balancer import PlanBalancer
-
-# Field of a plan's document that was applied: what its machine was corrected by, by part and phase.
-CORRECTIONS = "corrections"
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,10 +138,13 @@ class PipelineTarget:
 
     def follow(self) -> bool:
         """Take up the document where it was replaced."""
-        if self._document is None or not self._document.changed():
+        newer = None if self._document is None else self._document.newer()
+        if newer is None:
             return False
-        self._pipeline = pipeline_of(self._document.fields, self._document.path)
-        self.balancer.deploy(by_hand(self._pipeline.shards, **self._more))
+        assert isinstance(newer.fields, ShardDocument)
+        pipeline = pipeline_of(newer.fields, newer.path)
+        self.balancer.deploy(by_hand(pipeline.shards, **self._more))
+        self._pipeline, self._document = pipeline, newer
         return True
 
     def proposed(self, decision: Decision) -> Proposed:
@@ -183,7 +179,7 @@ class MapTarget:
     ----------
     document : DeployedDocument
     mapped : callable
-        From the document's fields to what can be moved.
+        From the document to what can be moved.
     config : RebalanceConfig
     flags : FlagsFile
     """
@@ -191,13 +187,13 @@ class MapTarget:
     def __init__(
         self,
         document: DeployedDocument,
-        mapped: Callable[[Mapping[str, Any]], MapDeployment],
+        mapped: Callable[[MapDocument], MapDeployment],
         config: RebalanceConfig,
         flags: FlagsFile,
     ) -> None:
         self._document = document
         self._make = mapped
-        self._mapped = mapped(document.fields)
+        self._mapped = self._map_of(document)
         self._flags = flags
         self.balancer = LoadBalancer(config, self._mapped.deployment)
 
@@ -208,11 +204,17 @@ class MapTarget:
 
     def follow(self) -> bool:
         """Take up the map where it was replaced."""
-        if not self._document.changed():
+        newer = self._document.newer()
+        if newer is None:
             return False
-        self._mapped = self._make(self._document.fields)
-        self.balancer.deploy(self._mapped.deployment)
+        mapped = self._map_of(newer)
+        self.balancer.deploy(mapped.deployment)
+        self._mapped, self._document = mapped, newer
         return True
+
+    def _map_of(self, document: DeployedDocument) -> MapDeployment:
+        assert isinstance(document.fields, MapDocument)
+        return self._make(document.fields)
 
     def proposed(self, decision: Decision) -> Proposed:
         """Return the map that `pshard map` finds for the corrected machine."""
@@ -229,7 +231,7 @@ class MapTarget:
         """Replace the map, and the flags where a file is named."""
         files = self.proposed(decision).files
         written = replace_keeping(files, {self._document.path: self._document.content, **self._flags.expected})
-        self._document.content = files[self._document.path]
+        self._document = replace(self._document, content=files[self._document.path])
         self._flags.note(files)
         _deploy_suggested(self.balancer, decision)
         return written
@@ -242,7 +244,7 @@ class PlanTarget:
     ----------
     document : DeployedDocument
     planned : callable
-        From the document's fields to the plan, and to what its machine was corrected by.
+        From the document to the plan.
     balancer : PlanBalancer
         Of that plan.
     registry : Path, optional
@@ -253,7 +255,7 @@ class PlanTarget:
     def __init__(
         self,
         document: DeployedDocument,
-        planned: Callable[[Mapping[str, Any]], tuple[Plan, dict[Part, Factors]]],
+        planned: Callable[[PlanDocument], Plan],
         balancer: PlanBalancer,
         registry: Path | None,
         flags: FlagsFile,
@@ -272,17 +274,20 @@ class PlanTarget:
 
     def follow(self) -> bool:
         """Take up the plan where it was replaced."""
-        if not self._document.changed():
+        newer = self._document.newer()
+        if newer is None:
             return False
-        self._plans.redeploy(*self._make(self._document.fields))
+        assert isinstance(newer.fields, PlanDocument)
+        self._plans.redeploy(self._make(newer.fields), newer.fields.corrections)
+        self._document = newer
         return True
 
     def proposed(self, decision: Decision) -> Proposed:
         """Return the plan for the corrected machine; its document says what that was corrected by."""
         assert self._plans.proposed is not None
         document = {
-            **self._plans.proposed.plan.to_dict(),
-            CORRECTIONS: {part: asdict(factors) for part, factors in self._plans.proposed_corrections.items()},
+            **self._plans.proposed.to_dict(),
+            "corrections": {part: asdict(factors) for part, factors in self._plans.proposed_corrections.items()},
         }
         llama_cpp: Any = document["llama_cpp"]
         flags = tuple(llama_cpp["argv"]) if llama_cpp else ()
@@ -293,30 +298,14 @@ class PlanTarget:
         assert self._plans.proposed is not None
         files: dict[Path, Content] = dict(self.proposed(decision).files)
         if self._registry is not None:
-            files[self._registry] = partial(_with_plan, self._plans.proposed.plan, self._registry)
+            files[self._registry] = partial(_with_plan, self._plans.proposed, self._registry)
         written = replace_keeping(files, {self._document.path: self._document.content, **self._flags.expected})
         content = files[self._document.path]
         assert isinstance(content, bytes)
-        self._document.content = content
+        self._document = replace(self._document, content=content)
         self._flags.note(files)
         self._plans.adopt()
         return written
-
-
-def corrections_of(fields: Mapping[str, Any]) -> dict[Part, Factors]:
-    """Return what the machine of a plan's document was corrected by when the plan was applied; nothing of a fresh one.
-
-    Raises
-    ------
-    DocumentError
-        They are not what `PlanTarget` writes.
-    """
-    given = fields.get(CORRECTIONS, {})
-    try:
-        return msgspec.convert(given, type=dict[Part, Factors])
-    except msgspec.ValidationError as error:
-        message = f"the plan's {CORRECTIONS} are not what --apply writes ({error}); plan again (`pshard plan`)."
-        raise DocumentError(message) from error
 
 
 def _deploy_suggested(balancer: LoadBalancer, decision: Decision) -> None:

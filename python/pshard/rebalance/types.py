@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 # A level says nothing before this many latencies.
 MIN_LEVEL = 8
+# Of what is kept of every shard, and of what is counted.
+MAX_WINDOW, MAX_SAMPLES = 1 << 16, 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,19 +65,26 @@ class RebalanceConfig:
     retry_secs: float = 3600.0
 
     def __post_init__(self) -> None:
-        least = {
-            "min_samples": MIN_LEVEL, "imbalance_threshold": 1.0, "eval_interval_secs": 0.0, "window": 32, "warm_up": 0,
-            "half_life": 1.0, "min_gain": 0.0, "max_break_even_secs": 0.0, "hysteresis": 0.0, "silent_passes": 0,
-            "retry_secs": 0.0,
-        }  # fmt: skip
-        for name, minimum in least.items():
+        ranges = {
+            "min_samples": (MIN_LEVEL, MAX_SAMPLES),
+            "imbalance_threshold": (1.0, math.inf),
+            "eval_interval_secs": (0.0, math.inf),
+            "window": (32, MAX_WINDOW),
+            "warm_up": (0, MAX_SAMPLES),
+            "half_life": (1.0, math.inf),
+            "false_alarms_per_window": (1e-12, 0.1),
+            "min_gain": (0.0, math.inf),
+            "max_break_even_secs": (0.0, math.inf),
+            "hysteresis": (0.0, math.inf),
+            "silent_passes": (0, MAX_SAMPLES),
+            "retry_secs": (0.0, math.inf),
+        }
+        for name, (least, most) in ranges.items():
             value = getattr(self, name)
-            if not (isinstance(value, int | float) and math.isfinite(value) and value >= minimum):
-                message = f"{name}={value!r} must be a number of at least {minimum:g}."
+            if not (isinstance(value, int | float) and math.isfinite(value) and least <= value <= most):
+                limit = "" if most == math.inf else f", and at most {most:g}"
+                message = f"{name}={value!r} must be a number of at least {least:g}{limit}."
                 raise SettingError(message)
-        if not 0 < self.false_alarms_per_window <= 0.1:
-            message = f"false_alarms_per_window={self.false_alarms_per_window!r} must be above 0 and at most 0.1."
-            raise SettingError(message)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pshard.errors import SettingError
+
 if TYPE_CHECKING:
     from pshard import _core
     from pshard.model.model import Model
@@ -16,11 +18,14 @@ def context_of(settings: Settings, cache_ubatch: int, model: Model) -> _core.Con
     Raises
     ------
     SettingError
-        A cache type that does not exist.
+        A cache type that does not exist, or a cache for no tokens.
     """
     from pshard import _core
     from pshard.model.model import data_type
 
+    if cache_ubatch < 1:
+        message = f"a cache for micro-batches of {cache_ubatch} tokens holds none; no planner writes such a registry."
+        raise SettingError(message)
     context = _core.ContextParameters()
     context.pshard_runtime = True
     context.n_ctx = settings.n_ctx or model.hyperparameters.n_ctx_train

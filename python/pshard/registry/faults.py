@@ -9,6 +9,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pshard.quantities import MIB
 from pshard.registry.fingerprint import fingerprint
 from pshard.registry.format import Fault
 from pshard.registry.overrides import (
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from pshard.model.model import Model
     from pshard.registry.format import Registry, Section, Tier, Variant
 
-MIB = 1 << 20
 MAX_LAYERS = 1000  # the planner there takes no more
 MAX_SECTIONS, MAX_VARIANTS = 10, 8
 # What the memory model may differ by from a line's vram= before it is called false.
@@ -159,7 +159,9 @@ def _variant_faults(section: Section, variant: Variant, subject: _Subject) -> It
         yield Fault("tier_dropped", where, f"tiers above cache_ubatch={variant.cache_ubatch} are dropped.")
     found = {}
     for tier in variant.tiers:
-        if tier.viable and tier.overrides:
+        if tier.batch_size < 1:
+            yield Fault("tier_empty", label(section, variant, tier), "a tier for no tokens, which serves no batch.")
+        elif tier.viable and tier.overrides:
             found[tier.batch_size] = places(tier.overrides, subject.names)
             yield from _tier_faults(section, variant, tier, subject, found[tier.batch_size])
     resident = {

@@ -199,14 +199,14 @@ def places(overrides: Sequence[Override], names: Iterable[str]) -> Places:
         is_own = own is not None and not _offers_alternatives(item.pattern)
         target = of_layer.setdefault(own[1], []) if own is not None and is_own else everywhere
         target.append((order, pattern, item.backend))
+    in_order = {layer: sorted([*everywhere, *own]) for layer, own in of_layer.items()}
     tensors = {}
     for name in names:
         parts = name.split(".", 2)
-        own_items = of_layer.get(parts[1], ()) if len(parts) == 3 and parts[0] == "blk" else ()
-        hits = (next(((o, b) for o, p, b in items if p.search(name)), None) for items in (own_items, everywhere))
-        first = min((hit for hit in hits if hit is not None), default=None)
-        if first is not None:
-            tensors[name] = first[1]
+        items = in_order.get(parts[1], everywhere) if len(parts) == 3 and parts[0] == "blk" else everywhere
+        backend = next((backend for _, pattern, backend in items if pattern.search(name)), None)
+        if backend is not None:
+            tensors[name] = backend
     return Places(tensors, layers)
 
 

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pshard.quantities import MIB
 from pshard.registry import registry_path
 from pshard.registry.choice import Option, choose, resident_bits, worth_loading
 from pshard.registry.context import context_of
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from pshard.model.model import Model
     from pshard.planning.planner import Plan
 
-MIB = 1 << 20
 DISABLED_UBATCH = 512
 STATIC = "STATIC_ATTNPRIO_ALLMODELS"
 STOCK_FIT = "STOCK_FIT"

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,28 +19,17 @@ EMPTY = {"kind": "data_parallel", "num_replicas": 0}
 def describe(plan: ShardingPlan) -> dict[str, object]:
     """Return the document of a plan."""
     chosen, users = plan.chosen, plan.parameters.users
-    parameters = plan.parameters
     return {
         "schema_version": SCHEMA_VERSION,
         "model": plan.model.name,
         "architecture": plan.model.architecture,
         "n_layer": plan.model.n_layer,
-        "parameters": {
-            "max_seq_len": parameters.max_seq_len,
-            "users": users,
-            "micro_batches": parameters.micro_batches,
-            "n_ubatch": parameters.n_ubatch,
-            "type_k": parameters.type_k,
-            "type_v": parameters.type_v,
-        },
+        "parameters": asdict(plan.parameters),
         "basis": plan.basis or None,
         **(_empty() if chosen is None else _plan(chosen, users)),
         "reason": plan.reason,
         "alternatives": [_plan(priced, users) for priced in plan.others],
-        "refused": [
-            {"strategy": entry.strategy, "reason": entry.reason, "missing_bytes": entry.missing_bytes}
-            for entry in plan.refused
-        ],
+        "refused": [asdict(entry) for entry in plan.refused],
         "heuristic": {
             "label": "heuristic: rules and constants of ai-hwaccel 1.2.0, nothing measured",
             "strategy": plan.heuristic.strategy,

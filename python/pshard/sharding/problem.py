@@ -243,7 +243,7 @@ class ShardProblem:
     def _weights(self, devices: Sequence[Device]) -> list[float]:
         """Shares in proportion to speed: the inverse of what a token takes on each device alone."""
         if not self.has_speeds:
-            return [float(self.capacity[device.name]) for device in devices]
+            return [max(1.0, self.capacity[device.name]) for device in devices]
         pass_ = self.pass_(1, 1)
         return [1.0 / float(self._rank_times(self.model.core, device, pass_).layers.sum()) for device in devices]
 

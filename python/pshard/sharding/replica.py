@@ -11,6 +11,7 @@ import numpy as np
 
 from pshard import _core
 from pshard.fleet.solver import Assignment, assign
+from pshard.quantities import GIB, MAX_BYTES
 from pshard.sharding.types import Shard
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from pshard.cluster.cluster import Device
     from pshard.sharding.problem import Group, ShardProblem
 
-GIB = 1 << 30
 # Where buffers are less for more layers after all, each repair raises what one memory needs.
 MAX_REPAIRS = 64
 
@@ -147,9 +147,7 @@ class Replica:
         return found
 
 
-def plan_replica(
-    problem: ShardProblem, groups: Sequence[Group], users: int, *, search_order: bool, all_groups: bool = False
-) -> Replica:
+def plan_replica(problem: ShardProblem, groups: Sequence[Group], users: int, *, search_order: bool) -> Replica:
     """Give the layers to the groups.
 
     Parameters
@@ -160,8 +158,6 @@ def plan_replica(
         Of this copy.
     search_order : bool
         The groups may follow each other in any order.
-    all_groups : bool
-        Every group gets a layer.
 
     Returns
     -------
@@ -172,7 +168,7 @@ def plan_replica(
     DoesNotFitError
     """
     tables = _Tables(problem, groups, users)
-    stages, exact = tables.solve(search_order=search_order, allow_empty=not all_groups)
+    stages, exact = tables.solve(search_order=search_order)
     if not problem.has_speeds:
         return Replica(stages, users, exact, None, 1, None, None, None, None, _core.Basis.estimated)
     stream = flow(problem, stages, problem.pass_(1, users))
@@ -259,14 +255,14 @@ class _Tables:
         self.entry = problem.host_seconds(groups, hidden_bytes)
         self.exit = np.array([t.head for t in times]) + problem.host_seconds(groups, logits_bytes)
 
-    def solve(self, *, search_order: bool, allow_empty: bool) -> tuple[tuple[StageOf, ...], bool]:
+    def solve(self, *, search_order: bool) -> tuple[tuple[StageOf, ...], bool]:
         """Solve, and measure what was found: without compute buffers at first, then with those of every run of layers.
 
         So what is found is as good as any that fits, and where the first fits, no more is measured.
         """
         throughput = self.users > 1 or not self.problem.has_speeds
         reachable = np.isfinite(self.entry) & np.isfinite(self.exit)
-        blocked = np.where(reachable, 0, 1 << 50)[[g for g, _ in self.memories]]
+        blocked = np.where(reachable, 0, MAX_BYTES)[[g for g, _ in self.memories]]
         fixed = np.zeros(len(self.memories), dtype=np.int64)
         for _ in range(MAX_REPAIRS):
             found = assign(
@@ -284,7 +280,6 @@ class _Tables:
                 run_bytes=self.run_bytes,
                 objective="throughput" if throughput else "latency",
                 search_order=search_order,
-                allow_empty=allow_empty,
             )
             stages = self._measure(found)
             before = fixed.copy()

@@ -11,6 +11,8 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from pshard.errors import NoFeasiblePlanError, SettingError
+from pshard.fleet.usable_devices import unavailable
+from pshard.quantities import GIB
 from pshard.sharding.problem import ShardProblem
 from pshard.sharding.search import ShardSearch
 from pshard.sharding.types import Priced, Refused, ShardingPlan, ShardParameters, StrategyKind
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
     from pshard.cluster.cluster import Cluster
     from pshard.model.model import Model
 
-GIB = 1 << 30
 MAX_DEVICES = 1024
 # What the document prefers, where nothing is known of speed: ranks share layers only over fast links.
 PREFERENCE: tuple[StrategyKind, ...] = (
@@ -59,12 +60,7 @@ def plan_sharding(model: Model, cluster: Cluster, parameters: ShardParameters | 
     _check(parameters)
     _check_size(cluster)
     rule = heuristic(model, cluster)
-    notes = [*cluster.notes]
-    notes += [
-        f"{device.name} is left out: {device.unavailable_reason or 'it is not available'}."
-        for device in cluster.devices
-        if not device.available
-    ]
+    notes = [*cluster.notes, *unavailable(cluster)]
     if not any(device.available for device in cluster.devices):
         return ShardingPlan(
             model=model, cluster=cluster, parameters=parameters, chosen=None, others=(), refused=(), heuristic=rule,

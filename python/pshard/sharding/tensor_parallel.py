@@ -48,11 +48,6 @@ class Division:
         """Ranks."""
         return len(self.kv_heads)
 
-    @property
-    def is_even(self) -> bool:
-        """Whether all ranks get the same number of heads."""
-        return len(set(self.kv_heads)) == 1
-
     def share(self, n_units: int, rank: int) -> int:
         """Units of one rank, of `n_units` that are handed out in the proportions of the heads."""
         return _shares(n_units, self.kv_heads)[rank]
