@@ -6,8 +6,6 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-import filelock  # noqa: F401  so that the processes need not
-
 from pshard.registry.fingerprint import fingerprint
 from pshard.registry.format import Override, Settings, Tier, Variant
 from pshard.registry.store import update

@@ -142,7 +142,7 @@ def test_a_launch_line_counts_them(tmp_path: Path) -> None:
     compute = report.devices[0].compute_bytes - plain.devices[0].compute_bytes
     assert report.used_bytes("CUDA0") - plain.used_bytes("CUDA0") >= own + compute > 0
     document = report.to_dict()
-    assert document["adapters"][0]["model_bytes"] == report.adapters[0].model_bytes  # type: ignore[index]
+    assert document["adapters"][0]["model_bytes"] == report.adapters[0].model_bytes
 
 
 def test_the_sheet_and_the_check_name_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -69,6 +69,10 @@ def test_what_the_print_mode_cannot_say_is_named_and_left_out() -> None:
     )
     assert other.draft_model is other.projector is None
     assert print_arguments(parse_launch_line(["llama-fit-params", "a.gguf"]))[1] == []
+    _, left_out = print_arguments(parse_launch_line(["a.gguf", "--spec-type", "draft-mtp"]))
+    assert left_out[-1] == "the draft that the model brings"
+    _, left_out = print_arguments(parse_launch_line(["a.gguf", "--spec-type", "draft-mtp", "-md", "b.gguf"]))
+    assert "the draft that the model brings" not in left_out
 
 
 def test_the_binary_is_run_and_read(tmp_path: Path) -> None:

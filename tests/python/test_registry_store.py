@@ -29,7 +29,7 @@ def keys(registry: Registry) -> list[list[tuple[int, int]]]:
 def server() -> ForkServerContext:
     """Children of a process without threads, with everything imported."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["registry_writers"])
+    context.set_forkserver_preload(["registry_writers", "filelock"])
     return context
 
 

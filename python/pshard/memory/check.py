@@ -105,6 +105,7 @@ def print_arguments(line: LaunchLine, *, has_gpu: bool = True) -> tuple[list[str
             (line.kv_unified, "a unified cache"),
             (line.n_outputs_max is not None, f"logits for {line.n_outputs_max} tokens only"),
             (line.draft_model is not None, "the draft model"),
+            ("draft-mtp" in line.speculation and line.draft_model is None, "the draft that the model brings"),
             (line.projector is not None, "the projector"),
             (bool(line.adapters), "the adapters"),
             (bool(line.control_vectors), "the control vector"),
