@@ -136,9 +136,10 @@ def test_overlap_of_copies_and_products(benchmark: Any, probe: _core.GpuProbe, b
 def measured(function: Any, *arguments: Any) -> dict[str, float] | dict[str, str]:
     """A result, or why there is none."""
     try:
-        return function(*arguments)
+        result: dict[str, float] = function(*arguments)
     except (_core.GpuError, _core.ProbeError) as error:
         return {"skipped": str(error)}
+    return result
 
 
 def results() -> dict[str, Any]:

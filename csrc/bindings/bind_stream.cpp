@@ -122,14 +122,12 @@ device : int
     0 is the host, GPU i is i + 1.
 first_layer, n_layers : int
     Of the layers that it executes something of; -1 and 0 where it executes none.
-n_operations : int
 is_sliced : bool
     Of its streamed experts only those that are used are copied.)")
       .def_readonly("lane", &Split::lane)
       .def_property_readonly("device", [](const Split& split) { return static_cast<int>(split.device); })
       .def_readonly("first_layer", &Split::first_layer)
       .def_readonly("n_layers", &Split::n_layers)
-      .def_property_readonly("n_operations", [](const Split& split) { return split.operations.size(); })
       .def_property_readonly("streams", &Split::streams)
       .def_property_readonly("offloads", [](const Split& split) { return !split.offloaded.empty() || !split.offloaded_experts.empty(); })
       .def_readonly("is_sliced", &Split::is_sliced);
@@ -198,28 +196,34 @@ ValueError
       .def_readonly("is_sliced", &SplitTime::is_sliced);
   m.def(
       "price_executed",
-      [](const pshard::Model& model, pshard::Machine machine, const pshard::Pass& pass, const pshard::Placement& placement) {
-        machine.cpu.skips_masked = machine.gpu.skips_masked = false;  // the executor attends to every cell
+      [](const pshard::Model& model, std::vector<pshard::Machine> by_gpu, const pshard::Pass& pass, const pshard::Placement& placement) {
+        // The executor attends to every cell.
+        for (pshard::Machine& machine : by_gpu) machine.cpu.skips_masked = machine.gpu.skips_masked = false;
         check(pass);
         check(placement, model.layers().size());
         std::vector<SplitTime> splits;
-        PassTime time = PassCost(model, machine, pass, pshard::Executed(model, pass)).price(placement, &splits);
+        PassTime time = PassCost(model, pshard::Machines(by_gpu), pass, pshard::Executed(model, pass)).price(placement, &splits);
         return std::pair(time, std::move(splits));
       },
-      "model"_a, "machine"_a, "pass_"_a, "placement"_a, R"(Price a pass of which only the operations that the executor runs count.
+      "model"_a, "machines"_a, "pass_"_a, "placement"_a, R"(Price a pass of which only the operations that the executor runs count.
 
 Parameters
 ----------
 model : Model
-machine : Machine
+machines : list of Machine
+    One where all GPUs are alike, else one for each; the first is the host's, too.
 pass_ : Pass
 placement : Placement
-    On one GPU, or on several that are alike.
 
 Returns
 -------
 tuple of PassTime and list of SplitTime
-    One for each split of `make_schedule`.)");
+    One for each split of `make_schedule`.
+
+Raises
+------
+ValueError
+    Fewer machines than GPUs, or several of which one has no GPU; no rate of a weight's type.)");
 }
 
 void bind_layout(py::module_& m) {

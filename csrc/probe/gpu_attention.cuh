@@ -10,9 +10,9 @@ namespace {
 constexpr float kLog2E = 1.44269504F;  // scores are powers of two
 constexpr int kAttentionThreads = 128;
 constexpr int kAttentionWarps = kAttentionThreads / kWarp;
-constexpr int kSplitCells = 128;  // that few query tokens look at between two barriers
-constexpr int kDotLanes = 8;      // that share one dot product
-constexpr int kQueryTile = 64;    // query tokens of a block, 16 for each warp
+constexpr int kSplitCells = 64;  // that few query tokens look at between two barriers
+constexpr int kDotLanes = 8;     // that share one dot product
+constexpr int kQueryTile = 64;   // query tokens of a block, 16 for each warp
 
 struct AttentionArguments {
   const float* queries;  // [batch][n_heads][head]
@@ -38,6 +38,7 @@ template <int head, int n>
 __global__ void __launch_bounds__(kAttentionThreads) attend_split(const AttentionArguments of) {
   constexpr int lanes_per_cell = head / 4;                           // when values are summed
   constexpr int cells_at_once = kAttentionThreads / lanes_per_cell;  // threads beyond them have none
+  constexpr int cells_dotted_at_once = kAttentionThreads / kDotLanes;
   __shared__ float queries[n][head];
   __shared__ float shares[n][kSplitCells];
   __shared__ float largest[n];
@@ -68,7 +69,10 @@ __global__ void __launch_bounds__(kAttentionThreads) attend_split(const Attentio
   float sums[n][4] = {};
   for (int first = begin; first < end; first += kSplitCells) {
     const int n_cells = min(kSplitCells, end - first);
-    for (int i = thread / kDotLanes; i < kSplitCells; i += kAttentionThreads / kDotLanes) {
+    // Memory answers late: loops are unrolled, so that all of their loads are on their way at once.
+#pragma unroll
+    for (int step = 0; step < kSplitCells / cells_dotted_at_once; ++step) {
+      const int i = thread / kDotLanes + step * cells_dotted_at_once;
       const uint16_t* key = keys + min(first + i, end - 1) * cell_values;
       float dots[n] = {};
 #pragma unroll
@@ -117,13 +121,15 @@ __global__ void __launch_bounds__(kAttentionThreads) attend_split(const Attentio
 #pragma unroll
         for (int c = 0; c < 4; ++c) sums[j][c] *= shrink[j];
       }
-      for (int i = value_cell; i < n_cells; i += cells_at_once) {
-        const uint2 words = load8(values + (first + i) * cell_values + 4 * value_lane);
+#pragma unroll 8
+      for (int step = 0; step < (kSplitCells + cells_at_once - 1) / cells_at_once; ++step) {  // what is beyond the last has no share
+        const int i = value_cell + step * cells_at_once;
+        const uint2 words = load8(values + min(first + i, end - 1) * cell_values + 4 * value_lane);
         const float v[4] = {to_float(static_cast<uint16_t>(words.x & 0xffffU)), to_float(static_cast<uint16_t>(words.x >> 16)),
                             to_float(static_cast<uint16_t>(words.y & 0xffffU)), to_float(static_cast<uint16_t>(words.y >> 16))};
 #pragma unroll
         for (int j = 0; j < n; ++j) {
-          const float share = shares[j][i];
+          const float share = i < kSplitCells ? shares[j][i] : 0.0F;
 #pragma unroll
           for (int c = 0; c < 4; ++c) sums[j][c] += share * v[c];
         }
@@ -154,9 +160,11 @@ __global__ void join_splits(const AttentionArguments of, int head) {
   const int64_t row = static_cast<int64_t>(blockIdx.y) * of.n_heads + blockIdx.x;
   const int64_t rows = static_cast<int64_t>(of.batch) * of.n_heads;
   float largest = -INFINITY;
+#pragma unroll 8
   for (int split = 0; split < of.n_splits; ++split) largest = fmaxf(largest, of.totals[split * rows + row].x);
   float total = 0.0F;
   float sum = 0.0F;
+#pragma unroll 8
   for (int split = 0; split < of.n_splits; ++split) {
     const float2 part = of.totals[split * rows + row];
     const float share = exp2f(part.x - largest);  // 0 where the split saw no cell

@@ -1,5 +1,5 @@
-// Quantised blocks on the GPU: as halves for its matrix units, and multiplied directly with activations of 8 bits. A lane works on one
-// slice of a row at a time; slices are numbered along the row.
+// Quantised blocks on the GPU, multiplied directly with activations of 8 bits. A lane works on one slice of a row at a time; slices are
+// numbered along the row.
 #pragma once
 
 #include "probe/blocks.hpp"
@@ -8,7 +8,6 @@
 namespace pshard {
 namespace {
 
-constexpr int kSliceColumns = 16;    // decoded at once
 constexpr int kRoundedColumns = 32;  // of activations under one scale
 
 // Activations as kernels multiply them: 8-bit codes, of each kRoundedColumns of a row the scale, and the scale times the sum of the codes;
@@ -33,144 +32,10 @@ __device__ inline void scale_and_min(const uint32_t (&words)[3], int index, uint
   }
 }
 
-// Of kSliceColumns columns: what is read (load), and the halves it stands for (decode), two to a word.
-template <WeightType type>
-struct Slice;
-
-template <>
-struct Slice<WeightType::f16> {
-  uint4 words[2];
-
-  __device__ static Slice load(const uint8_t* row, int slice) {
-    const uint8_t* from = row + int64_t{32} * slice;
-    return {{load16(from), load16(from + 16)}};
-  }
-  __device__ void decode(uint4 (&out)[2]) const {
-    out[0] = words[0];
-    out[1] = words[1];
-  }
-};
-
-// From four words of bytes to halves, each byte through `value`.
-template <typename Value>
-__device__ inline void decode_bytes(const uint32_t (&words)[4], Value value, uint4 (&out)[2]) {
-  uint32_t halves[8];
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    const uint32_t two = words[i / 2] >> (16 * (i % 2));
-    halves[i] = pack_halves(value(two & 0xffU), value(two >> 8 & 0xffU));
-  }
-  out[0] = {halves[0], halves[1], halves[2], halves[3]};
-  out[1] = {halves[4], halves[5], halves[6], halves[7]};
-}
-
-template <>
-struct Slice<WeightType::q8_0> {
-  uint32_t words[4];
-  uint16_t scale;
-
-  __device__ static Slice load(const uint8_t* row, int slice) {
-    const uint8_t* block = row + int64_t{34} * (slice / 2);
-    Slice found;
-    found.scale = load2(block);
-    load_words(found.words, block + 2 + 16 * (slice % 2));
-    return found;
-  }
-  __device__ void decode(uint4 (&out)[2]) const {
-    const float s = to_float(scale);
-    decode_bytes(
-        words, [s](uint32_t byte) { return s * static_cast<float>(static_cast<int8_t>(byte)); }, out);
-  }
-};
-
-template <>
-struct Slice<WeightType::q4_0> {
-  uint32_t words[4];  // the codes in their low nibbles
-  uint16_t scale;
-
-  __device__ static Slice load(const uint8_t* row, int slice) {
-    const uint8_t* block = row + int64_t{18} * (slice / 2);
-    Slice found;
-    found.scale = load2(block);
-    load_words(found.words, block + 2);
-#pragma unroll
-    for (uint32_t& word : found.words) word = word >> (4 * (slice % 2)) & 0x0f0f0f0fU;
-    return found;
-  }
-  __device__ void decode(uint4 (&out)[2]) const {
-    const float s = to_float(scale);
-    decode_bytes(
-        words, [s](uint32_t byte) { return s * static_cast<float>(static_cast<int>(byte) - 8); }, out);
-  }
-};
-
-template <>
-struct Slice<WeightType::q4_k> {
-  uint4 header;       // scale, min, and the 12 bytes of scales
-  uint32_t words[4];  // the codes in their low nibbles
-  int sub;
-
-  __device__ static Slice load(const uint8_t* row, int slice) {
-    const uint8_t* block = row + int64_t{144} * (slice / 16);
-    Slice found;
-    found.sub = slice % 16 / 2;
-    found.header = load16(block);
-    const uint4 codes = load16(block + 16 + 32 * (found.sub / 2) + 16 * (slice % 2));
-    const int shift = 4 * (found.sub % 2);
-    found.words[0] = codes.x >> shift & 0x0f0f0f0fU;
-    found.words[1] = codes.y >> shift & 0x0f0f0f0fU;
-    found.words[2] = codes.z >> shift & 0x0f0f0f0fU;
-    found.words[3] = codes.w >> shift & 0x0f0f0f0fU;
-    return found;
-  }
-  __device__ void decode(uint4 (&out)[2]) const {
-    const uint32_t scales[3] = {header.y, header.z, header.w};
-    uint32_t scale;
-    uint32_t min;
-    scale_and_min(scales, sub, scale, min);
-    const float s = to_float(static_cast<uint16_t>(header.x & 0xffffU)) * static_cast<float>(scale);
-    const float m = to_float(static_cast<uint16_t>(header.x >> 16)) * static_cast<float>(min);
-    decode_bytes(
-        words, [s, m](uint32_t byte) { return s * static_cast<float>(byte) - m; }, out);
-  }
-};
-
-template <>
-struct Slice<WeightType::q6_k> {
-  uint32_t words[4];  // codes
-  uint16_t scale;
-  int8_t sub_scale;
-
-  __device__ static Slice load(const uint8_t* row, int slice) {
-    const uint8_t* block = row + int64_t{210} * (slice / 16);
-    const int sub = slice % 16;
-    const int half = sub / 8;
-    const int quarter = sub % 8 / 2;
-    Slice found;
-    uint32_t high[4];
-    load_words(found.words, block + 64 * half + 32 * (quarter % 2) + 16 * (sub % 2));
-    load_words(high, block + 128 + 32 * half + 16 * (sub % 2));
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      found.words[i] = (found.words[i] >> (4 * (quarter / 2)) & 0x0f0f0f0fU) | (high[i] >> (2 * quarter) & 0x03030303U) << 4;
-    }
-    found.sub_scale = static_cast<int8_t>(block[192 + sub]);
-    found.scale = load2(block + 208);
-    return found;
-  }
-  __device__ void decode(uint4 (&out)[2]) const {
-    const float s = to_float(scale) * static_cast<float>(sub_scale);
-    decode_bytes(
-        words, [s](uint32_t byte) { return s * static_cast<float>(static_cast<int>(byte) - 32); }, out);
-  }
-};
-
 // Products of one slice of a row of weights with the same columns of `n` rows of activations, added to `sums`. The rows follow each other,
 // `from` is where the first begins. Here slices are as long as reads of the type make them.
 template <WeightType type>
 struct Dot;
-
-__device__ inline uint32_t codes_at(const Rounded& x, int64_t column) { return load4(x.codes + column); }
 
 template <>
 struct Dot<WeightType::f16> {
@@ -225,12 +90,10 @@ struct Dot<WeightType::q4_0> {
 #pragma unroll
     for (int j = 0; j < n; ++j) {
       const int64_t first = from + int64_t{j} * n_columns + 32 * (slice / 2) + 8 * (slice % 2);
-      int dot = 0;
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        dot = dot4(weights[i] & 0x0f0f0f0fU, codes_at(x, first + 4 * i), dot);
-        dot = dot4(weights[i] >> 4 & 0x0f0f0f0fU, codes_at(x, first + 16 + 4 * i), dot);
-      }
+      const uint2 low = load8(x.codes + first);
+      const uint2 high = load8(x.codes + first + 16);
+      int dot = dot4(weights[0] & 0x0f0f0f0fU, low.x, dot4(weights[1] & 0x0f0f0f0fU, low.y, 0));
+      dot = dot4(weights[0] >> 4 & 0x0f0f0f0fU, high.x, dot4(weights[1] >> 4 & 0x0f0f0f0fU, high.y, dot));
       const float2 rounded = x.scales[first / kRoundedColumns];
       sums[j] += scale * (rounded.x * static_cast<float>(dot) - 4.0F * rounded.y);  // either lane of a block takes half of 8 times the sum
     }
@@ -276,31 +139,35 @@ struct Dot<WeightType::q4_k> {
 
 template <>
 struct Dot<WeightType::q6_k> {
-  static constexpr int columns = 16;  // 4 of each quarter of half a block
+  static constexpr int columns = 32;  // 8 of each quarter of half a block
 
   template <int n>
   __device__ static void add(const uint8_t* row, int slice, const Rounded& x, int64_t from, int n_columns, float (&sums)[n]) {
-    const uint8_t* block = row + int64_t{210} * (slice / 16);
-    const int half = slice % 16 / 8;
-    const int piece = slice % 8;
-    uint32_t low[1];
-    uint32_t next[1];
-    uint32_t high[1];
-    load_words(low, block + 64 * half + 4 * piece);
-    load_words(next, block + 64 * half + 32 + 4 * piece);
-    load_words(high, block + 128 + 32 * half + 4 * piece);
+    const uint8_t* block = row + int64_t{210} * (slice / 8);
+    const int half = slice % 8 / 4;
+    const int piece = slice % 4;
+    uint32_t low[2][2];
+    uint32_t high[2];
+    load_words(low[0], block + 64 * half + 8 * piece);
+    load_words(low[1], block + 64 * half + 32 + 8 * piece);
+    load_words(high, block + 128 + 32 * half + 8 * piece);
     const float scale = to_float(load2(block + 208));
 #pragma unroll
     for (int quarter = 0; quarter < 4; ++quarter) {
-      const uint32_t low_bits = (quarter % 2 == 0 ? low[0] : next[0]) >> (quarter / 2 * 4) & 0x0f0f0f0fU;
-      const uint32_t code = low_bits | (high[0] >> (2 * quarter) & 0x03030303U) << 4;
-      // 32 less in each byte: the borrow stays in the byte's highest bit.
-      const uint32_t weights = ((code | 0x80808080U) - 0x20202020U) ^ 0x80808080U;
-      const float s = scale * static_cast<float>(static_cast<int8_t>(block[192 + 8 * half + 2 * quarter + piece / 4]));
+      uint32_t weights[2];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const uint32_t low_bits = low[quarter % 2][i] >> (quarter / 2 * 4) & 0x0f0f0f0fU;
+        const uint32_t code = low_bits | (high[i] >> (2 * quarter) & 0x03030303U) << 4;
+        // 32 less in each byte: the borrow stays in the byte's highest bit.
+        weights[i] = ((code | 0x80808080U) - 0x20202020U) ^ 0x80808080U;
+      }
+      const float s = scale * static_cast<float>(static_cast<int8_t>(block[192 + 8 * half + 2 * quarter + piece / 2]));
 #pragma unroll
       for (int j = 0; j < n; ++j) {
-        const int64_t first = from + int64_t{j} * n_columns + 256 * (slice / 16) + 128 * half + 32 * quarter + 4 * piece;
-        const int dot = dot4(weights, codes_at(x, first), 0);
+        const int64_t first = from + int64_t{j} * n_columns + 256 * (slice / 8) + 128 * half + 32 * quarter + 8 * piece;
+        const uint2 v = load8(x.codes + first);
+        const int dot = dot4(weights[0], v.x, dot4(weights[1], v.y, 0));
         sums[j] += s * x.scales[first / kRoundedColumns].x * static_cast<float>(dot);
       }
     }

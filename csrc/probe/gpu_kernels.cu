@@ -50,6 +50,12 @@ void multiply_experts(const GpuExperts& shape, const void* weights, const int32_
   queue_experts(queue, shape, weights, ids, x, y, scratch);
 }
 
+void copy_words(void* to, const void* from, int64_t n_words, GpuStream stream) {
+  CudaQueue queue{stream};
+  queue.launch("copy_words_of", copy_words_of, grid_over(n_words), kPlainThreads, static_cast<const uint32_t*>(from), n_words,
+               static_cast<uint32_t*>(to));
+}
+
 void attend(const AttentionShape& shape, bool is_causal, const float* queries, const void* keys, const void* values, float* out,
             void* scratch, GpuStream stream) {
   CudaQueue queue{stream};

@@ -65,6 +65,9 @@ void check(const GpuExperts& shape);
 void multiply_experts(const GpuExperts& shape, const void* weights, const int32_t* ids, const float* x, float* y, void* scratch,
                       GpuStream stream);
 
+// Copies words from page-locked memory of the host, or within the device, without a copy engine.
+void copy_words(void* to, const void* from, int64_t n_words, GpuStream stream);
+
 // Fused attention: out[batch][n_heads][head_size], of queries of the same shape, scores times 1 / sqrt(head_size), over keys and values
 // [depth][n_kv_heads][head_size] in F16. Query token j sees cells up to depth - batch + j where `is_causal`, all cells otherwise.
 // head_size is 64, 96, 128, 192 or 256.

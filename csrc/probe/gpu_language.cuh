@@ -28,6 +28,45 @@ __device__ inline int dot4(uint32_t a, uint32_t b, int c) { return __dp4a(static
 
 __device__ inline float from_lane_xor(float value, int mask) { return __shfl_xor_sync(kAllLanes, value, mask); }
 
+__device__ inline float as_float(uint32_t word) { return __uint_as_float(word); }
+
+// Bytes of `a`, numbered 0 to 3, and of `b`, 4 to 7, that the nibbles of `order` name, the last of which becomes the lowest.
+__device__ inline uint32_t permute_bytes(uint32_t a, uint32_t b, uint32_t order) { return __byte_perm(a, b, order); }
+
+// Two halves in a word.
+__device__ inline __half2 as_halves(uint32_t word) { return *reinterpret_cast<const __half2*>(&word); }
+__device__ inline uint32_t as_word(__half2 halves) { return *reinterpret_cast<const uint32_t*>(&halves); }
+__device__ inline uint32_t pack_halves(float low, float high) { return as_word(__floats2half2_rn(low, high)); }
+__device__ inline uint32_t subtract_halves(uint32_t a, uint32_t b) { return as_word(__hsub2(as_halves(a), as_halves(b))); }
+__device__ inline uint32_t multiply_halves(uint32_t a, uint32_t b) { return as_word(__hmul2(as_halves(a), as_halves(b))); }
+__device__ inline uint32_t multiply_add_halves(uint32_t a, uint32_t b, uint32_t c) {
+  return as_word(__hfma2(as_halves(a), as_halves(b), as_halves(c)));
+}
+
+// Copies to shared memory that nobody waits for until `wait_for_async_groups`, and then only their own thread. Turing has none.
+#if __CUDA_ARCH__ >= 800
+__device__ inline void copy_async4(void* shared, const void* from) {
+  const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(address), "l"(from) : "memory");
+}
+__device__ inline void copy_async16(void* shared, const void* from) {
+  const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(from) : "memory");
+}
+__device__ inline void end_of_async_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Until at most `n` groups are on their way.
+template <int n>
+__device__ inline void wait_for_async_groups() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(n) : "memory");
+}
+#else
+__device__ inline void copy_async4(void* shared, const void* from) { *static_cast<uint32_t*>(shared) = load4(from); }
+__device__ inline void copy_async16(void* shared, const void* from) { store16(shared, load16(from)); }
+__device__ inline void end_of_async_group() {}
+template <int n>
+__device__ inline void wait_for_async_groups() {}
+#endif
+
 // Four 8 x 8 matrices of halves from shared memory: lane l gives the address of row l % 8 of matrix l / 8, aligned to 16 bytes. It gets, of
 // each matrix, the elements 2 * (l % 4) and the next of row l / 4; transposed: of column l / 4.
 __device__ inline void load_matrices(uint32_t (&out)[4], const uint16_t* row) {
@@ -75,7 +114,6 @@ namespace {
 constexpr int kWarp = 32;
 
 __device__ inline uint32_t pack(uint16_t low, uint16_t high) { return low | static_cast<uint32_t>(high) << 16; }
-__device__ inline uint32_t pack_halves(float low, float high) { return pack(to_half(low), to_half(high)); }
 
 // Of 4 * n bytes at an address that is only even, as blocks of odd numbers of words are.
 template <int n>

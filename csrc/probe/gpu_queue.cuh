@@ -4,8 +4,9 @@
 #include <cmath>
 
 #include "probe/gpu_attention.cuh"
-#include "probe/gpu_matmul.cuh"
 #include "probe/gpu_shapes.hpp"
+#include "probe/gpu_tiles.cuh"
+#include "probe/gpu_vectors.cuh"
 
 namespace pshard {
 namespace {
@@ -46,7 +47,8 @@ template <typename Queue>
 Rounded queue_rounding(Queue& queue, const ProductLayout& layout, int64_t n_columns, const float* x, void* scratch) {
   const int64_t n_values = layout.n_x_rows * n_columns;
   if (layout.has_halves) {
-    queue.launch("round_to_halves", round_to_halves, grid_over(n_values), kPlainThreads, x, n_values, at<uint16_t>(scratch, 0));
+    queue.launch("round_to_halves", layout.is_vector ? round_to_halves : round_to_tile_halves, grid_over(n_values), kPlainThreads, x,
+                 n_values, at<uint16_t>(scratch, 0));
     return {nullptr, nullptr, at<uint16_t>(scratch, 0)};
   }
   auto* codes = at<int8_t>(scratch, 0);

@@ -10,7 +10,7 @@ namespace {
 constexpr int64_t kBlocksWanted = 256;      // about two for each multiprocessor of the largest GPUs
 constexpr int64_t kLeastPartColumns = 512;  // below, summing parts costs more than it brings
 constexpr int64_t kRowsOfTile = 128, kColumnsOfTile = 32;
-constexpr int64_t kCellsOfBlock = 128, kLeastCellsOfSplit = 256;
+constexpr int64_t kCellsOfBlock = 64, kLeastCellsOfSplit = 256;  // each split takes scratch of the arena
 constexpr int64_t kMostExperts = 1024, kMostRows = int64_t{65535} * kRowsOfTile;
 
 int64_t divided(int64_t n, int64_t by) { return (n + by - 1) / by; }

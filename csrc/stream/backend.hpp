@@ -85,6 +85,9 @@ class Backend : public Scratch {
   [[nodiscard]] virtual int64_t y_row(const Product& product, int64_t i) const = 0;
 
   [[nodiscard]] virtual Event record(Queue queue) = 0;
+  // When the queue could begin with what it is given next. Nobody waits for it, so that a backend need not record it: it came when all had
+  // that the queue waited for, and its own last event.
+  [[nodiscard]] virtual Event begin(Queue queue) { return record(queue); }
   virtual void wait(Queue queue, Event event) = 0;
 
   // Waits until all queues are done, calling `poll` now and then; if that throws, so does this, once they are. Throws StreamError with the

@@ -13,6 +13,7 @@
 #include "probe/gpu_kernels.hpp"
 #include "probe/gpu_reference.hpp"
 #include "stream/cuda_backend.hpp"
+#include "stream/cuda_host_count.cuh"
 #include "stream/cuda_staging.cuh"
 #include "stream/host_backend.hpp"
 #include "stream/locked_ranges.hpp"
@@ -24,6 +25,7 @@ constexpr int64_t kAlignment = 256;
 constexpr auto kLook = std::chrono::microseconds(200);
 constexpr int kLooksPerPoll = 50;
 constexpr int kSamples = 8;
+constexpr int kUnknown = -1;
 constexpr int kBaseTries = 4;
 constexpr double kCloseSeconds = 20e-6;
 
@@ -71,6 +73,7 @@ class CudaBackend : public Backend {
       throw StreamError(std::to_string(options.arena_bytes.size()) + " GPUs are asked for, " + std::to_string(n_devices) + " are here");
     }
     try {
+      if (!options.arena_bytes.empty()) host_count_.open();
       for (size_t i = 0; i < options.arena_bytes.size(); ++i) open(static_cast<int>(i), options.arena_bytes[i]);
     } catch (...) {
       close();
@@ -146,9 +149,9 @@ class CudaBackend : public Backend {
         return;
       }
       const auto& ids = product.routes->expert;
-      const size_t n_bytes = ids.size() * sizeof(int32_t);
-      const uint8_t* kept = kept_.copy_of(ids.data(), static_cast<int64_t>(n_bytes));
-      require_success(cudaMemcpyAsync(product.scratch, kept, n_bytes, cudaMemcpyHostToDevice, stream), "copying routes");
+      const auto n_bytes = static_cast<int64_t>(ids.size() * sizeof(int32_t));
+      // By the GPU itself: its copy engine may be at work on a layer that streams, and has its turns.
+      pshard::copy_words(product.scratch, kept_.copy_of(ids.data(), n_bytes), static_cast<int64_t>(ids.size()), stream);
       pshard::multiply_experts(experts_of(product), product.weights, reinterpret_cast<const int32_t*>(product.scratch), product.x,
                                product.y, product.scratch + ids_bytes(product), stream);
     });
@@ -192,6 +195,7 @@ class CudaBackend : public Backend {
 
   Event record(Queue queue) override {
     Recorded recorded;
+    recorded.queue = number_of(queue);
     if (is_gpu(queue.device)) {
       const cudaStream_t stream = use(queue);
       recorded.gpu = static_cast<int>(index(queue.device)) - 1;
@@ -199,17 +203,37 @@ class CudaBackend : public Backend {
       require_success(cudaEventRecord(recorded.event, stream), "recording an event");
     } else {
       recorded.host = host_.record(queue);
+      recorded.count = host_count_.next();
+      host_.always(queue, [this, count = recorded.count] { host_count_.reach(count); });
     }
-    events_.push_back(recorded);
+    return add(std::move(recorded));
+  }
+
+  // An event costs the host more than a microsecond; one that is told by others of the same GPU is not recorded.
+  Event begin(Queue queue) override {
+    std::vector<Event>& before = before_[number_of(queue)];
+    const auto is_here = [&](Event event) {
+      return events_[static_cast<size_t>(event)].gpu == static_cast<int>(pshard::index(queue.device)) - 1;
+    };
+    if (!is_gpu(queue.device) || before.empty() || !std::all_of(before.begin(), before.end(), is_here)) return record(queue);
+    Recorded told;
+    told.gpu = events_[static_cast<size_t>(before.back())].gpu;
+    told.before = before;
+    events_.push_back(std::move(told));
     return static_cast<Event>(events_.size()) - 1;
   }
 
-  // Whoever queues waits for the host in place of a GPU; the splits after it are queued once it is done.
+  // A call to the driver takes a microsecond or more: what a queue has seen of itself, or through a later event of the same other, it need
+  // not be told. Where a GPU cannot wait for the host, whoever queues does in its place.
   void wait(Queue queue, Event event) override {
     const Recorded& recorded = events_.at(static_cast<size_t>(event));
+    before_[number_of(queue)].push_back(event);
+    Event& seen = n_seen_[number_of(queue)][recorded.queue];
+    if (number_of(queue) == recorded.queue || event < seen) return;
+    seen = event + 1;
     if (is_gpu(queue.device)) {
-      const cudaStream_t stream = use(queue);
-      if (recorded.event != nullptr) return require_success(cudaStreamWaitEvent(stream, recorded.event, 0), "waiting for an event");
+      if (recorded.event != nullptr) return require_success(cudaStreamWaitEvent(use(queue), recorded.event, 0), "waiting for an event");
+      if (host_count_.wait(use(queue), recorded.count)) return;
       while (!host_.has_come(recorded.host)) std::this_thread::yield();
     } else if (recorded.event != nullptr) {
       host_.inspect(queue, nullptr, 0,
@@ -252,6 +276,7 @@ class CudaBackend : public Backend {
     } catch (const StreamError& caught) {
       host_error = caught.what();
     }
+    current_ = kUnknown;  // until the next work comes another thread may be the one that queues, or another GPU be chosen
     const std::string failure = failure_.take();
     if (interruption) std::rethrow_exception(interruption);
     for (const std::string& message : {error, failure, host_error}) {
@@ -261,6 +286,9 @@ class CudaBackend : public Backend {
 
   bool has_come(Event event) override {
     const Recorded& recorded = events_.at(static_cast<size_t>(event));
+    if (!recorded.before.empty()) {
+      return std::all_of(recorded.before.begin(), recorded.before.end(), [&](Event before) { return has_come(before); });
+    }
     if (recorded.event == nullptr) return host_.has_come(recorded.host);
     const bool has_come = cudaEventQuery(recorded.event) != cudaErrorNotReady;
     static_cast<void>(cudaGetLastError());
@@ -269,6 +297,11 @@ class CudaBackend : public Backend {
 
   double seconds(Event event) override {
     const Recorded& recorded = events_.at(static_cast<size_t>(event));
+    if (!recorded.before.empty()) {
+      double latest = seconds(recorded.before.front());
+      for (const Event before : recorded.before) latest = std::max(latest, seconds(before));
+      return latest;
+    }
     if (recorded.event == nullptr) return host_.seconds(recorded.host);
     const Gpu& gpu = gpus_[static_cast<size_t>(recorded.gpu)];
     float milliseconds = 0.0F;
@@ -280,6 +313,7 @@ class CudaBackend : public Backend {
     drop_events();
     kept_.forget();
     for (Gpu& gpu : gpus_) rebase(gpu);
+    current_ = kUnknown;
   }
 
  private:
@@ -287,20 +321,32 @@ class CudaBackend : public Backend {
     int gpu = -1;
     cudaEvent_t event = nullptr;
     Event host = kNoEvent;
+    uint32_t count = 0;           // of the host
+    std::vector<Event> before{};  // that tell when it came, where it was not recorded
+    size_t queue = 0;
   };
+  Event add(Recorded recorded) {
+    const auto event = static_cast<Event>(events_.size());
+    before_[recorded.queue] = {event};
+    events_.push_back(std::move(recorded));
+    return event;
+  }
+
+  static constexpr size_t kQueues = kMaxDevices * kStreams;
+  static size_t number_of(Queue queue) { return index(queue.device) * kStreams + static_cast<size_t>(queue.stream); }
 
   [[nodiscard]] Gpu& gpu(Device device) { return gpus_.at(index(device) - 1); }
 
   cudaStream_t use(Queue queue) {
     const Gpu& used = gpu(queue.device);
-    require_success(cudaSetDevice(used.number), "choosing a GPU");
-    current_ = static_cast<size_t>(used.number);
+    if (current_ != used.number) require_success(cudaSetDevice(used.number), "choosing a GPU");
+    current_ = used.number;
     return used.streams[static_cast<size_t>(queue.stream)];
   }
 
   // Of the GPU in use.
   cudaEvent_t take_event() {
-    auto& spare = spare_.at(current_);
+    auto& spare = spare_.at(static_cast<size_t>(current_));
     cudaEvent_t event = nullptr;
     if (spare.empty()) {
       require_success(cudaEventCreate(&event), "making an event");
@@ -316,6 +362,8 @@ class CudaBackend : public Backend {
       if (recorded.event != nullptr) spare_[static_cast<size_t>(recorded.gpu)].push_back(recorded.event);
     }
     events_.clear();
+    n_seen_ = {};
+    before_ = {};
     host_.forget_events();
   }
 
@@ -360,6 +408,11 @@ class CudaBackend : public Backend {
   }
 
   void close() {
+    try {
+      host_.finish({});  // its threads write to what is given back here
+    } catch (const StreamError&) {
+      // Who closes after an error has heard of it.
+    }
     std::vector<bool> is_lost;
     for (const Gpu& gpu : gpus_) {
       cudaSetDevice(gpu.number);
@@ -378,7 +431,11 @@ class CudaBackend : public Backend {
       for (const cudaStream_t stream : gpu.streams) {
         if (stream != nullptr) cudaStreamDestroy(stream);
       }
-      cudaFree(gpu.arena);
+    }
+    host_count_.close();  // streams that failed may have waited for it until here
+    for (size_t i = 0; i < gpus_.size(); ++i) {
+      cudaSetDevice(gpus_[i].number);
+      cudaFree(gpus_[i].arena);
       if (is_lost[i]) cudaDeviceReset();  // an error in a kernel ends the context: the next backend needs a new one
     }
     static_cast<void>(cudaGetLastError());
@@ -406,10 +463,13 @@ class CudaBackend : public Backend {
   int64_t page_lock_bytes_;
   LockedRanges locked_{sysconf(_SC_PAGESIZE)};
   Kept kept_;
+  HostCount host_count_;
   std::vector<Gpu> gpus_;
   std::vector<std::vector<cudaEvent_t>> spare_;  // by GPU
   std::vector<Recorded> events_;
-  size_t current_ = 0;
+  int current_ = kUnknown;                                    // the GPU that the thread which queues works with
+  std::array<std::array<Event, kQueues>, kQueues> n_seen_{};  // by the queue that waited and the one of the event: events up to that one
+  std::array<std::vector<Event>, kQueues> before_;            // by queue: its last event, and what it waited for since
   Failure failure_;
   Calls calls_{failure_};
 };

@@ -56,6 +56,8 @@ class HostBackend : public Backend {
   bool has_come(Event event) override;
   double seconds(Event event) override;
   void forget_events() override;
+  // Calls `work` when the queue gets there, also after a failure. It throws nothing.
+  void always(Queue queue, std::function<void()> work) { queue_of(queue).push({.alone = std::move(work), .always = true}); }
 
  private:
   using ProductKey = std::tuple<WeightType, int64_t, int64_t, int64_t, bool, bool>;

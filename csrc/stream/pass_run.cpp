@@ -188,7 +188,7 @@ void PassRun::copy_ahead(size_t at) {
   if (waits) wait(lane, end_of(at - 1));
   wait(lane, written_by(split.device, waits ? at : std::max<size_t>(at, 1) - 1));
   const SplitLayout& layout = places(at);
-  Copy copy{static_cast<int32_t>(at), lane, bench_.backend.record(lane), kNoEvent, 0, false};
+  Copy copy{static_cast<int32_t>(at), lane, bench_.backend.begin(lane), kNoEvent, 0, false};
   const auto bring = [&](const uint8_t* from, int64_t offset, int64_t n_bytes) {
     bench_.backend.copy(lane, place(split.device, offset), from, n_bytes);
     copy.n_bytes += n_bytes;
@@ -224,7 +224,7 @@ void PassRun::copy_now(size_t at) {
   wait(lane, at > 0 ? end_of(at - 1) : start_);
   wait(lane, written_by(split.device, at));
   if (!unused.empty()) wait(lane, bench_.backend.record(compute_queue(split)));  // inputs of the pass have come
-  Copy copy{static_cast<int32_t>(at), lane, bench_.backend.record(lane), kNoEvent, 0, false};
+  Copy copy{static_cast<int32_t>(at), lane, bench_.backend.begin(lane), kNoEvent, 0, false};
   for (const int32_t tensor : unused) {
     const int64_t n_bytes = schedule_.tensors[static_cast<size_t>(tensor)].n_bytes;
     bench_.backend.copy(lane, fetched(split.device, places(at).unused), bench_.sources[index_][static_cast<size_t>(tensor)], n_bytes);
@@ -252,7 +252,7 @@ void PassRun::fetch(size_t at, size_t operation) {
   // The CPU attends where a GPU cannot: also over a cache that would have been streamed, and is in host memory.
   const Queue lane = is_up ? lane_queue(split) : is_gpu(home) ? Queue{home, Stream::down} : queue;
   wait(lane, bench_.backend.record(queue));  // the operation before has used what was there
-  Copy copy{static_cast<int32_t>(at), lane, bench_.backend.record(lane), kNoEvent, 0, true};
+  Copy copy{static_cast<int32_t>(at), lane, bench_.backend.begin(lane), kNoEvent, 0, true};
   uint8_t* const to = fetched(split.device, places(at).operations[operation].fetched);
   if (part != kNowhere) {
     copy.n_bytes = split.cache_fetched[static_cast<size_t>(part)].n_bytes;
@@ -390,7 +390,7 @@ void PassRun::compute(size_t at) {
   wait(queue, arrived_[at]);
   wait(queue, fetched_[at]);
   wait(queue, may_work_over(split.device, at));
-  times_[at].begin = bench_.backend.record(queue);
+  times_[at].begin = bench_.backend.begin(queue);
   bring_values(at);
   times_[at].compute = split.values.empty() ? times_[at].begin : bench_.backend.record(queue);
   if (bench_.options.check) check_streamed(at);
@@ -415,7 +415,7 @@ void PassRun::write_back(size_t at) {
   if (split.cache_down.empty()) return;
   const Queue down{split.device, Stream::down};
   wait(down, times_[at].end);
-  Copy copy{static_cast<int32_t>(at), down, bench_.backend.record(down), kNoEvent, 0, false};
+  Copy copy{static_cast<int32_t>(at), down, bench_.backend.begin(down), kNoEvent, 0, false};
   for (const CachePart& part : split.cache_down) {
     const uint8_t* from = streamed_cache(at, part.layer) + part.offset;
     uint8_t* home = bench_.cache_home(index_, part.layer) + part.offset;

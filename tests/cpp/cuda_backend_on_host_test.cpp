@@ -1,11 +1,14 @@
 // The backend of a GPU on the CUDA runtime of cuda_runtime_on_host.hpp: all that it queues, stages, orders and gives back. Its kernels are
 // references here; gpu_kernels_test.cpp has the real ones.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <set>
 
 // Beside that of the library, which has none, or the real one.
 #define make_cuda_backend make_cuda_backend_on_host
 #include "stream/cuda_backend.cu"
+#include "stream/cuda_host_count.cu"
 #include "stream/cuda_staging.cu"
 // First the words of CUDA, then what is written in them.
 #include <gtest/gtest.h>
@@ -50,10 +53,28 @@ std::vector<double> decoded(WeightType type, const void* weights, int64_t row, i
   dequantise_row(type, static_cast<const uint8_t*>(weights) + row * row_bytes(type, n_columns), n_columns, values.data());
   return values;
 }
-float dot(const std::vector<double>& w, const float* x) {
+template <typename T, typename Number>
+std::vector<double> numbers(const T* values, int64_t n, const Number& number) {
+  std::vector<double> found(static_cast<size_t>(n));
+  std::transform(values, values + n, found.begin(), number);
+  return found;
+}
+std::vector<double> floats(const float* values, int64_t n) {
+  return numbers(values, n, [](float value) { return static_cast<double>(value); });
+}
+std::vector<double> halves(const void* values, int64_t n) {
+  return numbers(static_cast<const uint16_t*>(values), n, [](uint16_t half) { return static_cast<double>(half_to_float(half)); });
+}
+
+// Arithmetic on numbers that are the caller's own: watching each would take most of the test's time.
+#define PSHARD_UNWATCHED __attribute__((no_sanitize("thread")))
+PSHARD_UNWATCHED double dot(const double* a, const double* b, int64_t n) {
   double sum = 0.0;
-  for (size_t i = 0; i < w.size(); ++i) sum += w[i] * static_cast<double>(x[i]);
-  return static_cast<float>(sum);
+  for (int64_t i = 0; i < n; ++i) sum += a[i] * b[i];
+  return sum;
+}
+PSHARD_UNWATCHED void add(double* sums, double share, const double* values, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) sums[i] += share * values[i];
 }
 
 }  // namespace
@@ -63,9 +84,13 @@ void require_kernels() {}
 void multiply(const GpuProduct& shape, const void* weights, const float* x, float* y, void* scratch, GpuStream stream) {
   launch(stream, {{weights, weight_bytes(shape)}, {x, shape.batch * shape.n_columns * 4}, {y, shape.batch * shape.n_rows * 4}}, scratch,
          scratch_bytes(shape), [=] {
+           const std::vector<double> own = floats(x, shape.batch * shape.n_columns);
            for (int64_t row = 0; row < shape.n_rows; ++row) {
              const std::vector<double> w = decoded(shape.type, weights, row, shape.n_columns);
-             for (int64_t i = 0; i < shape.batch; ++i) y[i * shape.n_rows + row] = dot(w, x + i * shape.n_columns);
+             for (int64_t i = 0; i < shape.batch; ++i) {
+               y[i * shape.n_rows + row] =
+                   static_cast<float>(dot(w.data(), &own[static_cast<size_t>(i * shape.n_columns)], shape.n_columns));
+             }
            }
          });
 }
@@ -77,12 +102,25 @@ void multiply_experts(const GpuExperts& shape, const void* weights, const int32_
   launch(stream,
          {{weights, weight_bytes(shape)}, {ids, n_y_rows * 4}, {x, n_x_rows * shape.n_columns * 4}, {y, n_y_rows * shape.n_rows * 4}},
          scratch, scratch_bytes(shape), [=] {
-           for (int64_t i = 0; i < n_y_rows * shape.n_rows; ++i) {
-             const int64_t out = i / shape.n_rows;
-             const int64_t row = ids[out] * shape.n_rows + i % shape.n_rows;
-             y[i] = dot(decoded(shape.type, weights, row, shape.n_columns), x + out * n_x_rows / n_y_rows * shape.n_columns);
+           const std::vector<double> own = floats(x, n_x_rows * shape.n_columns);
+           const std::set<int32_t> used(ids, ids + n_y_rows);
+           for (const int32_t expert : used) {
+             for (int64_t row = 0; row < shape.n_rows; ++row) {
+               const std::vector<double> w = decoded(shape.type, weights, expert * shape.n_rows + row, shape.n_columns);
+               for (int64_t out = 0; out < n_y_rows; ++out) {
+                 if (ids[out] != expert) continue;
+                 const double* const of_row = &own[static_cast<size_t>(out * n_x_rows / n_y_rows * shape.n_columns)];
+                 y[out * shape.n_rows + row] = static_cast<float>(dot(w.data(), of_row, shape.n_columns));
+               }
+             }
            }
          });
+}
+
+void copy_words(void* to, const void* from, int64_t n_words, GpuStream stream) {
+  const auto place = HostCuda::self().place_of(from, 4 * n_words);
+  if (!place || place->end == 0 || place->device >= 0) throw GpuError("no page-locked words");
+  launch(stream, {{to, 4 * n_words}}, nullptr, 0, [=] { std::memcpy(to, from, static_cast<size_t>(4 * n_words)); });
 }
 
 void attend(const AttentionShape& shape, bool, const float* queries, const void* keys, const void* values, float* out, void* scratch,
@@ -93,26 +131,25 @@ void attend(const AttentionShape& shape, bool, const float* queries, const void*
   launch(stream, {{queries, n_out * 4}, {keys, shape.depth * cell * 2}, {values, shape.depth * cell * 2}, {out, n_out * 4}}, scratch,
          gpu_scratch_bytes(shape), [=] {
            const float scale = 1.0F / std::sqrt(static_cast<float>(shape.head_size));
-           std::vector<double> shares(static_cast<size_t>(shape.depth));
+           const std::vector<double> own_queries = numbers(queries, n_out, [&](float value) {
+             const float q = value * 1.44269504F * scale;
+             return static_cast<double>(rounds ? half_to_float(float_to_half(q)) : q);
+           });
+           const std::vector<double> own_keys = halves(keys, shape.depth * cell);
+           const std::vector<double> own_values = halves(values, shape.depth * cell);
            for (int64_t row = 0; row < shape.batch * shape.n_heads; ++row) {
              const int64_t at = row % shape.n_heads / (shape.n_heads / shape.n_kv_heads) * shape.head_size;
-             const auto number = [&](const void* cache, int64_t i, int64_t c) {
-               return static_cast<double>(half_to_float(static_cast<const uint16_t*>(cache)[i * cell + at + c]));
-             };
+             std::vector<double> sums(static_cast<size_t>(shape.head_size), 0.0);
              double total = 0.0;
              for (int64_t i = 0; i < shape.depth; ++i) {
-               double score = 0.0;
-               for (int64_t c = 0; c < shape.head_size; ++c) {
-                 const float q = queries[row * shape.head_size + c] * 1.44269504F * scale;
-                 score += static_cast<double>(rounds ? half_to_float(float_to_half(q)) : q) * number(keys, i, c);
-               }
-               total += shares[static_cast<size_t>(i)] = std::exp2(score);
+               const auto there = static_cast<size_t>(i * cell + at);
+               const double share =
+                   std::exp2(dot(&own_queries[static_cast<size_t>(row * shape.head_size)], &own_keys[there], shape.head_size));
+               add(sums.data(), share, &own_values[there], shape.head_size);
+               total += share;
              }
-             for (int64_t c = 0; c < shape.head_size; ++c) {
-               double sum = 0.0;
-               for (int64_t i = 0; i < shape.depth; ++i) sum += shares[static_cast<size_t>(i)] * number(values, i, c);
-               out[row * shape.head_size + c] = static_cast<float>(sum / total);
-             }
+             std::transform(sums.begin(), sums.end(), out + row * shape.head_size,
+                            [&](double sum) { return static_cast<float>(sum / total); });
            }
          });
 }
@@ -120,7 +157,7 @@ void attend(const AttentionShape& shape, bool, const float* queries, const void*
 namespace {
 
 CudaBackendOptions options(int64_t page_lock_bytes, int n_gpu = 1) {
-  return {test_cpus(2), std::vector<int64_t>(static_cast<size_t>(n_gpu), int64_t{64} << 20), page_lock_bytes, cpu_paths().back()};
+  return {test_cpus(2), std::vector<int64_t>(static_cast<size_t>(n_gpu), int64_t{8} << 20), page_lock_bytes, cpu_paths().back()};
 }
 
 class OnHostCuda : public testing::Test {
@@ -135,6 +172,8 @@ class OnHostCuda : public testing::Test {
     runtime.most_registered = int64_t{1} << 40;
     runtime.kernels_to_fault = -1;
     runtime.n_waits = 0;
+    runtime.can_wait_for_values = true;
+    runtime.n_value_waits = 0;
   }
 };
 
@@ -204,6 +243,38 @@ TEST_F(CudaBackendHere, WhatTheDriverRefusesHalfWayIsStaged) {
   EXPECT_GT(run.executor.locked_bytes(), 0);
   EXPECT_GT(run.executor.staged_bytes(), 0);
   EXPECT_GT(run.executor.run(0).n_checked, 50);
+}
+
+TEST_F(CudaBackendHere, OnlyEndsAreRecordedWhereTheGpuWorksAlone) {
+  constexpr int kLayers = 8;
+  const Model m = model(kLayers);
+  Running run(m, placement(m, {LayerPlacement::uniform(Where::stream_a), LayerPlacement::uniform(Where::stream_b)}, Where::pinned), 4,
+              options(int64_t{1} << 30));
+  const PassRecord record = run.executor.run(0);
+  int n_gpu_splits = 0;
+  for (const Split& split : run.schedules[0].splits) n_gpu_splits += is_gpu(split.device) ? 1 : 0;
+  // Beside those of the two rings, a base, and what the pass begins and ends with: of each copy and each split one.
+  EXPECT_LE(HostCuda::self().n_events, 2 * 2 * 4 + 1 + 5 + static_cast<int>(record.copies.size()) + n_gpu_splits);
+  std::vector<CopyRecord> up;
+  std::copy_if(record.copies.begin(), record.copies.end(), std::back_inserter(up),
+               [](const CopyRecord& copy) { return copy.queue.stream != Stream::down; });
+  ASSERT_EQ(up.size(), kLayers);
+  for (size_t i = 0; i < up.size(); ++i) {
+    EXPECT_LE(up[i].begin_seconds, up[i].end_seconds);
+    EXPECT_GE(up[i].begin_seconds, i > 0 ? up[i - 1].end_seconds : 0.0) << "lanes take turns";
+  }
+  for (size_t i = 1; i < record.splits.size(); ++i) EXPECT_GE(record.splits[i].begin_seconds, record.splits[i - 1].end_seconds);
+}
+
+TEST_F(CudaBackendHere, TheGpuWaitsForTheHostOrWhoeverQueuesDoes) {
+  const Model m = model(6, true);
+  for (const bool gpu_waits : {true, false}) {
+    HostCuda::self().can_wait_for_values = gpu_waits;
+    HostCuda::self().n_value_waits = 0;
+    Running run(m, placement(m, all_kinds(), Where::pinned), 4, options(int64_t{1} << 30));
+    for (int i = 0; i < 3; ++i) EXPECT_GT(run.executor.run(0).n_checked, 50);
+    EXPECT_EQ(HostCuda::self().n_value_waits > 0, gpu_waits);
+  }
 }
 
 TEST_F(CudaBackendHere, AKernelThatFaultsIsAnErrorAndANewBackendRuns) {

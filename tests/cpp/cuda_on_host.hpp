@@ -13,6 +13,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <deque>
 #include <functional>
 #include <limits>
 #include <memory>
@@ -27,7 +28,7 @@
 #define __device__
 #define __shared__ static
 #define __align__(n) __attribute__((aligned(n)))
-#define __launch_bounds__(n)
+#define __launch_bounds__(...)
 
 namespace pshard {
 namespace {
@@ -100,6 +101,14 @@ class HostBlock {
     swapcontext(&fibers_[mine].context, &scheduler_);
   }
   [[nodiscard]] unsigned lane() const { return thread_ % kLanes; }
+
+  struct AsyncCopy {
+    void* to;
+    const void* from;
+    std::size_t n_bytes;
+  };
+  // Groups of copies of the thread that runs.
+  std::deque<std::vector<AsyncCopy>>& async() { return fibers_[thread_].async; }
   void fail(const std::string& fault) {
     if (fault_.empty()) fault_ = fault;
   }
@@ -114,6 +123,7 @@ class HostBlock {
     std::unique_ptr<char[]> stack;
     State state = State::ready;
     uint32_t n_shown = 0;
+    std::deque<std::vector<AsyncCopy>> async{1};
   };
 
   static void enter() {
@@ -187,6 +197,51 @@ inline uint16_t load2(const void* from) { return load_aligned<uint16_t>(from); }
 inline void store16(void* to, uint4 value) {
   if (reinterpret_cast<std::uintptr_t>(to) % sizeof value != 0) HostBlock::current->fail("a store is not aligned to its size");
   std::memcpy(to, &value, sizeof value);
+}
+
+inline float as_float(uint32_t word) { return std::bit_cast<float>(word); }
+inline uint32_t pack_halves(float low, float high) { return to_half(low) | static_cast<uint32_t>(to_half(high)) << 16; }
+inline uint32_t permute_bytes(uint32_t a, uint32_t b, uint32_t order) {
+  const uint64_t both = a | static_cast<uint64_t>(b) << 32;
+  uint32_t word = 0;
+  for (int i = 0; i < 4; ++i) word |= static_cast<uint32_t>(both >> (8 * (order >> (4 * i) & 7U)) & 0xffU) << (8 * i);
+  return word;
+}
+template <typename Operation>
+uint32_t of_halves(uint32_t a, uint32_t b, uint32_t c, Operation operation) {
+  const auto half = [&](int shift) {
+    const auto part = [shift](uint32_t word) { return to_float(static_cast<uint16_t>(word >> shift & 0xffffU)); };
+    return static_cast<uint32_t>(to_half(operation(part(a), part(b), part(c)))) << shift;
+  };
+  return half(0) | half(16);
+}
+inline uint32_t subtract_halves(uint32_t a, uint32_t b) {
+  return of_halves(a, b, 0, [](float x, float y, float) { return x - y; });
+}
+inline uint32_t multiply_halves(uint32_t a, uint32_t b) {
+  return of_halves(a, b, 0, [](float x, float y, float) { return x * y; });
+}
+inline uint32_t multiply_add_halves(uint32_t a, uint32_t b, uint32_t c) {
+  return of_halves(a, b, c, [](float x, float y, float z) { return std::fma(x, y, z); });
+}
+
+// They arrive when the thread waits for them, and no sooner.
+inline void copy_async(void* shared, const void* from, std::size_t n_bytes) {
+  if (reinterpret_cast<std::uintptr_t>(shared) % n_bytes != 0 || reinterpret_cast<std::uintptr_t>(from) % n_bytes != 0) {
+    HostBlock::current->fail("a copy is not aligned to its size");
+  }
+  HostBlock::current->async().back().push_back({shared, from, n_bytes});
+}
+inline void copy_async4(void* shared, const void* from) { copy_async(shared, from, 4); }
+inline void copy_async16(void* shared, const void* from) { copy_async(shared, from, 16); }
+inline void end_of_async_group() { HostBlock::current->async().emplace_back(); }
+template <int n>
+void wait_for_async_groups() {
+  auto& groups = HostBlock::current->async();
+  while (groups.size() > n + 1) {  // the last is still open
+    for (const auto& copy : groups.front()) std::memcpy(copy.to, copy.from, copy.n_bytes);
+    groups.pop_front();
+  }
 }
 
 inline int dot4(uint32_t a, uint32_t b, int c) {

@@ -137,6 +137,8 @@ class HostCuda {
   std::atomic<int> fault{cudaSuccess};        // of a kernel: all that comes later fails, until cudaDeviceReset
   std::atomic<int64_t> kernels_to_fault{-1};  // launches until one fails
   int n_streams = 0, n_events = 0, n_resets = 0;
+  bool can_wait_for_values = true;
+  std::atomic<int> n_value_waits{0};
   static inline thread_local int device = 0;
   static inline thread_local bool is_calling = false;  // in a call of the driver's thread
 
@@ -314,6 +316,26 @@ inline cudaError_t cudaLaunchHostFunc(cudaStream_t stream, void (*function)(void
     done.wait();
   });
   return HostCuda::self().state();
+}
+
+// Of the driver: it has one call.
+enum cudaDriverEntryPointQueryResult { cudaDriverEntryPointSuccess = 0, cudaDriverEntryPointSymbolNotFound = 1 };
+constexpr unsigned long long cudaEnableDefault = 0;
+#define CUDART_VERSION 13000
+inline int host_cuda_wait_value(cudaStream_t stream, unsigned long long address, uint32_t value, unsigned) {
+  ++HostCuda::self().n_value_waits;
+  stream->thread.push([address, value] {  // also after a fault
+    const auto* reached = reinterpret_cast<const std::atomic<uint32_t>*>(address);
+    while (static_cast<int32_t>(reached->load(std::memory_order_acquire) - value) < 0) std::this_thread::yield();
+  });
+  return 0;
+}
+inline cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** function, unsigned, unsigned long long,
+                                                    cudaDriverEntryPointQueryResult* result) {
+  const bool has_it = std::string(name) == "cuStreamWaitValue32" && HostCuda::self().can_wait_for_values;
+  *function = has_it ? reinterpret_cast<void*>(&host_cuda_wait_value) : nullptr;
+  *result = has_it ? cudaDriverEntryPointSuccess : cudaDriverEntryPointSymbolNotFound;
+  return cudaSuccess;
 }
 
 inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t n, cudaMemcpyKind kind, cudaStream_t stream) {

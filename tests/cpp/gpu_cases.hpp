@@ -15,6 +15,8 @@ inline std::vector<GpuProduct> products(WeightType type) {
                                {type, 16, 256, 130},    // of 128, two of them
                                {type, 20, 1280, 10},    // columns in two parts
                                {type, 20, 1792, 10}});  // in three, the last shorter, none at the edge of a block of 256
+  // Blocks at every other multiple of two bytes, and an odd number of them.
+  if (type == WeightType::f16 || type == WeightType::q8_0 || type == WeightType::q4_0) shapes.push_back({type, 33, 288, 9});
   return shapes;
 }
 

@@ -165,6 +165,14 @@ TEST(GpuSum, IsThatOfAllWords) {
   EXPECT_EQ(sum, expected);
 }
 
+TEST(GpuWords, AreCopied) {
+  const Exact<uint32_t> from(300);
+  const Exact<uint32_t> to(300);
+  for (int64_t i = 0; i < from.size(); ++i) from[i] = static_cast<uint32_t>(i * i + 1);
+  HostQueue{}.launch("copy_words_of", copy_words_of, grid_over(300), kPlainThreads, from.data(), from.size(), to.data());
+  for (int64_t i = 0; i < from.size(); ++i) EXPECT_EQ(to[i], from[i]);
+}
+
 // What the references find is worth as much as what they refuse.
 TEST(GpuReference, FindsWhatIsWrong) {
   const GpuProduct shape{WeightType::q4_k, 8, 256, 2};

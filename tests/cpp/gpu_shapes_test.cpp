@@ -57,7 +57,7 @@ TEST(GpuShapes, SplitsCoverTheCache) {
       if (depth < batch) continue;
       const AttentionLayout layout = layout_of(AttentionShape{32, 8, 128, depth, batch});
       EXPECT_TRUE(layout.is_split);
-      EXPECT_EQ(layout.cells_per_split % 128, 0);
+      EXPECT_EQ(layout.cells_per_split % 64, 0);
       EXPECT_GE(layout.n_splits * layout.cells_per_split, depth);
       EXPECT_LT((layout.n_splits - 1) * layout.cells_per_split, depth) << "no split is empty";
     }
