@@ -20,6 +20,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import click
 import psutil
@@ -34,8 +35,8 @@ from pshard.machine.cpus import physical_cpus
 from pshard.machine.machine import Machine
 from pshard.model.model import Model, model_from_header
 from pshard.run.execution import ExecutionError, PhaseResult, Workload, execute, workload_of
+from pshard.run.expert_rows import ExpertRows
 from pshard.run.host_backend import (
-    ExpertRows,
     HostCpus,
     HostMeasured,
     Wanted,
@@ -51,8 +52,9 @@ MAX_MEDIAN_ERROR, MAX_ERROR = 0.10, 0.25
 TYPES = {"F16": 1, "Q4_0": 2, "Q8_0": 8, "Q4_K": 12, "Q6_K": 14}
 F32 = 0
 BATCHES = (1, 4, 16, 64, 128)
-# Type -> layers, and the batches at which streaming is held against its gate: Q8_0 misses it at 2.
-STREAMED = {"F16": (48, (1, 2)), "Q8_0": (48, (1,)), "Q4_0": (48, (1, 2))}
+# Types, layers and batches at which streaming is held against its gate.
+STREAMED = ("F16", "Q8_0", "Q4_0")
+N_STREAMED, STREAMED_BATCHES = 48, (1, 2)
 PASSES = 3
 # While a case is measured: the share of a CPU that other processes may have, and how far the machine's own speed may
 # change, as probes see it. How often it is tried for that.
@@ -177,7 +179,7 @@ class Others:
 def predicted_seconds(case: Draw, measured: HostMeasured) -> float:
     phase = case.workload.phases[0]
     machine = measured.machine(case.batch)
-    time_, _ = _core.price_executed(case.model.core, machine, phase.pass_, phase.placement)
+    time_, _ = _core.price_executed(case.model.core, [machine], phase.pass_, phase.placement)
     return time_.seconds
 
 
@@ -191,7 +193,7 @@ def predict_and_run(case: Draw, cpus: HostCpus) -> tuple[PhaseResult, float]:
     before = measure_here(case.model, cpus, (case.batch,), depth=depth)
     for _ in range(MOST_TRIES):
         others = Others()
-        machines = {case.batch: before.machine(case.batch)}
+        machines = {case.batch: [before.machine(case.batch)]}
         run = execute(case.model, case.workload, machines=machines, cpus=cpus, passes=PASSES)
         after = measure_here(case.model, cpus, (case.batch,), depth=depth)
         change = predicted_seconds(case, after) / predicted_seconds(case, before) - 1
@@ -294,12 +296,13 @@ needs_two_cpus = pytest.mark.skipif(len(physical_cpus()) < 2, reason="lanes and 
 
 @needs_two_cpus
 @pytest.mark.parametrize("kind", STREAMED)
-def test_streaming_overlaps(benchmark, kind: str) -> None:
-    n_layer, batches = STREAMED[kind]
-    model = synthetic(n_layer, 1024, 3072, (kind, kind), 8, 4)
-    executors = {name: streaming(_core.Order[name], model, batches) for name in ("overlapped", "unordered", "serial")}
+def test_streaming_overlaps(benchmark: Any, kind: str) -> None:
+    model = synthetic(N_STREAMED, 1024, 3072, (kind, kind), 8, 4)
+    executors = {
+        name: streaming(_core.Order[name], model, STREAMED_BATCHES) for name in ("overlapped", "unordered", "serial")
+    }
     seconds = benchmark.pedantic(
-        lambda: {batch: best_passes(executors, i) for i, batch in enumerate(batches)}, rounds=1
+        lambda: {batch: best_passes(executors, i) for i, batch in enumerate(STREAMED_BATCHES)}, rounds=1
     )
     benchmark.extra_info |= {str(batch): best for batch, best in seconds.items()}
     if benchmark.enabled:
@@ -307,7 +310,7 @@ def test_streaming_overlaps(benchmark, kind: str) -> None:
 
 
 @needs_two_cpus
-def test_cost_of_a_split(benchmark) -> None:
+def test_cost_of_a_split(benchmark: Any) -> None:
     # 500 layers that hardly weigh anything: what is between the splits is the executor's.
     model = synthetic(500, 256, 256, ("Q4_0", "Q4_0"), 2, 1)
     placement = _core.Placement()

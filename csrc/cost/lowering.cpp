@@ -29,7 +29,7 @@ void send_down(const Machine& machine, double n_bytes, double& bytes, double& se
   seconds += machine.down.seconds(n_bytes, n_bytes);
 }
 
-// Traffic of KV or state that does not live where it is used.
+// Traffic of KV or state that does not live where it is used; `machine` is that of the GPU that has it, or uses it.
 void move_cache(const Machine& machine, int64_t cache_bytes, CacheMove move, bool on_gpu, Segment& segment) {
   const auto n_bytes = static_cast<double>(cache_bytes);
   if (move == CacheMove::fetched) {
@@ -69,31 +69,30 @@ void move_weight(const Machine& machine, const Operation& operation, bool offloa
 
 }  // namespace
 
-PricedBlock price_block(const Model& model, const Machine& machine, const Pass& pass, Block block, const Counted& counted) {
+PricedBlock price_block(const Model& model, const Machines& machines, const Pass& pass, Block block, const Counted& counted) {
   PricedBlock priced;
   const auto& parameters = model.hyperparameters();
-  for (const Operation& operation : block.operations) {
-    if (counted && !counted(operation)) {
-      priced.gpu.emplace_back();
-      priced.gpu_copied.emplace_back();
-      priced.cpu.emplace_back();
-      priced.weight_bytes.push_back(weight_bytes_read(operation, parameters.n_expert, parameters.n_expert_used));
-      continue;
+  const auto cost_of = [&](const Operation& operation, const Processor& processor, bool is_copied) {
+    if (counted && !counted(operation)) return Cost{};
+    return operation_cost(operation, processor, parameters.n_expert, parameters.n_expert_used, static_cast<double>(pass.n_tokens),
+                          is_copied);
+  };
+  for (const Machine& machine : machines) {
+    GpuCosts& costs = priced.gpus.emplace_back();
+    for (const Operation& operation : block.operations) {
+      costs.resident.push_back(machine.has_gpu ? cost_of(operation, machine.gpu, false) : Cost{});
+      costs.copied.push_back(machine.has_gpu ? cost_of(operation, machine.gpu, true) : Cost{});
     }
-    const auto cost_on = [&](const Processor& processor, bool is_copied = false) {
-      return operation_cost(operation, processor, parameters.n_expert, parameters.n_expert_used, static_cast<double>(pass.n_tokens),
-                            is_copied);
-    };
-    priced.gpu.push_back(machine.has_gpu ? cost_on(machine.gpu) : Cost{});
-    priced.gpu_copied.push_back(machine.has_gpu ? cost_on(machine.gpu, true) : Cost{});
-    priced.cpu.push_back(cost_on(machine.cpu));
+  }
+  for (const Operation& operation : block.operations) {
+    priced.cpu.push_back(cost_of(operation, machines.host().cpu, false));
     priced.weight_bytes.push_back(weight_bytes_read(operation, parameters.n_expert, parameters.n_expert_used));
   }
   priced.block = std::move(block);
   return priced;
 }
 
-LoweredBlock lower(const PricedBlock& priced, const Model& model, const Machine& machine, const BlockPlacement& placement,
+LoweredBlock lower(const PricedBlock& priced, const Model& model, const Machines& machines, const BlockPlacement& placement,
                    const Neighbours& neighbours, Device residual) {
   LoweredBlock lowered;
   const Block& block = priced.block;
@@ -106,14 +105,16 @@ LoweredBlock lower(const PricedBlock& priced, const Model& model, const Machine&
     Segment& segment = lowered.segments.back();
     const bool on_gpu = is_gpu(current.device);
     const bool is_copied = current.weight != WeightMove::none;
-    segment.compute += !on_gpu ? priced.cpu[current.index] : is_copied ? priced.gpu_copied[current.index] : priced.gpu[current.index];
+    const GpuCosts& gpu = priced.gpus[machines.index_of(current.device)];
+    segment.compute += !on_gpu ? priced.cpu[current.index] : is_copied ? gpu.copied[current.index] : gpu.resident[current.index];
+    const Machine& machine = machines.of(current.device);
     for (const ValueMove& value : current.values) {
       const auto n_bytes = static_cast<double>(value.n_bytes);
       // From one GPU to another through the host.
-      if (is_gpu(value.from)) send_down(machine, n_bytes, segment.activation_down_bytes, segment.activation_down_seconds);
+      if (is_gpu(value.from)) send_down(machines.of(value.from), n_bytes, segment.activation_down_bytes, segment.activation_down_seconds);
       if (on_gpu) bring_up(machine, n_bytes, segment.activation_up_bytes, segment.activation_up_seconds);
     }
-    move_cache(machine, operation.cache_bytes, current.cache, on_gpu, segment);
+    move_cache(on_gpu ? machine : machines.of(placement.cache_of(operation)), operation.cache_bytes, current.cache, on_gpu, segment);
     const double weight_bytes = priced.weight_bytes[current.index];
     if (!on_gpu) {
       segment.dram_bytes += weight_bytes + static_cast<double>(operation.cache_bytes);
@@ -159,6 +160,9 @@ PassBound bound(const PricedBlock& priced, const Model& model, const Machine& ma
   const std::vector<bool> certain = certain_devices(scheduled);
   std::vector<uint8_t> known_on(block.values.size(), 0);  // devices that certainly hold a value; 0: not known
   const auto at = [](int32_t value) { return static_cast<size_t>(value); };
+  const auto gpu_seconds = [&costs = priced.gpus.front()](size_t i) {
+    return std::min(costs.resident[i].seconds, costs.copied[i].seconds);
+  };
   const ScheduledOperation* before = nullptr;
   const ScheduledOperation* decided_before = nullptr;
   double host_bytes = 0.0;
@@ -170,13 +174,12 @@ PassBound bound(const PricedBlock& priced, const Model& model, const Machine& ma
       continue;
     }
     if (!certain[i]) {
-      result.serial_seconds +=
-          machine.has_gpu ? std::min({priced.gpu[i].seconds, priced.gpu_copied[i].seconds, priced.cpu[i].seconds}) : priced.cpu[i].seconds;
+      result.serial_seconds += machine.has_gpu ? std::min(gpu_seconds(i), priced.cpu[i].seconds) : priced.cpu[i].seconds;
       continue;
     }
     const Device device = scheduled[i].device;
     const bool on_gpu = device == Device::gpu;
-    result.serial_seconds += on_gpu ? std::min(priced.gpu[i].seconds, priced.gpu_copied[i].seconds) : priced.cpu[i].seconds;
+    result.serial_seconds += on_gpu ? gpu_seconds(i) : priced.cpu[i].seconds;
     if (before != nullptr && before->device != device) {
       result.serial_seconds += on_gpu ? machine.handoff_to_gpu_seconds : machine.handoff_to_cpu_seconds;
     }

@@ -5,6 +5,7 @@
 #include <functional>
 #include <vector>
 
+#include "cost/machines.hpp"
 #include "cost/op_cost.hpp"
 #include "cost/timeline.hpp"
 #include "model/forward.hpp"
@@ -12,11 +13,15 @@
 
 namespace pshard {
 
-// A block with every operation priced on both processors; independent of the placement.
+struct GpuCosts {
+  std::vector<Cost> resident;
+  std::vector<Cost> copied;  // with weights that were just copied
+};
+
+// A block with every operation priced on all processors; independent of the placement.
 struct PricedBlock {
   Block block;
-  std::vector<Cost> gpu;
-  std::vector<Cost> gpu_copied;  // with weights that were just copied
+  std::vector<GpuCosts> gpus;  // by machine
   std::vector<Cost> cpu;
   std::vector<double> weight_bytes;  // of its weight that each operation reads
 };
@@ -50,14 +55,14 @@ struct PassBound {
 using Counted = std::function<bool(const Operation&)>;
 
 // Throws std::invalid_argument where a weight type has no rate.
-[[nodiscard]] PricedBlock price_block(const Model& model, const Machine& machine, const Pass& pass, Block block,
+[[nodiscard]] PricedBlock price_block(const Model& model, const Machines& machines, const Pass& pass, Block block,
                                       const Counted& counted = {});
 
 // Segments of the block. `residual` says where the block's input is; graph inputs are taken to be everywhere.
-[[nodiscard]] LoweredBlock lower(const PricedBlock& block, const Model& model, const Machine& machine, const BlockPlacement& placement,
+[[nodiscard]] LoweredBlock lower(const PricedBlock& block, const Model& model, const Machines& machines, const BlockPlacement& placement,
                                  const Neighbours& neighbours, Device residual);
 
-// What the block costs at least, whatever its neighbours are.
+// What the block costs at least, whatever its neighbours are, on one GPU.
 [[nodiscard]] PassBound bound(const PricedBlock& block, const Model& model, const Machine& machine, const BlockPlacement& placement);
 
 // What two neighbours add: where one ends on another device than `block` begins on, the hidden state and a hand-off cross; between two

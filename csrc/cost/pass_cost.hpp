@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "cost/lowering.hpp"
+#include "cost/machines.hpp"
 #include "cost/timeline.hpp"
 #include "machine/machine.hpp"
 #include "model/forward.hpp"
@@ -30,8 +31,8 @@ struct InternedPlacement {
 
 class PassCost {
  public:
-  // `model` and `machine` must outlive the object. Throws std::invalid_argument where a weight type has no rate on a processor.
-  PassCost(const Model& model, const Machine& machine, const Pass& pass, const Counted& counted = {});
+  // `model` and `machines` must outlive the object. Throws std::invalid_argument where a weight type has no rate on a processor.
+  PassCost(const Model& model, const Machines& machines, const Pass& pass, const Counted& counted = {});
 
   [[nodiscard]] const Pass& pass() const { return pass_; }
 
@@ -39,7 +40,8 @@ class PassCost {
   uint8_t intern(const LayerPlacement& pattern);
 
   [[nodiscard]] PassTime price(const InternedPlacement& placement, std::vector<SplitTime>* splits = nullptr);
-  // `splits`, where given, gets one entry for each split. Several GPUs are taken to be alike, each with a link of its own.
+  // `splits`, where given, gets one entry for each split. Throws std::invalid_argument where there are more GPUs than machines, unless
+  // one stands for all. Each GPU has a link of its own.
   [[nodiscard]] PassTime price(const Placement& placement, std::vector<SplitTime>* splits = nullptr);
 
   // Bound of one layer under one pattern, of what it adds behind a layer under another, and of head and embedding; the sum over a placement
@@ -73,7 +75,7 @@ class PassCost {
   [[nodiscard]] double unlocked_seconds_per_byte(double host_bytes) const;
 
   const Model& model_;
-  const Machine& machine_;
+  Machines machines_;
   Pass pass_;
   std::vector<PricedBlock> blocks_;     // per variant: (layer class, is last layer)
   std::vector<int32_t> layer_variant_;  // per layer: index into blocks_
@@ -83,8 +85,8 @@ class PassCost {
   std::vector<std::unique_ptr<Placed>> layers_;   // [pattern][variant][op_offload]
   std::array<std::unique_ptr<Placed>, 4> heads_;  // [pinned][op_offload]
   Placed embedding_;
-  std::vector<Placed*> path_;   // scratch: the blocks of a placement in order
-  double input_seconds_ = 0.0;  // graph inputs, up, once per pass
+  std::vector<Placed*> path_;          // scratch: the blocks of a placement in order
+  std::vector<double> input_seconds_;  // graph inputs, up, once per pass, to the first GPU that is used; by machine
   double input_bytes_ = 0.0;
   double output_bytes_ = 0.0;  // logits
   int64_t n_priced_ = 0;

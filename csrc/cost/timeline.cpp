@@ -54,31 +54,33 @@ void Timeline::charge(Lane lane, double seconds) {
 }
 
 void Timeline::charge_exposed(double n_bytes, double seconds) {
-  const double dram = n_bytes / machine_.host_bytes_per_second;
+  const double dram = n_bytes / machines_.host().host_bytes_per_second;
   charge(dram > seconds ? Lane::host_memory : Lane::up, std::max(dram, seconds));
 }
 
 Timeline::Overlap Timeline::overlap(const Segment& split, double copy_seconds, double copy_bytes) const {
+  const Machine& machine = machines_.of(split.backend);
   const double compute = split.compute.seconds;
   Overlap result{};
   if (split.backend != Where::cpu) {
     const double compute_path = compute + split.write_back_seconds;
     // With one copy engine the write-back and the copy for the next split take turns.
-    const double copy_path = copy_seconds + (machine_.copy_engines == 1 ? split.write_back_seconds : 0.0);
+    const double copy_path = copy_seconds + (machine.copy_engines == 1 ? split.write_back_seconds : 0.0);
     result = compute_path >= copy_path ? Overlap{compute_path, Lane::gpu} : Overlap{copy_path, Lane::up};
     // Where GPU and host share a memory, kernels and copies slow each other down.
-    const double both = contended(compute, machine_.gpu_rate_under_copy, copy_seconds, machine_.copy_rate_under_gpu);
+    const double both = contended(compute, machine.gpu_rate_under_copy, copy_seconds, machine.copy_rate_under_gpu);
     if (both > result.seconds) result = {both, compute >= copy_seconds ? Lane::gpu : Lane::up};
   } else {
-    const double both = contended(compute, machine_.cpu_rate_under_copy, copy_seconds, machine_.copy_rate_under_cpu);
+    const double both = contended(compute, machine.cpu_rate_under_copy, copy_seconds, machine.copy_rate_under_cpu);
     result = {both, compute >= copy_seconds ? Lane::cpu : Lane::up};
   }
-  const double dram = (split.dram_bytes + copy_bytes) / machine_.host_bytes_per_second;
+  const double dram = (split.dram_bytes + copy_bytes) / machines_.host().host_bytes_per_second;
   return dram > result.seconds ? Overlap{dram, Lane::host_memory} : result;
 }
 
 void Timeline::run(const Segment& split, const Segment& next) {
   const bool on_gpu = split.backend != Where::cpu;
+  const double host_bytes_per_second = machines_.host().host_bytes_per_second;
   const double begin = total_.seconds;
   const auto copy_seconds = [&](double n_bytes, double seconds) { return seconds + n_bytes * unlocked_seconds_per_byte_; };
   const double exposed_seconds = copy_seconds(split.exposed_bytes, split.exposed_seconds);
@@ -97,7 +99,7 @@ void Timeline::run(const Segment& split, const Segment& next) {
   if (next.experts_whole_bytes > 0.0 && next.experts_can_slice && !slot_in_use) {
     const Overlap without_experts = overlap(split, dense_seconds, next.prefetch_bytes);
     const double slices_seconds = copy_seconds(next.experts_sliced_bytes, next.experts_sliced_seconds);
-    const double slices_dram = next.experts_sliced_bytes / machine_.host_bytes_per_second;
+    const double slices_dram = next.experts_sliced_bytes / host_bytes_per_second;
     if (without_experts.seconds + std::max(slices_seconds, slices_dram) < step.seconds) {
       step = without_experts;
       is_sliced = true;
@@ -119,19 +121,21 @@ void Timeline::run(const Segment& split, const Segment& next) {
   total_.busy_seconds[index(on_gpu ? Lane::gpu : Lane::cpu)] += split.compute.seconds;
   total_.busy_seconds[index(Lane::up)] += copied_seconds + exposed_seconds + split.activation_up_seconds;
   total_.busy_seconds[index(Lane::down)] += split.write_back_seconds + split.activation_down_seconds;
-  total_.busy_seconds[index(Lane::host_memory)] += (split.dram_bytes + copied_bytes + split.exposed_bytes) / machine_.host_bytes_per_second;
+  total_.busy_seconds[index(Lane::host_memory)] += (split.dram_bytes + copied_bytes + split.exposed_bytes) / host_bytes_per_second;
   total_.weights_up_bytes += copied_bytes + split.exposed_bytes;
   total_.activation_bytes += split.activation_up_bytes + split.activation_down_bytes;
   total_.write_back_bytes += split.write_back_bytes;
 
   const bool next_on_gpu = next.backend != Where::cpu;
   if (device_of(split.backend) != device_of(next.backend)) {
-    const double seconds = next_on_gpu ? machine_.handoff_to_gpu_seconds : machine_.handoff_to_cpu_seconds;
+    const double seconds =
+        next_on_gpu ? machines_.of(next.backend).handoff_to_gpu_seconds : machines_.of(split.backend).handoff_to_cpu_seconds;
     charge(Lane::handoff, seconds);
     total_.busy_seconds[index(Lane::handoff)] += seconds;
   } else if (on_gpu && next.backend != split.backend) {
-    charge(Lane::gpu, machine_.gpu.op_seconds);  // one event wait between two streams of the GPU
-    total_.busy_seconds[index(Lane::gpu)] += machine_.gpu.op_seconds;
+    const double seconds = machines_.of(split.backend).gpu.op_seconds;  // one event wait between two streams of the GPU
+    charge(Lane::gpu, seconds);
+    total_.busy_seconds[index(Lane::gpu)] += seconds;
   }
   if (splits_ != nullptr) note(split, begin, compute_begin, slot_in_use, copied_seconds, is_sliced);
 }
@@ -192,13 +196,19 @@ PassTime Timeline::finish() {
   total_.busy_seconds[index(Lane::up)] += inputs_seconds_;
   total_.busy_seconds[index(Lane::down)] += outputs_seconds_;
   total_.n_splits = n_splits_;
-  // Copies carry the spread of the link for the part of the time that they decide.
+  // Copies carry the spread of the link, of several the largest, for the part of the time that they decide.
   const double up = total_.critical_seconds[index(Lane::up)];
   const double down = total_.critical_seconds[index(Lane::down)];
   total_.spread_seconds = std::min(total_.spread_seconds, total_.seconds);
-  total_.spread_seconds += up * machine_.up.spread + down * machine_.down.spread;
-  if (up > 0.0) total_.basis = std::max(total_.basis, machine_.up.basis);
-  if (down > 0.0) total_.basis = std::max(total_.basis, machine_.down.basis);
+  double up_spread = 0.0;
+  double down_spread = 0.0;
+  for (const Machine& machine : machines_) {
+    up_spread = std::max(up_spread, machine.up.spread);
+    down_spread = std::max(down_spread, machine.down.spread);
+    if (up > 0.0) total_.basis = std::max(total_.basis, machine.up.basis);
+    if (down > 0.0) total_.basis = std::max(total_.basis, machine.down.basis);
+  }
+  total_.spread_seconds += up * up_spread + down * down_spread;
   return total_;
 }
 

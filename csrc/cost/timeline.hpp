@@ -16,8 +16,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "cost/machines.hpp"
 #include "cost/op_cost.hpp"
-#include "machine/machine.hpp"
 #include "model/placement.hpp"
 
 namespace pshard {
@@ -89,8 +89,8 @@ struct SplitTime {
 class Timeline {
  public:
   // `unlocked_seconds_per_byte` is what a copied byte costs more than the link curve says, because not all host weights are page-locked.
-  explicit Timeline(const Machine& machine, double unlocked_seconds_per_byte = 0.0)
-      : machine_(machine), unlocked_seconds_per_byte_(unlocked_seconds_per_byte) {}
+  explicit Timeline(const Machines& machines, double unlocked_seconds_per_byte = 0.0)
+      : machines_(machines), unlocked_seconds_per_byte_(unlocked_seconds_per_byte) {}
 
   // Appends a segment; it joins the current split where the backend is the same.
   void add(const Segment& segment);
@@ -117,7 +117,7 @@ class Timeline {
   // A copy of weights that nothing hides: limited by the link, or by the host memory that it reads.
   void charge_exposed(double n_bytes, double seconds);
 
-  const Machine& machine_;
+  Machines machines_;
   double unlocked_seconds_per_byte_;
   Segment previous_;  // complete, not yet run: what it hides depends on the split behind it
   Segment current_;   // still growing

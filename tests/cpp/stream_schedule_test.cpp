@@ -152,6 +152,85 @@ TEST(StreamSchedule, SeveralDevicesArePriced) {
   EXPECT_DOUBLE_EQ(two.busy_seconds[static_cast<size_t>(Lane::gpu)], one.busy_seconds[static_cast<size_t>(Lane::gpu)]);
 }
 
+// So many times as fast in all that a GPU and its link do.
+Machine scaled(Machine machine, double factor) {
+  Processor& gpu = machine.gpu;
+  gpu.memory_bytes_per_second *= factor;
+  gpu.memory_peak_bytes_per_second *= factor;
+  gpu.peak_flop_per_second *= factor;
+  for (auto* table : {&gpu.mul_mat, &gpu.mul_mat_id}) {
+    for (RateSeries& series : *table) {
+      for (double& rate : series.flop_per_second) rate *= factor;
+    }
+  }
+  for (AttentionRates& depth : gpu.attention) {
+    for (double& rate : depth.rates.flop_per_second) rate *= factor;
+  }
+  for (LinkCurve* link : {&machine.up, &machine.down}) {
+    for (double& rate : link->bytes_per_second) rate *= factor;
+    link->peak_bytes_per_second *= factor;
+  }
+  machine.handoff_to_gpu_seconds = 1e-3 / factor;
+  machine.handoff_to_cpu_seconds = 1e-4 / factor;
+  return machine;
+}
+
+TEST(StreamSchedule, DevicesThatDifferArePricedEachByItsOwn) {
+  const Model m = model(6);
+  const auto uniform = [](Where where) { return LayerPlacement::uniform(where); };
+  Placement where = placement(m, {uniform(Where::pinned), uniform(Where::gpu1), uniform(Where::cpu)}, Where::gpu1);
+  where.layer_pattern = {0, 0, 2, 1, 1, 1};
+  where.n_gpu = 2;
+  const std::vector<Machine> machines{scaled(any_machine(), 2.0), scaled(any_machine(), 0.5)};
+  for (const int64_t n_tokens : {1, 40}) {
+    const Pass p = pass(n_tokens);
+    std::vector<SplitTime> fast;
+    std::vector<SplitTime> slow;
+    std::vector<SplitTime> both;
+    static_cast<void>(PassCost(m, machines[0], p).price(where, &fast));
+    static_cast<void>(PassCost(m, machines[1], p).price(where, &slow));
+    const PassTime time = PassCost(m, Machines(machines), p).price(where, &both);
+    const Schedule schedule = make_schedule(m, where, p, cache_bytes(m));
+    ASSERT_EQ(both.size(), schedule.splits.size());
+    double total = 0.0;
+    for (size_t i = 0; i < both.size(); ++i) {
+      const Split& split = schedule.splits[i];
+      const bool is_slow = split.device == gpu_device(1);
+      const auto compute = [&](const SplitTime& s) { return s.compute_seconds; };
+      EXPECT_DOUBLE_EQ(compute(both[i]), compute(is_slow ? slow[i] : fast[i]));
+      if (is_gpu(split.device)) {
+        EXPECT_GT(compute(slow[i]), 3.0 * compute(fast[i]));
+      }
+      total += compute(both[i]);
+      // A value goes down the link of the device that it is on, and up that of the one that reads it.
+      for (const ValueMove& value : split.values) {
+        const auto bytes = static_cast<double>(value.n_bytes);
+        if (is_gpu(value.from)) total += bytes / machines[index(value.from) - 1].down.peak_bytes_per_second;
+        if (is_gpu(value.to)) total += bytes / machines[index(value.to) - 1].up.peak_bytes_per_second;
+      }
+      if (i == 0 || schedule.splits[i - 1].device == split.device) continue;
+      total += is_gpu(split.device) ? machines[index(split.device) - 1].handoff_to_gpu_seconds
+                                    : machines[index(schedule.splits[i - 1].device) - 1].handoff_to_cpu_seconds;
+    }
+    total += static_cast<double>(schedule.input_bytes) / machines[0].up.peak_bytes_per_second;
+    total += static_cast<double>(schedule.output_bytes) / machines[1].down.peak_bytes_per_second;
+    EXPECT_NEAR(time.seconds, total, 1e-9 * total);
+  }
+}
+
+TEST(StreamSchedule, EachGpuNeedsAMachineThatHasOne) {
+  const Model m = model(3);
+  Placement where = placement(m, {LayerPlacement::uniform(Where::gpu1)}, pinned_on(2));
+  where.n_gpu = 3;
+  std::vector<Machine> machines(2, any_machine());
+  EXPECT_THROW(static_cast<void>(PassCost(m, Machines(machines), pass(1)).price(where)), std::invalid_argument);
+  machines.push_back(any_machine());
+  EXPECT_DOUBLE_EQ(PassCost(m, Machines(machines), pass(1)).price(where).seconds, PassCost(m, machines[0], pass(1)).price(where).seconds);
+  machines.back().has_gpu = false;
+  EXPECT_THROW(static_cast<void>(Machines(machines)), std::invalid_argument);
+  EXPECT_THROW(static_cast<void>(Machines(std::span<const Machine>())), std::invalid_argument);
+}
+
 TEST(StreamSchedule, SecondsOfSplitsAddUpToThePass) {
   const Model m = model(7);
   const Placement where = placement(m, all_kinds(), Where::cpu);

@@ -18,8 +18,8 @@ from pshard.cli._output import Output, with_output
 
 if TYPE_CHECKING:
     from pshard.model.model import Model
-    from pshard.run.execution import Execution, Phase, Workload
-    from pshard.run.host_backend import HostCpus, HostMeasured
+    from pshard.run.execution import Execution, Workload
+    from pshard.run.host_backend import DevicesMeasured, HostCpus
 
 DEFAULT_PROMPT, DEFAULT_GENERATE = 2048, 256
 STEEPEST_ROUTING = 10.0
@@ -136,19 +136,24 @@ def command(
         if map_file is not None or counts is not None:
             workload, shards = _on_devices(loaded, map_file, counts, plan_options["n_ctx"], work)
             try:
-                cpus, measured = _host(chosen, loaded, work, max(1, len(workload.arena_bytes)), on_pass)
+                cpus, measured = _host(chosen, loaded, work, on_pass, workload)
             except ExecutionError as error:  # without predictions it runs all the same
                 cpus, measured = share_cpus(_all_cpus(), max(1, len(workload.arena_bytes))), None
                 notes.append(f"No predictions: {error}")
         else:
-            cpus, measured = _host(chosen, loaded, work, 1, on_pass)
+            cpus, measured = _host(chosen, loaded, work, on_pass)
             workload = _planned(
                 loaded, registry, vram_bytes, prompt_tokens, generate_tokens, tier, measured, plan_options
             )
+        try:
+            machines = _machines(loaded, workload, measured, plan_options["machine"], chosen, on_pass)
+        except ExecutionError as error:
+            machines = {}
+            notes.append(f"No predictions: {error}")
         run = execute(
             loaded,
             workload,
-            machines=_machines(workload, measured, plan_options["machine"]),
+            machines=machines,
             cpus=cpus,
             host_cpus=_all_cpus(),
             page_lock_bytes=_lockable_bytes() if page_lock_bytes is None else page_lock_bytes,
@@ -244,21 +249,22 @@ def _on_devices(
 
 
 def _host(
-    backend: str, model: Model, work: dict[str, Any], n_devices: int, on_pass: Progress
-) -> tuple[HostCpus | None, HostMeasured | None]:
-    """CPUs that stand in for GPUs, and what they reach; neither for a real GPU."""
-    from pshard.run.host_backend import measure_here, share_cpus
+    backend: str, model: Model, work: dict[str, Any], on_pass: Progress, workload: Workload | None = None
+) -> tuple[HostCpus | None, DevicesMeasured | None]:
+    """CPUs that stand in for the GPUs of a workload, or for one, and what they reach; neither for a real GPU."""
+    from pshard.run.execution import schedules_of
+    from pshard.run.host_backend import measure_devices, share_cpus
 
     if backend == "cuda":
         return None, None
-    cpus = share_cpus(_all_cpus(), n_devices)
-    if len({len(share) for share in cpus.compute}) > 1:
-        return cpus, None  # what one device reaches says nothing of the others
+    cpus = share_cpus(_all_cpus(), max(1, len(workload.arena_bytes)) if workload is not None else 1)
     largest = work["tier"] or work["prompt_tokens"] or 1
     cells = max(largest, (work["prompt_tokens"] or 0) + (work["generate_tokens"] or 0))
-    return cpus, measure_here(
-        model, cpus, (1, 16, largest), depth=cells, on_step=lambda what: on_pass(f"measuring {what}", 0, 1)
-    )
+    splits = [split for schedule in schedules_of(model, workload) for split in schedule.splits] if workload else []
+    return cpus, measure_devices(
+        model, cpus, (1, 16, largest), depth=cells, host_computes=any(split.device == 0 for split in splits),
+        on_step=lambda what: on_pass(f"measuring {what}", 0, 1),
+    )  # fmt: skip
 
 
 def _planned(
@@ -268,13 +274,14 @@ def _planned(
     prompt_tokens: int | None,
     generate_tokens: int | None,
     tier: int | None,
-    measured: HostMeasured | None,
+    measured: DevicesMeasured | None,
     options: dict[str, Any],
 ) -> Workload:
     from pshard.machine.machine import Machine, load_machine
     from pshard.planning.planner import plan
+    from pshard.quantities import MIB
     from pshard.run.execution import workload_of
-    from pshard.run.sources import MIB, workload_of_registry
+    from pshard.run.sources import workload_of_registry
 
     if registry is not None:
         return workload_of_registry(
@@ -287,7 +294,7 @@ def _planned(
         )
     name = options["machine"]
     if name is None and measured is not None:
-        machine = Machine("threads of this machine", measured.profile)
+        machine = Machine("threads of this machine", measured.devices[0].profile)
         # A device that is part of the host has no size of its own: half of the model makes a plan worth running.
         vram_bytes = model.tensor_bytes // 2 if vram_bytes is None else vram_bytes
     else:
@@ -300,45 +307,41 @@ def _planned(
     return workload_of(made, tier=tier)
 
 
-def _machines(workload: Workload, measured: HostMeasured | None, name: str | None) -> dict[int, Any]:
-    """Return what each phase is priced with: what was measured here, or the machine that stands for this GPU."""
-    from pshard.machine.machine import load_machine
+def _machines(
+    model: Model,
+    workload: Workload,
+    measured: DevicesMeasured | None,
+    name: str | None,
+    backend: str,
+    on_pass: Progress,
+) -> dict[int, Any]:
+    """Return what each phase is priced with: threads as they were measured, or GPUs with the model's own shapes."""
+    from pshard.machine.machine import load_machine, machines_of_gpus
+    from pshard.run.cuda_backend import measure_shapes
 
-    several = len(workload.arena_bytes) > 1
     if measured is not None:
-        # Beside several devices the CPU's own splits run on all cores, which were not measured.
-        alike = [phase for phase in workload.phases if not (several and _uses_cpu(phase))]
-        return {phase.n_tokens: measured.machine(phase.n_tokens) for phase in alike}
-    if several and not _gpus_are_alike(len(workload.arena_bytes)):
+        return {phase.n_tokens: measured.machines(phase.n_tokens) for phase in workload.phases}
+    n_gpu = len(workload.arena_bytes)
+    machines = [load_machine(name)] if name is not None or n_gpu == 1 else machines_of_gpus(n_gpu)
+    if backend != "cuda" or not machines or not all(machine.has_gpu for machine in machines):
         return {}
-    machine = load_machine(name)
-    return {phase.n_tokens: machine.core() for phase in workload.phases} if machine.has_gpu else {}
-
-
-def _gpus_are_alike(n_gpu: int) -> bool:
-    from pshard import _core
-
-    return len({gpu.name for gpu in _core.query_gpus().devices[:n_gpu]}) == 1
-
-
-def _uses_cpu(phase: Phase) -> bool:
-    from pshard import _core
-
-    placement = phase.placement
-    layers = {placement.patterns[pattern].device for pattern in set(placement.layer_pattern)}
-    return _core.Where.cpu in (*layers, placement.head)
+    batches = [phase.n_tokens for phase in workload.phases]
+    shapes = {
+        id(machine): measure_shapes(
+            model, _all_cpus(), batches, index=i, on_step=lambda what: on_pass(f"measuring {what}", 0, 1)
+        )
+        for i, machine in reversed(list(enumerate(machines)))
+    }
+    return {n: [shapes[id(machine)].priced(machine.core()) for machine in machines] for n in batches}
 
 
 def _append(path: Path, lines: Iterator[str]) -> None:
-    from pshard.errors import MachineError
+    from pshard.atomic_file import explained
 
-    try:
+    with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a") as file:
             file.write("".join(f"{line}\n" for line in lines))
-    except OSError as error:
-        message = f"{path}: cannot be written ({error.strerror or error}); choose another file"
-        raise MachineError(message) from error
 
 
 def _print(out: Output, run: Execution) -> None:

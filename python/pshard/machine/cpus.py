@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 TOPOLOGY = Path("/sys/devices/system/cpu")
 
@@ -31,6 +32,43 @@ def physical_cpus(topology: Path = TOPOLOGY) -> list[int]:
         rank[cpu] = seen.setdefault(core, 0)
         seen[core] += 1
     return sorted(allowed, key=lambda cpu: (rank[cpu], cpu))
+
+
+class Core(NamedTuple):
+    """What the kernel says of the core that a CPU belongs to.
+
+    Attributes
+    ----------
+    first : int
+        Its lowest CPU, which tells it from others.
+    pace : tuple of str
+        What tells fast cores from slow ones, in words of the kernel: equal for cores of one kind.
+    """
+
+    first: int
+    pace: tuple[str, ...]
+
+
+def core_of(cpu: int, topology: Path = TOPOLOGY) -> Core:
+    """Return the core of a CPU.
+
+    Parameters
+    ----------
+    cpu : int
+        Number of the operating system.
+    topology : Path
+        As in `physical_cpus`; what is not described is taken to be alike.
+    """
+    here = topology / f"cpu{cpu}"
+    pace = tuple(_word(here / name) for name in ("cpu_capacity", "cpufreq/cpuinfo_max_freq"))
+    return Core(_first_sibling(here / "topology" / "thread_siblings_list", cpu), pace)
+
+
+def _word(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
 
 
 def _first_sibling(siblings: Path, cpu: int) -> int:

@@ -128,25 +128,7 @@ def trace_of(run: Execution) -> dict[str, object]:
 
     What was measured and what was predicted are two processes; phases follow each other.
     """
-    events: list[dict[str, object]] = []
-    tracks: dict[tuple[int, str], int] = {}
-
-    def track(process: int, name: str) -> int:
-        return tracks.setdefault((process, name), len(tracks) + 1)
-
-    def add(process: int, lane: str, name: str, begin: float, seconds: float, **arguments: object) -> None:
-        events.append(
-            {
-                "name": name,
-                "ph": "X",
-                "pid": process,
-                "tid": track(process, lane),
-                "ts": begin * MICRO,
-                "dur": max(seconds, 0.0) * MICRO,
-                "args": arguments,
-            }
-        )
-
+    trace = _Trace()
     start = 0.0
     for result in run.phases:
         label = f"{result.phase.name} {result.phase.n_tokens}"
@@ -154,30 +136,55 @@ def trace_of(run: Execution) -> dict[str, object]:
         for i, (split, times) in enumerate(zip(splits, record.splits, strict=True)):
             lane = f"{run.shards[split.device]} compute"
             length = times.end_seconds - times.begin_seconds
-            add(MEASURED, lane, _name(split, i), start + times.begin_seconds, length, phase=label)
+            trace.add(MEASURED, lane, _name(split, i), start + times.begin_seconds, length, phase=label)
         for copy in record.copies:
             device = run.shards[splits[copy.split].device]
             length = copy.end_seconds - copy.begin_seconds
             name = _name(splits[copy.split], copy.split)
-            add(MEASURED, f"{device} {copy.stream}", name, start + copy.begin_seconds, length, bytes=copy.n_bytes)
+            trace.add(MEASURED, f"{device} {copy.stream}", name, start + copy.begin_seconds, length, bytes=copy.n_bytes)
         for i, (split, priced) in enumerate(zip(splits, result.predicted_splits, strict=False)):
             lane = f"{run.shards[split.device]} compute"
             begin = start + priced.compute_begin_seconds
-            add(PREDICTED, lane, _name(split, i), begin, priced.compute_seconds, phase=label)
+            trace.add(PREDICTED, lane, _name(split, i), begin, priced.compute_seconds, phase=label)
             if priced.copy_seconds > 0.0:
                 lane = f"{run.shards[split.device]} {_lane(split)}"
-                add(PREDICTED, lane, _name(split, i), start + priced.copy_begin_seconds, priced.copy_seconds)
+                trace.add(PREDICTED, lane, _name(split, i), start + priced.copy_begin_seconds, priced.copy_seconds)
         predicted = result.predicted.seconds if result.predicted else 0.0
         start += max(record.seconds, predicted) * 1.05
-    names = [
-        {"name": "process_name", "ph": "M", "pid": process, "args": {"name": name}}
-        for process, name in ((MEASURED, "measured"), (PREDICTED, "predicted"))
-    ]
-    names += [
-        {"name": "thread_name", "ph": "M", "pid": process, "tid": number, "args": {"name": name}}
-        for (process, name), number in tracks.items()
-    ]
-    return {"displayTimeUnit": "ms", "traceEvents": [*names, *events]}
+    return {"displayTimeUnit": "ms", "traceEvents": [*trace.names(), *trace.events]}
+
+
+class _Trace:
+    """Events on tracks, which are numbered as they come up."""
+
+    def __init__(self) -> None:
+        self.events: list[dict[str, object]] = []
+        self._tracks: dict[tuple[int, str], int] = {}
+
+    def add(self, process: int, track: str, name: str, begin: float, seconds: float, **arguments: object) -> None:
+        """Add an event that begins and lasts so many seconds."""
+        self.events.append(
+            {
+                "name": name,
+                "ph": "X",
+                "pid": process,
+                "tid": self._tracks.setdefault((process, track), len(self._tracks) + 1),
+                "ts": begin * MICRO,
+                "dur": max(seconds, 0.0) * MICRO,
+                "args": arguments,
+            }
+        )
+
+    def names(self) -> list[dict[str, object]]:
+        """Return what names the processes and their tracks."""
+        processes: list[dict[str, object]] = [
+            {"name": "process_name", "ph": "M", "pid": process, "args": {"name": name}}
+            for process, name in ((MEASURED, "measured"), (PREDICTED, "predicted"))
+        ]
+        return processes + [
+            {"name": "thread_name", "ph": "M", "pid": process, "tid": number, "args": {"name": name}}
+            for (process, name), number in self._tracks.items()
+        ]
 
 
 def _lane(split: _core.Split) -> str:

@@ -347,14 +347,14 @@ def schedules_of(model: Model, workload: Workload) -> list[_core.Schedule]:
 
 
 def price(
-    model: Model, phase: Phase, schedule: _core.Schedule, machine: _core.Machine | None
+    model: Model, phase: Phase, schedule: _core.Schedule, machines: Sequence[_core.Machine]
 ) -> tuple[_core.PassTime | None, tuple[_core.SplitTime, ...]]:
     """Price what a phase executes, and let its schedule copy experts in slices where the price says so."""
     from pshard import _core
 
-    if machine is None:
+    if not machines:
         return None, ()
-    time_, splits = _core.price_executed(model.core, machine, phase.pass_, phase.placement)
+    time_, splits = _core.price_executed(model.core, list(machines), phase.pass_, phase.placement)
     schedule.slice([split.is_sliced for split in splits])
     return time_, tuple(splits)
 
@@ -373,7 +373,7 @@ def execute(
     model: Model,
     workload: Workload,
     *,
-    machines: Mapping[int, _core.Machine] | None = None,
+    machines: Mapping[int, Sequence[_core.Machine]] | None = None,
     cpus: HostCpus | None = None,
     host_cpus: Sequence[int] = (),
     page_lock_bytes: int = 1 << 62,
@@ -392,7 +392,7 @@ def execute(
     model : Model
     workload : Workload
     machines : mapping, optional
-        Tokens of a pass -> the machine that it is priced with.
+        Tokens of a pass -> what it is priced with: a machine for each GPU, or one for all where they are alike.
     cpus : HostCpus, optional
         Threads that stand in for GPUs; without them, the GPUs of the CUDA runtime run.
     host_cpus : sequence of int
@@ -426,7 +426,7 @@ def execute(
 
     schedules = schedules_of(model, workload)
     priced = [
-        price(model, phase, schedule, (machines or {}).get(phase.n_tokens))
+        price(model, phase, schedule, (machines or {}).get(phase.n_tokens, ()))
         for phase, schedule in zip(workload.phases, schedules, strict=True)
     ]
     n_gpu = len(workload.arena_bytes)

@@ -8,16 +8,17 @@ of the same figures as one for a real GPU.
 from __future__ import annotations
 
 import math
-from bisect import bisect
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from pshard.machine.cpus import TOPOLOGY, core_of
 from pshard.machine.profile import Capacities, Curve, Figure, Link, Memory, Processor, Profile, Series
+from pshard.run.expert_rows import ExpertRows, rows_per_expert
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from pshard import _core
     from pshard.machine.profile import Operation
@@ -33,8 +34,8 @@ MOST_FLOP = 4e9
 LEAST_ROWS = 256
 # More than a CPU's own caches hold.
 LEAST_ROOM_BYTES = 16 << 20
-# Larger batches and caches hardly change rates, and take long.
-LARGEST_BATCH, MOST_CELLS = 512, 4096
+# Larger batches and caches hardly change rates, and take long; no cache is attended to that has fewer cells.
+LARGEST_BATCH, MOST_CELLS, LEAST_CELLS = 512, 4096, 256
 # Whose rows of activations a probe multiplies in turn.
 EXPERTS_AT_ONCE = 4
 # Above every rate that was measured: no document tells the peaks of threads.
@@ -66,6 +67,21 @@ class HostCpus:
             for compute, copy, n_bytes in zip(self.compute, self.copy, arena_bytes, strict=True)
         ]
 
+    def alone(self, device: int) -> HostCpus:
+        """Return one of the devices, beside the same host."""
+        return HostCpus(self.host, self.compute[device : device + 1], self.copy[device : device + 1])
+
+    def as_device(self) -> HostCpus:
+        """Return the CPUs of the host as those of a device."""
+        return HostCpus(self.host, (self.host,), self.copy[:1])
+
+    def kind(self, device: int, topology: Path = TOPOLOGY) -> Hashable:
+        """Return what tells how fast a device is: equal where its threads run on as many cores of the same kinds."""
+        compute = [core_of(cpu, topology) for cpu in self.compute[device]]
+        copier = core_of(self.copy[device][0], topology)
+        cores = {core.first for core in compute}
+        return len(cores), tuple(sorted(core.pace for core in compute)), copier.pace, copier.first in cores
+
 
 def share_cpus(cpus: Sequence[int], n_devices: int) -> HostCpus:
     """Give each device its own CPUs, the last of which copies.
@@ -81,17 +97,6 @@ def share_cpus(cpus: Sequence[int], n_devices: int) -> HostCpus:
     compute = tuple(share[:-1] or share for share in shares)
     copy = tuple(share[-1:] for share in shares)
     return HostCpus(compute[0] if n_devices == 1 else tuple(cpus), compute, copy)
-
-
-class ExpertRows(NamedTuple):
-    """Rows of activations that an expert multiplies which is used: on average, and three that are equally likely.
-
-    Kernels take rows in groups, so that a group that is begun costs as much as a full one: what the average takes is
-    less than what is taken on average.
-    """
-
-    mean: float
-    likely: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +167,34 @@ class HostMeasured:
         return core
 
 
+@dataclass(frozen=True, slots=True)
+class DevicesMeasured:
+    """What each device of the host backend reaches, and the CPUs that compute beside them.
+
+    Attributes
+    ----------
+    devices : tuple of HostMeasured
+        The same object for devices that are alike.
+    host : HostMeasured
+        Of the CPU's own splits.
+    """
+
+    devices: tuple[HostMeasured, ...]
+    host: HostMeasured
+
+    def machines(self, n_tokens: int) -> list[_core.Machine]:
+        """Return what prices passes of so many tokens: a machine for each device, all with the same host."""
+        host = self.host.machine(n_tokens)
+        machines = [device.machine(n_tokens) for device in self.devices]
+        for machine in machines:
+            machine.cpu = host.cpu
+            machine.cpu_rate_under_copy, machine.copy_rate_under_cpu = (
+                host.cpu_rate_under_copy,
+                host.copy_rate_under_cpu,
+            )
+        return machines
+
+
 def measure_host_backend(
     cpus: HostCpus,
     wanted: Wanted,
@@ -210,12 +243,14 @@ def measure_host_backend(
     both = [copier, *(cpu for cpu in compute if cpu != copier)]
     read_all = _core.CpuProbe(both, max_bytes=max_bytes).read(n_threads=len(both), policy=policy)
 
-    series, shapes = _products(probe, wanted, n_threads, policy, on_step)
+    series, shapes = measure_products(probe, wanted, n_threads, policy, on_step)
     copied = shapes
     room_bytes = max(2 * wanted.slot_bytes, LEAST_ROOM_BYTES, *(_sample_bytes(wanted)))
     if wanted.slot_bytes and room_bytes < _core.last_level_cache_bytes():
         on_step("products of weights that were just copied")
-        _, copied = _products(_core.CpuProbe(list(compute), max_bytes=room_bytes), wanted, n_threads, policy, on_step)
+        _, copied = measure_products(
+            _core.CpuProbe(list(compute), max_bytes=room_bytes), wanted, n_threads, policy, on_step
+        )
     if wanted.attention is not None:
         on_step("attention")
         heads, kv_heads, size = wanted.attention
@@ -254,14 +289,20 @@ def _sample_bytes(wanted: Wanted) -> Iterator[int]:
                 yield math.ceil(n_matrices * rows * columns * bits_per_weight(name) / 8)
 
 
-def _products(
+def measure_products(
     probe: _core.CpuProbe,
     wanted: Wanted,
     n_threads: int,
     policy: _core.MeasurePolicy,
     on_step: Callable[[str], None],
 ) -> tuple[list[Series], list[_core.ShapeRates]]:
-    """Measure all shapes; return the series of each type, and those of each shape."""
+    """Measure all shapes on the CPU; return the series of each type, and those of each shape.
+
+    Raises
+    ------
+    ProbeError
+        A wrong result, or memory that is not there.
+    """
     series, shapes = [], []
     kinds: tuple[tuple[Operation, Any, Sequence[ExpertRows], Any], ...] = (
         ("mul_mat", wanted.products, [ExpertRows(float(batch), (batch,)) for batch in wanted.batches], probe.product),
@@ -446,7 +487,7 @@ def measure_here(
     batches : sequence of int
         Tokens of the passes that are predicted; beyond 512 rates stay as they are.
     depth : int
-        Cells of the cache that attention reads; at most 4096 are.
+        Cells of the cache that attention reads; from 256 to 4096 are measured.
     on_step : callable
         As in `measure_host_backend`.
 
@@ -480,7 +521,7 @@ def measure_here(
                 measured,
                 rows_per_expert(model, measured),
                 attention,
-                min(depth, MOST_CELLS),
+                max(LEAST_CELLS, min(depth, MOST_CELLS)),
                 slot_bytes,
             ),
             max_bytes=max(int(memory.available * MEMORY_SHARE), 1 << 28),
@@ -492,29 +533,47 @@ def measure_here(
         raise ExecutionError(message) from error
 
 
-def rows_per_expert(model: Model, batches: Sequence[int]) -> dict[int, ExpertRows]:
-    """Return for each batch how many of its rows an expert multiplies that is used at all, all being drawn alike."""
-    from pshard import _core
+def measure_devices(
+    model: Model,
+    cpus: HostCpus,
+    batches: Sequence[int],
+    *,
+    host_computes: bool = True,
+    depth: int = 512,
+    on_step: Callable[[str], None] = lambda what: None,
+) -> DevicesMeasured:
+    """Measure each kind of device once, and the host where its threads are others than those of a device.
 
-    n_expert, n_used = model.hyperparameters.n_expert, model.hyperparameters.n_expert_used
-    if n_expert == 0:
-        return dict.fromkeys(batches, ExpertRows(1.0, (1,)))
+    Parameters
+    ----------
+    model, cpus, batches, depth, on_step
+        As in `measure_here`.
+    host_computes : bool
+        The CPU has splits of its own; if not, it is not measured.
 
-    def rows_of(batch: int) -> ExpertRows:
-        used = n_expert * _core.distinct_expert_share(n_expert, n_used, batch)
-        return ExpertRows(batch * n_used / max(1.0, used), _likely_rows(batch, n_used / n_expert))
+    Returns
+    -------
+    DevicesMeasured
 
-    return {batch: rows_of(batch) for batch in batches}
+    Raises
+    ------
+    ExecutionError
+        What could not be measured, and why.
+    """
+    known: dict[Hashable, HostMeasured] = {}
 
+    def measured(kind: Hashable, alone: HostCpus, what: str) -> HostMeasured:
+        if kind not in known:
+            known[kind] = measure_here(
+                model, alone, batches, depth=depth, on_step=lambda step: on_step(f"{what}, {step}" if what else step)
+            )
+        return known[kind]
 
-def _likely_rows(batch: int, share: float) -> tuple[int, ...]:
-    """Return the middles of the three thirds of a binomial distribution, without its zeros."""
-    if share >= 1.0:
-        return (batch,)
-    log_of = [
-        math.lgamma(batch + 1) - math.lgamma(rows + 1) - math.lgamma(batch - rows + 1)
-        + rows * math.log(share) + (batch - rows) * math.log1p(-share)
-        for rows in range(1, batch + 1)
-    ]  # fmt: skip
-    sums = list(accumulate(math.exp(value) for value in log_of))
-    return tuple(bisect(sums, part / 6 * sums[-1]) + 1 for part in (1, 3, 5))
+    several = len(cpus.compute) > 1
+    devices = tuple(
+        measured(cpus.kind(i), cpus.alone(i), f"device {i}" if several else "") for i in range(len(cpus.compute))
+    )
+    if not host_computes or cpus.host == cpus.compute[0]:
+        return DevicesMeasured(devices, devices[0])
+    host = cpus.as_device()
+    return DevicesMeasured(devices, measured(host.kind(0), host, "host"))

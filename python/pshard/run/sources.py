@@ -6,18 +6,17 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from pshard.errors import SettingError
-from pshard.launch.line import CACHE_TYPES
+from pshard.launch.spellings import CACHE_TYPES
+from pshard.planning.planner import DEFAULT_N_UBATCH
+from pshard.quantities import MIB
 from pshard.run.execution import LARGEST_DECODE, Phase, PhaseName, Workload
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from pshard import _core
     from pshard.model.model import Model
-
-MIB = 1 << 20
-# Micro-batch of a prompt where a map does not say.
-DEFAULT_N_UBATCH = 512
 
 
 def workload_of_registry(
@@ -140,8 +139,6 @@ def workload_of_layers(
     from pshard import _core
     from pshard.model.model import data_type
 
-    is_cpu = list(on_cpu) or [False] * len(layers)
-    n_gpu = is_cpu.count(False)
     if sum(layers) != model.n_layer or any(n < 0 for n in layers) or not layers:
         given = ", ".join(map(str, layers))
         message = f"layers {given} add up to {sum(layers)}; {model.name} has {model.n_layer}, each on one device."
@@ -150,17 +147,7 @@ def workload_of_layers(
     if n_ctx is not None and n_ctx < needed:
         message = f"{needed} tokens do not fit in a context of {n_ctx}; give a smaller --prompt, --generate or --tier."
         raise SettingError(message)
-    placement = _core.Placement()
-    try:
-        places = [
-            _core.Where.cpu if cpu else _core.pinned_on(i - sum(is_cpu[:i])) for i, cpu in enumerate(is_cpu)
-        ]  # GPUs are counted without the CPU among them
-    except ValueError as error:
-        raise SettingError(str(error)) from error
-    placement.patterns = [_core.LayerPlacement(place) for place in places]
-    placement.layer_pattern = [device for device, n in enumerate(layers) for _ in range(n)]
-    placement.n_gpu = n_gpu
-    placement.head = places[len(layers) - 1 if head is None else head]
+    placement = _whole_layers(layers, on_cpu, len(layers) - 1 if head is None else head)
     context = _core.ContextParameters()
     context.n_ctx = n_ctx or max(256, math.ceil((prompt_tokens + generate_tokens) / 256) * 256, tier or 0)
     context.n_batch = context.n_ubatch = max(min(n_ubatch, max(prompt_tokens, 1)), tier or 1)
@@ -181,9 +168,27 @@ def workload_of_layers(
         phases = [phase("decode" if tier <= LARGEST_DECODE else "prefill", tier, 1)]
     else:
         phases = _prompt_and_decode(prompt_tokens, generate_tokens, n_ubatch, phase)
-    arenas = tuple(max(phase.vram_bytes[gpu] for phase in phases) for gpu in range(n_gpu))
+    arenas = tuple(max(phase.vram_bytes[gpu] for phase in phases) for gpu in range(placement.n_gpu))
     caches = tuple(_core.cache_bytes(model.core, layer, context) for layer in model.core.layers)
     return Workload(tuple(phases), caches, arenas, is_limited=False)
+
+
+def _whole_layers(layers: Sequence[int], on_cpu: Sequence[bool], head: int) -> _core.Placement:
+    """Place so many layers on each device, and the head on one of them."""
+    from pshard import _core
+
+    is_cpu = list(on_cpu) or [False] * len(layers)
+    placement = _core.Placement()
+    try:
+        # GPUs are counted without the CPU among them.
+        places = [_core.Where.cpu if cpu else _core.pinned_on(i - sum(is_cpu[:i])) for i, cpu in enumerate(is_cpu)]
+    except ValueError as error:
+        raise SettingError(str(error)) from error
+    placement.patterns = [_core.LayerPlacement(place) for place in places]
+    placement.layer_pattern = [device for device, n in enumerate(layers) for _ in range(n)]
+    placement.n_gpu = is_cpu.count(False)
+    placement.head = places[head]
+    return placement
 
 
 def workload_of_map(
