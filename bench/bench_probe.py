@@ -61,7 +61,11 @@ def test_read_against_simple_loops(benchmark: BenchmarkFixture, probe: _core.Cpu
     huge = np.ones(n_bytes // 8, dtype=np.uint64)
     array = np.frombuffer(mmap.mmap(-1, n_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), dtype=np.uint64)
     array[:] = 1
-    loops = {"numpy sum": array.sum, "numpy max": array.max, "numpy max, huge pages": huge.max}
+    loops: dict[str, Callable[[], object]] = {
+        "numpy sum": array.sum,
+        "numpy max": array.max,
+        "numpy max, huge pages": huge.max,
+    }
     rates = dict.fromkeys(("probe", "C++ loop", *loops), 0.0)
 
     def compare() -> float:

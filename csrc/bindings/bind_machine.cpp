@@ -105,6 +105,9 @@ void bind_machine(py::module_& m) {
       .def_readwrite("shapes", &Processor::shapes)
       .def_readwrite("copied_shapes", &Processor::copied_shapes)
       .def_readwrite("attention", &Processor::attention)
+      .def_readwrite("mamba", &Processor::mamba)
+      .def_readwrite("mamba2", &Processor::mamba2)
+      .def_readwrite("delta_net", &Processor::delta_net)
       .def_property(
           "mul_mat", [](const Processor& p) { return to_map(p.mul_mat); },
           [](Processor& p, const std::map<int, RateSeries>& series) { p.mul_mat = from_map(series); })

@@ -224,7 +224,6 @@ void bind_memory(py::module_& m) {
         return pshard::resolve_flash_attention(model, placement, context);
       },
       "model"_a, "placement"_a, "context"_a);
-  m.def("reserved_pass", &pshard::reserved_pass, "model"_a, "context"_a, "n_tokens"_a);
   m.def("gpu_weight_bytes", &pshard::gpu_weight_bytes, "layer"_a, "placement"_a);
   m.def("host_weight_bytes", &pshard::host_weight_bytes, "layer"_a, "placement"_a);
   m.def("gpu_tensor_bytes", &pshard::gpu_tensor_bytes, "tensor"_a);

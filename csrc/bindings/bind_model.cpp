@@ -81,7 +81,6 @@ void bind_tensors(py::module_& m) {
       .def_readonly("block_elements", &DataType::block_elements)
       .def_readonly("block_bytes", &DataType::block_bytes)
       .def("row_bytes", &DataType::row_bytes, "n"_a)
-      .def("bits_per_element", &DataType::bits_per_element)
       .def(
           "__eq__",
           [](const DataType& a, const py::object& other) { return py::isinstance<DataType>(other) && a == other.cast<const DataType&>(); },
@@ -233,8 +232,7 @@ void bind_model(py::module_& m) {
       .def_property_readonly("layers", &Model::layers)
       .def_property_readonly("embedding", &Model::embedding)
       .def_property_readonly("head", &Model::head)
-      .def_property_readonly("tied_head", &Model::tied_head)
-      .def_property_readonly("n_layer_classes", &Model::n_layer_classes);
+      .def_property_readonly("tied_head", &Model::tied_head);
   m.def("kv_bytes_per_cell", &pshard::kv_bytes_per_cell, "layer"_a, "type_k"_a, "type_v"_a);
   m.def("state_bytes", &pshard::state_bytes, "layer"_a);
   m.def(

@@ -20,6 +20,13 @@ using pshard::ProductShape;
 
 using Release = py::call_guard<py::gil_scoped_release>;
 
+pshard::ScanKind scan_kind(const std::string& name) {
+  if (name == "mamba") return pshard::ScanKind::mamba;
+  if (name == "mamba2") return pshard::ScanKind::mamba2;
+  if (name == "delta_net") return pshard::ScanKind::delta_net;
+  throw std::invalid_argument("kind is '" + name + "', must be mamba, mamba2 or delta_net");
+}
+
 void bind_method(py::module_& m) {
   py::register_exception<pshard::ProbeError>(m, "ProbeError", PyExc_RuntimeError).doc() =
       "A measurement that cannot be trusted: a wrong result, a clock that is too coarse, a CPU, file or memory that is not there.";
@@ -64,8 +71,8 @@ spread : float
     Half the distance between the 16th and the 84th percentile, relative to the median.
 drift : float
     Distance between the medians of the first and the second half, relative to the median.
-count, warmup_count : int
-    Samples that the figures rest on, and those before them.
+count : int
+    Samples that the figures rest on.
 is_settled : bool
     The spread came under the policy's bound; otherwise its budget or its greatest count ended the measurement.
 is_noisy : bool
@@ -75,7 +82,6 @@ is_noisy : bool
       .def_readonly("spread", &Measurement::spread)
       .def_readonly("drift", &Measurement::drift)
       .def_readonly("count", &Measurement::count)
-      .def_readonly("warmup_count", &Measurement::warmup_count)
       .def_readonly("is_settled", &Measurement::is_settled)
       .def_readonly("is_noisy", &Measurement::is_noisy);
 
@@ -320,6 +326,37 @@ ProbeError
 ValueError
     A shape that has no kernel.)")
       .def(
+          "scan",
+          [](CpuProbe& probe, const std::string& kind, int64_t n_heads, int64_t n_rows, int64_t n_columns, int64_t batch, int n_threads,
+             const Policy& policy) {
+            return probe.scan({scan_kind(kind), n_heads, n_rows, n_columns, batch}, n_threads, policy);
+          },
+          Release(), py::arg("kind"), py::kw_only(), py::arg("n_heads"), py::arg("n_rows"), py::arg("n_columns"), py::arg("batch"),
+          py::arg("n_threads"), py::arg("policy"),
+          R"(Scan of a recurrent layer over `batch` tokens of one sequence.
+
+Parameters
+----------
+kind : {"mamba", "mamba2", "delta_net"}
+n_heads, n_rows, n_columns : int
+    Of the state: a matrix for each head, with a row for each of its outputs.
+batch : int
+    Tokens.
+n_threads : int
+policy : MeasurePolicy
+
+Returns
+-------
+ProbeResult
+    `n_bytes` is the state before; FLOP are 6 for each of its elements and token.
+
+Raises
+------
+ProbeError
+    As `product`.
+ValueError
+    A kind or a shape that has no kernel.)")
+      .def(
           "contention",
           [](CpuProbe& probe, const std::string& type, const std::string& layout, int64_t n_rows, int64_t n_columns, int64_t batch,
              int64_t chunk_bytes, const Policy& policy, int64_t n_used, std::optional<int64_t> room_bytes) {
@@ -387,7 +424,10 @@ Raises
 ProbeError
     A wrong sum.)");
 
-  m.def("probe_storage", &pshard::probe_storage, Release(), py::arg("path"), py::kw_only(), py::arg("n_bytes"), py::arg("chunk_bytes"),
+  const auto probe_storage = [](const std::string& path, int64_t n_bytes, int64_t chunk_bytes, const pshard::Policy& policy) {
+    return pshard::probe_storage(path, n_bytes, chunk_bytes, policy);
+  };
+  m.def("probe_storage", probe_storage, Release(), py::arg("path"), py::kw_only(), py::arg("n_bytes"), py::arg("chunk_bytes"),
         py::arg("policy"),
         R"(Sequential reads of a file past the cache of the operating system.
 

@@ -68,6 +68,25 @@ double decisive_share(const Operation& operation, const Processor& processor, do
   return is_dealt ? std::min(1.0, processor.n_threads * operation.unmasked) : operation.unmasked;
 }
 
+// Null for what is no scan, or none that was measured.
+const RateSeries* scan_series(const Operation& operation, const Processor& processor) {
+  const RateSeries* series = nullptr;
+  switch (operation.recurrence) {
+    case Recurrence::none:
+      break;
+    case Recurrence::mamba:
+      series = &processor.mamba;
+      break;
+    case Recurrence::mamba2:
+      series = &processor.mamba2;
+      break;
+    case Recurrence::delta_net:
+      series = &processor.delta_net;
+      break;
+  }
+  return series != nullptr && !series->empty() ? series : nullptr;
+}
+
 }  // namespace
 
 Cost operation_cost(const Operation& operation, const Processor& processor, int64_t n_expert, int64_t n_expert_used, double n_query_tokens,
@@ -92,6 +111,10 @@ Cost operation_cost(const Operation& operation, const Processor& processor, int6
     seconds = std::max(seconds, flop / series.rate(rows));
     basis = series.basis;
     spread = series.spread;
+  } else if (const RateSeries* series = scan_series(operation, processor)) {
+    seconds = std::max({seconds, bytes / processor.memory_bytes_per_second, flop / series->rate(n_query_tokens)});
+    basis = std::max(basis, series->basis);
+    spread = std::max(spread, series->spread);
   } else {
     seconds = std::max(seconds, bytes / processor.memory_bytes_per_second);
     if (is_attention(operation) && !processor.attention.empty()) {

@@ -37,6 +37,7 @@ struct Cost {
 //   attention     max(FLOP / attention rate at the query tokens + cache bytes / rate of first reads, cache bytes / memory rate), of the
 //   cells
 //                 that are not masked; of a single query's of those that the thread with most of them has, times the threads
+//   scans         max(FLOP / scan rate at the tokens of a sequence, bytes / memory rate), where that kind was measured
 //   the rest      bytes / memory rate
 // plus one launch. `is_copied`: the weight was copied to the processor a moment ago. A view costs nothing. Throws std::invalid_argument for
 // a product whose weight type has no series.

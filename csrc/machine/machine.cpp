@@ -68,6 +68,9 @@ void check_processor(const std::string& field, const Processor& processor) {
     check_series(field + ".mul_mat[" + std::to_string(type) + "]", processor.mul_mat[type]);
     check_series(field + ".mul_mat_id[" + std::to_string(type) + "]", processor.mul_mat_id[type]);
   }
+  check_series(field + ".mamba", processor.mamba);
+  check_series(field + ".mamba2", processor.mamba2);
+  check_series(field + ".delta_net", processor.delta_net);
   check_shapes(field + ".shapes", processor.shapes);
   check_shapes(field + ".copied_shapes", processor.copied_shapes);
   double depth_before = 0.0;

@@ -12,7 +12,8 @@ namespace pshard {
 // Where a figure comes from, from the most to the least trustworthy. A prediction is as good as the worst figure in it.
 enum class Basis : uint8_t { measured, imported, reference, estimated };
 
-// FLOP/s that a kernel reaches over its batch (rows of activations; for experts: rows per expert; for attention: query tokens).
+// FLOP/s that a kernel reaches over its batch (rows of activations; for experts: rows per expert; for attention: query tokens; for
+// scans: tokens).
 // Interpolated linearly in log-log space between the points, constant rate per row below the first and constant rate above the last.
 struct RateSeries {
   std::vector<double> batch;            // ascending, positive
@@ -57,6 +58,7 @@ struct Processor {
   std::array<RateSeries, kTypeCount> mul_mat;     // by weight type; empty: never measured nor interpolated
   std::array<RateSeries, kTypeCount> mul_mat_id;  // routed experts, over rows per expert
   std::vector<AttentionRates> attention;          // fused attention, by ascending depth
+  RateSeries mamba, mamba2, delta_net;            // scans of recurrent layers, over tokens; empty: priced by their bytes
   std::vector<ShapeRates> shapes;                 // go before the series of their type
   std::vector<ShapeRates> copied_shapes;          // go before these where weights were just copied, and a cache still holds them
   bool skips_masked = false;                      // its attention leaves out cells that are masked, as llama.cpp's CPU kernels do

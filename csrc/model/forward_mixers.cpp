@@ -67,10 +67,11 @@ Node join_state(Graph& g, Node x, Node state, const Tensor& kernel) {
 }
 
 // One selective scan: outputs for every token with the final state behind them.
-Node scan(Graph& g, std::initializer_list<int32_t> operands, int64_t inner, const Tensor* weight) {
+Node scan(Graph& g, Recurrence recurrence, std::initializer_list<int32_t> operands, int64_t inner, const Tensor* weight) {
   const int64_t state = g.parameters().scan_state;
   const Node output = g.fresh(OpKind::scan, operands, Layout::packed({inner * g.n_tokens() + state * g.pass().n_seqs, 1, 1, 1}), weight);
   Operation& operation = g.operation(output);
+  operation.recurrence = recurrence;
   operation.host_only = weight != nullptr && weight->host_only;
   operation.cache_bytes = state * g.pass().n_seqs * kActivationBytes;
   operation.cache[0].n_bytes = operation.cache_bytes;
@@ -80,9 +81,10 @@ Node scan(Graph& g, std::initializer_list<int32_t> operands, int64_t inner, cons
 }
 
 // A scan that reads the state where it is.
-Node scan_of_state(Graph& g, std::initializer_list<int32_t> operands, int64_t inner, const Tensor& decay, bool views_decay = false) {
+Node scan_of_state(Graph& g, Recurrence recurrence, std::initializer_list<int32_t> operands, int64_t inner, const Tensor& decay,
+                   bool views_decay = false) {
   clear_unused_state(g);
-  const Node scanned = scan(g, operands, inner, &decay);
+  const Node scanned = scan(g, recurrence, operands, inner, &decay);
   if (views_decay) g.read_as_view(scanned);
   g.expand(scanned);
   g.in(Group::cache);
@@ -131,7 +133,7 @@ Node build_mamba(Graph& g, Node normed, Node conv_state) {
   }
   dt = g.project("ssm_dt", dt);
   const Node by_head = g.reshape(x, {1, inner, t, s});
-  const Node scanned = scan_of_state(g, {kCache, by_head, dt, kWeight, b, c, g.state_rows()}, inner, g.require("ssm_a"));
+  const Node scanned = scan_of_state(g, Recurrence::mamba, {kCache, by_head, dt, kWeight, b, c, g.state_rows()}, inner, g.require("ssm_a"));
   store_final_state(g, scanned);
   const int64_t row = inner * kActivationBytes;
   const Node skip = g.mul(x, g.require("ssm_d"));
@@ -160,7 +162,7 @@ Node build_mamba2(Graph& g, Node normed, Node conv_state) {
   const Node c = heads_of(g, xbc, h.ssm_state_size, h.ssm_group_count);
   Node dt = g.cont(g.slice(zxbcdt, heads));
   if (const Tensor* bias = g.find_bias("ssm_dt")) dt = g.add(dt, *bias);
-  const Node scanned = scan_of_state(g, {kCache, x, dt, kWeight, b, c, g.state_rows()}, inner, g.require("ssm_a"));
+  const Node scanned = scan_of_state(g, Recurrence::mamba2, {kCache, x, dt, kWeight, b, c, g.state_rows()}, inner, g.require("ssm_a"));
   store_final_state(g, scanned);
   const int64_t row = inner * kActivationBytes;
   const Node skip = g.mul(x, g.require("ssm_d"));
@@ -194,8 +196,8 @@ Node build_mamba_heads(Graph& g, Node normed, Node conv_state) {
   const int64_t row = inner * kActivationBytes;
   const Node x = g.view(convolved, {head_dim, heads, t, s}, {head_dim * kActivationBytes, row, row * t});
   const auto by_group = [&](Node y) { return g.reshape(y, {n_state, 1, t, s}); };
-  const Node scanned =
-      scan_of_state(g, {kCache, x, dt, kWeight, by_group(b), by_group(c), g.state_rows()}, inner, g.require("ssm_a"), true);
+  const Node scanned = scan_of_state(g, Recurrence::mamba2, {kCache, x, dt, kWeight, by_group(b), by_group(c), g.state_rows()}, inner,
+                                     g.require("ssm_a"), true);
   store_final_state(g, scanned);
   const Node skip = g.mul(x, g.require("ssm_d"));
   g.read_as_view(skip);
@@ -269,7 +271,7 @@ Node build_gated_delta(Graph& g, Node normed) {
   const Node query = unit_heads();
   const Node key = unit_heads();
   const Node value = heads_from(value_dim, heads);
-  const Node scanned = scan(g, {query, key, value, alpha, beta, state}, h.ssm_inner_size, nullptr);
+  const Node scanned = scan(g, Recurrence::delta_net, {query, key, value, alpha, beta, state}, h.ssm_inner_size, nullptr);
   g.operation(scanned).cache_bytes = 0;  // the state came in as a value
   store_final_state(g, scanned);
   const int64_t row = h.ssm_inner_size * kActivationBytes;
@@ -328,7 +330,7 @@ Node build_channel_delta(Graph& g, Node normed, Node early_state) {
   const Node beta = g.map(g.reshape(g.project("ssm_beta", normed), {1, heads, t, s}));
   const Node state = g.reshape(load_state(g, g.parameters().scan_state), {head_dim, head_dim, heads, s});
   const auto unit = [&](Node x) { return g.map(g.rms(x)); };  // L2 norm
-  const Node scanned = scan(g, {unit(query), unit(key), value, decay, beta, state}, inner, nullptr);
+  const Node scanned = scan(g, Recurrence::delta_net, {unit(query), unit(key), value, decay, beta, state}, inner, nullptr);
   g.operation(scanned).cache_bytes = 0;  // the state came in as a value
   store_final_state(g, scanned);
   const int64_t row = inner * kActivationBytes;

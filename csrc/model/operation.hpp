@@ -5,20 +5,10 @@
 #include <array>
 #include <cstdint>
 
+#include "model/op_kind.hpp"
 #include "model/tensor.hpp"
 
 namespace pshard {
-
-enum class OpKind : uint8_t {
-  mul_mat,       // weight x activation
-  mul_mat_id,    // routed experts
-  attention,     // fused attention over the cache
-  attention_kq,  // unfused: K x Q, and the weights x V
-  get_rows,
-  elementwise,  // norms, activations, additions, rope, soft-max, routing arithmetic
-  copy,         // into the cache, or to make contiguous
-  scan,         // recurrent scan or convolution
-};
 
 // What the host fills in before the pass. One tensor each, shared by all layers; a device that reads it gets one copy.
 enum class GraphInput : uint8_t {
@@ -110,6 +100,7 @@ struct Operation {
   int64_t weight_part_bytes = 0;  // where only this much of the weight is read; 0: all of it
   // False for rope factors and the sinks of fused attention: too small to decide where the operation runs, but copied where it does.
   bool weight_decides = true;
+  Recurrence recurrence = Recurrence::none;
   bool is_first_layers = false;  // the weight is one of the first layer's, which all layers read
   // mul_mat and mul_mat_id: out[n, m] = weight[k, n] x in[k, m]; m counts (token, expert) rows for experts.
   int64_t n = 0, k = 0, m = 0;

@@ -16,7 +16,6 @@ struct DataType {
 
   // Bytes of a row of `n` elements; rounds up to whole blocks.
   [[nodiscard]] int64_t row_bytes(int64_t n) const { return (n + block_elements - 1) / block_elements * block_bytes; }
-  [[nodiscard]] double bits_per_element() const { return 8.0 * block_bytes / block_elements; }
   bool operator==(const DataType&) const = default;
 };
 

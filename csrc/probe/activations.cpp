@@ -8,6 +8,7 @@ namespace pshard {
 namespace {
 
 constexpr float kLargest = 127.0F;
+constexpr int64_t kBlock = 32, kBlockOfK = 256;
 
 // Sizes are multiples of a cache line, so that the arrays of one buffer are aligned like it.
 int64_t padded(int64_t n_bytes) { return (n_bytes + 63) / 64 * 64; }
@@ -15,11 +16,49 @@ int64_t padded(int64_t n_bytes) { return (n_bytes + 63) / 64 * 64; }
 // Adding 1.5 * 2^23 leaves the nearest whole number, ties to even, in the low bits; compilers turn it into vector code on any CPU.
 int32_t nearest(float value) { return std::bit_cast<int32_t>(value + 12582912.0F) - std::bit_cast<int32_t>(12582912.0F); }
 
+constexpr int64_t kLanes = 16;  // of which compilers make vectors; a single maximum they must take in order
+
+template <int64_t kColumns>
+float largest_in_lanes(const float* values) {
+  float lanes[kLanes] = {};
+  for (int64_t i = 0; i < kColumns; i += kLanes) {
+    for (int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] = std::max(lanes[lane], std::abs(values[i + lane]));
+  }
+  return *std::max_element(lanes, lanes + kLanes);
+}
+
+template <int64_t kColumns>
+float largest_in_order(const float* values) {
+  float largest = 0.0F;
+  for (int64_t i = 0; i < kColumns; ++i) largest = std::max(largest, std::abs(values[i]));
+  return largest;
+}
+
+// Returns the scale.
+template <int64_t kColumns>
+float round_block(const float* from, int8_t* to, float largest) {
+  const float inverse = largest > 0.0F ? kLargest / largest : 0.0F;
+  if (!std::isfinite(inverse)) {  // below what can be inverted: zero
+    std::fill_n(to, kColumns, int8_t{0});
+    return 0.0F;
+  }
+  for (int64_t i = 0; i < kColumns; ++i) to[i] = static_cast<int8_t>(nearest(from[i] * inverse));
+  return largest / kLargest;
+}
+
+template <int64_t kColumns>
+int32_t sum_of(const int8_t* codes) {
+  int32_t sum = 0;
+  for (int64_t i = 0; i < kColumns; ++i) sum += codes[i];
+  return sum;
+}
+
 }  // namespace
 
-Activations::Activations(WeightType type_of_weights, int64_t rows, int64_t columns)
+Activations::Activations(WeightType type_of_weights, int64_t rows, int64_t columns, Layout layout)
     : type(type_of_weights), n_rows(rows), n_columns(columns) {
   const BlockShape& shape = block_shape(type);
+  in_lanes_ = layout == Layout::interleaved;
   const bool is_half = shape.activation_columns == 0;
   n_scales = is_half ? 0 : n_columns / shape.activation_columns;
   n_sub_blocks = is_half ? 0 : n_columns / shape.sub_columns;
@@ -43,17 +82,16 @@ void Activations::quantise(int64_t row, const float* values) {
   for (int64_t block = 0; block < n_scales; ++block) {
     const float* from = values + block * shape.activation_columns;
     int8_t* to = codes + row * n_columns + block * shape.activation_columns;
-    float largest = 0.0F;
-    for (int64_t i = 0; i < shape.activation_columns; ++i) largest = std::max(largest, std::abs(from[i]));
-    const float inverse = largest > 0.0F ? kLargest / largest : 0.0F;
-    const bool is_tiny = !std::isfinite(inverse);  // below what can be inverted: zero
-    for (int64_t i = 0; i < shape.activation_columns; ++i) to[i] = static_cast<int8_t>(is_tiny ? 0 : nearest(from[i] * inverse));
-    scales[row * n_scales + block] = is_tiny ? 0.0F : largest / kLargest;
+    float& scale = scales[row * n_scales + block];
+    if (shape.activation_columns == kBlock) {
+      scale = round_block<kBlock>(from, to, largest_in_lanes<kBlock>(from));
+    } else {
+      scale = round_block<kBlockOfK>(from, to, in_lanes_ ? largest_in_lanes<kBlockOfK>(from) : largest_in_order<kBlockOfK>(from));
+    }
   }
   for (int64_t sub = 0; sub < n_sub_blocks; ++sub) {
     const int8_t* from = codes + row * n_columns + sub * shape.sub_columns;
-    int32_t sum = 0;
-    for (int64_t i = 0; i < shape.sub_columns; ++i) sum += from[i];
+    const int32_t sum = shape.sub_columns == kBlock ? sum_of<kBlock>(from) : sum_of<kBlock / 2>(from);
     sums[row * n_sub_blocks + sub] = static_cast<float>(sum);
     starts[row * n_sub_blocks + sub] = -shape.offset * sum;
   }

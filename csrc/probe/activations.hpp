@@ -10,7 +10,7 @@
 namespace pshard {
 
 struct Activations {
-  Activations(WeightType type, int64_t n_rows, int64_t n_columns);
+  Activations(WeightType type, int64_t n_rows, int64_t n_columns, Layout layout = Layout::plain);
 
   WeightType type;
   int64_t n_rows;
@@ -23,7 +23,8 @@ struct Activations {
   int32_t* starts;       // [n_rows][n_sub_blocks], minus offset times sum: where a sum of products with stored codes starts
   uint16_t* halves;      // [n_rows][n_columns], only for F16
 
-  // Rounds one row. Values are finite.
+  // Rounds one row. Values are finite. As in llama.cpp, blocks of 256 columns are looked through one by one, unless weights are
+  // interleaved.
   void quantise(int64_t row, const float* values);
 
   // Copies a rounded row of another batch of the same type and length.
@@ -33,6 +34,7 @@ struct Activations {
   [[nodiscard]] double value(int64_t row, int64_t column) const;
 
  private:
+  bool in_lanes_;
   Buffer storage_;
 };
 

@@ -209,4 +209,33 @@ ProbeResult CpuProbe::attention(const AttentionShape& shape, int n_threads, cons
   return result;
 }
 
+ProbeResult CpuProbe::scan(const ScanShape& shape, int n_threads, const Policy& policy) {
+  require_threads(n_threads);
+  Scan scan(kernels_, shape, n_threads);
+  const Copies copies = plan_copies(scan.state_bytes(), 1, max_bytes_);
+  take_memory(copies.n * copies.bytes);
+  Random random(1);
+  for (int64_t i = 0; i < scan.state_bytes() / 4; ++i) memory_.as<float>()[i] = random.next_float();
+  repeat_first(copies);
+  write_back(copies);
+  ProbeResult result;
+  result.time = measure(
+      [&] {
+        scan.start(reinterpret_cast<const float*>(next_copies(copies, 1).front()));
+        return pool_.run([&](int thread) { scan.run(thread); }, steady_timer(), n_threads);
+      },
+      [&] {
+        const std::string fault = scan.fault();
+        scan.spoil_output();
+        return fault;
+      },
+      policy, steady_timer());
+  result.n_bytes = static_cast<double>(scan.state_bytes());
+  result.n_flop = scan.n_flop();
+  result.n_threads = n_threads;
+  result.is_cold = copies.is_cold;
+  result.note = copies.note;
+  return result;
+}
+
 }  // namespace pshard

@@ -13,6 +13,7 @@
 #include "probe/matmul.hpp"
 #include "probe/measure.hpp"
 #include "probe/memory.hpp"
+#include "probe/scan.hpp"
 #include "probe/threads.hpp"
 
 namespace pshard {
@@ -80,6 +81,9 @@ class CpuProbe {
 
   // Fused attention. The next sample takes another cache.
   ProbeResult attention(const AttentionShape& shape, int n_threads, const Policy& policy);
+
+  // A scan of a recurrent layer. The next sample takes another state.
+  ProbeResult scan(const ScanShape& shape, int n_threads, const Policy& policy);
 
   // Copies go from memory to memory, `chunk_bytes` at a time, into `room_bytes` in turn. Throws ProbeError where there is only one worker.
   Contention contention(const ProductShape& shape, int64_t chunk_bytes, const Policy& policy,

@@ -38,6 +38,14 @@ inline constexpr int64_t kSumWords = 64;
 
 inline constexpr int kPeakChains = 12;  // as many as hide the latency of each, and no more than there are registers
 
+// Rows of a recurrent state, as they are and as they become; both may be the same.
+struct StateRows {
+  const float* before;
+  float* after;
+  int64_t n_rows, n_columns;
+};
+inline constexpr int64_t kScanColumns = 16;  // of which n_columns is a multiple
+
 struct Kernels {
   int lanes;  // 32-bit ones of a vector
   // Sum of 64-bit words; n is a multiple of kSumWords.
@@ -58,6 +66,11 @@ struct Kernels {
   // zero before. At least one cell, n_columns as above.
   Softmax (*half_attend)(const uint16_t* query, Rows<const uint16_t> keys, Rows<const uint16_t> values, const uint16_t* mask,
                          int64_t n_columns, uint16_t* sums);
+  // Each row becomes decay * row + input[row] * key, and out[row] = row . query.
+  void (*decay_rows)(const StateRows& state, float decay, const float* input, const float* key, const float* query, float* out);
+  // Each row becomes decay * row, then row + share * (value[row] - row . key) * key; out as above. `room` has n_rows.
+  void (*delta_rows)(const StateRows& state, float decay, const float* value, float share, const float* key, const float* query,
+                     float* room, float* out);
 };
 
 [[nodiscard]] const Kernels& kernels(CpuPath path);

@@ -151,6 +151,31 @@ void multiply_halves(const uint8_t* weights, int64_t n_rows, const Activations& 
                 {out + first * out_stride, out_stride, last - first});
 }
 
+void decay_rows(const StateRows& state, float decay, const float* input, const float* key, const float* query, float* out) {
+  for (int64_t row = 0; row < state.n_rows; ++row) {
+    out[row] = 0.0F;
+    for (int64_t i = 0; i < state.n_columns; ++i) {
+      const int64_t at = row * state.n_columns + i;
+      state.after[at] = state.before[at] * decay + key[i] * input[row];
+      out[row] += state.after[at] * query[i];
+    }
+  }
+}
+
+void delta_rows(const StateRows& state, float decay, const float* value, float share, const float* key, const float* query, float* room,
+                float* out) {
+  for (int64_t row = 0; row < state.n_rows; ++row) {
+    float product = 0.0F;
+    for (int64_t i = 0; i < state.n_columns; ++i) {
+      const int64_t at = row * state.n_columns + i;
+      state.after[at] = state.before[at] * decay;
+      product += state.after[at] * key[i];
+    }
+    room[row] = (value[row] - product) * share;
+  }
+  decay_rows({state.after, state.after, state.n_rows, state.n_columns}, 1.0F, room, key, query, out);
+}
+
 uint64_t sum_words(const uint64_t* words, int64_t n) {
   uint64_t sum = 0;
   for (int64_t i = 0; i < n; ++i) sum += words[i];
@@ -200,6 +225,8 @@ const Kernels kScalarKernels{
     exp_row,
     half_mix,
     half_attend,
+    decay_rows,
+    delta_rows,
 };
 
 const Kernels& kernels(CpuPath path) {

@@ -52,7 +52,7 @@ Matmul::Matmul(const Kernels& kernels, WeightType type, Layout layout, int64_t n
       has_own_chunks_(routing == Routing::experts && layout == Layout::interleaved),
       input_(batch * n_columns * static_cast<int64_t>(sizeof(float))),
       scratch_(n_threads * kScratchBytes),
-      activations_(type, batch, n_columns),
+      activations_(type, batch, n_columns, layout),
       barrier_(n_threads) {
   if (n_rows < 1 || batch < 1) throw std::invalid_argument("a product needs at least one row of weights and one of activations");
   if (n_columns % 32 != 0) throw std::invalid_argument("n_columns is " + std::to_string(n_columns) + ", kernels take multiples of 32");

@@ -60,7 +60,7 @@ double resident_share(const File& file, int64_t n_bytes) {
 
 }  // namespace
 
-ProbeResult probe_storage(const std::string& path, int64_t n_bytes, int64_t chunk_bytes, const Policy& policy) {
+ProbeResult probe_storage(const std::string& path, int64_t n_bytes, int64_t chunk_bytes, const Policy& policy, const Timer& timer) {
   if (chunk_bytes < kPageBytes || chunk_bytes % kPageBytes != 0) {
     throw std::invalid_argument("chunk_bytes is " + std::to_string(chunk_bytes) + ", must be a multiple of " + std::to_string(kPageBytes));
   }
@@ -91,7 +91,6 @@ ProbeResult probe_storage(const std::string& path, int64_t n_bytes, int64_t chun
   ProbeResult result;
   drop();
   const double held = is_direct ? 0.0 : resident_share(cached, n_chunks * chunk_bytes);
-  const Timer& timer = steady_timer();
   int64_t next = 0;
   int64_t offset = 0;
   result.time = measure(

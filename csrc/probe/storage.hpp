@@ -8,7 +8,9 @@
 namespace pshard {
 
 // One sample reads the next `chunk_bytes` of the first `n_bytes` of a file, with O_DIRECT where the file system has it, else after telling
-// the operating system to drop those pages; the note says which. Throws ProbeError where the file cannot be read or is shorter.
-ProbeResult probe_storage(const std::string& path, int64_t n_bytes, int64_t chunk_bytes, const Policy& policy);
+// the operating system to drop those pages; the note says which. Throws ProbeError where the file cannot be read, is
+// shorter, or gives other bytes when it is read again.
+ProbeResult probe_storage(const std::string& path, int64_t n_bytes, int64_t chunk_bytes, const Policy& policy,
+                          const Timer& timer = steady_timer());
 
 }  // namespace pshard

@@ -8,6 +8,7 @@
 #include "probe/x86_panels.hpp"
 #include "probe/x86_peak.hpp"
 #include "probe/x86_rows.hpp"
+#include "probe/x86_scan.hpp"
 
 namespace pshard {
 namespace {
@@ -55,6 +56,8 @@ constexpr Kernels table_of(uint64_t (*sum)(const uint64_t*, int64_t)) {
       exp_row,
       half_mix<V>,
       half_attend<V>,
+      decay_rows<V>,
+      delta_rows<V>,
   };
 }
 

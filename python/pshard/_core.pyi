@@ -8,7 +8,7 @@ import numpy
 import numpy.typing
 import typing
 import typing_extensions
-__all__: list[str] = ['Assignment', 'AttentionRates', 'Basis', 'Budget', 'CacheCells', 'Candidate', 'Chain', 'ComputeBuffers', 'ComputeBytes', 'Contention', 'ContextParameters', 'CopyRecord', 'Cost', 'CpuProbe', 'DataType', 'DeviceBytes', 'DeviceCosts', 'DeviceLayout', 'Encoder', 'EncoderBuffers', 'Executor', 'FitDevice', 'FitDraft', 'FitOutcome', 'FitProbe', 'Found', 'Gating', 'GpuDevice', 'GpuError', 'GpuLayers', 'GpuProbe', 'GpuQuery', 'GpuStart', 'GraphTraits', 'Group', 'Handoff', 'HostDevice', 'Hyperparameters', 'KernelDemand', 'Knobs', 'Lane', 'LateRows', 'LatencyCounters', 'LatencyEstimate', 'LatencySeries', 'LatencyShift', 'Layer', 'LayerParameters', 'LayerPlacement', 'LeftOut', 'LinkCurve', 'LockedMemory', 'Lying', 'Machine', 'MeasurePolicy', 'Measurement', 'MemoryReport', 'Mixer', 'Model', 'Objective', 'OpCost', 'OpKind', 'Order', 'Pass', 'PassRecord', 'PassTime', 'Peak', 'Placement', 'ProbeError', 'ProbeResult', 'Processor', 'RateSeries', 'RuntimePlan', 'Schedule', 'ShapeRates', 'Sides', 'Split', 'SplitRecord', 'SplitTime', 'Stage', 'StockFit', 'StockPlan', 'StreamError', 'Sum', 'SwitchCost', 'SwitchRecord', 'Temperature', 'Tensor', 'TensorException', 'TensorInFile', 'TierPlan', 'Where', 'Workload', 'WorkloadTime', 'alarm_height', 'all_knobs', 'assign', 'built_with_cuda', 'cache_bytes', 'cache_cells', 'cpu_paths', 'device_costs', 'distinct_expert_share', 'embedding_bytes', 'embedding_operations', 'encoder_buffers', 'gpu_head_bytes', 'gpu_of', 'gpu_tensor_bytes', 'gpu_weight_bytes', 'group_of', 'head_operations', 'host_head_bytes', 'host_weight_bytes', 'interval_deviations', 'is_described', 'is_pinned', 'kernel_demand', 'kv_bytes_per_cell', 'last_level_cache_bytes', 'lay_out', 'layer_of', 'layer_operations', 'layer_places', 'local_name', 'make_placement', 'make_schedule', 'memory', 'multiply', 'offloads_head', 'pinned_on', 'plan_runtime', 'plan_stock', 'plan_tier', 'price_executed', 'price_pass', 'price_workload', 'probe_storage', 'query_gpus', 'queue_costs', 'reserved_pass', 'resident_memory', 'resolve_flash_attention', 'search', 'skip_strings', 'state_bytes', 'stock_fit', 'strategy_names', 'switch_cost', 'tier_ladder', 'tier_pass']
+__all__: list[str] = ['Assignment', 'AttentionRates', 'Basis', 'Budget', 'CacheCells', 'Candidate', 'Chain', 'ComputeBuffers', 'ComputeBytes', 'Contention', 'ContextParameters', 'CopyRecord', 'Cost', 'CpuProbe', 'DataType', 'DeviceBytes', 'DeviceCosts', 'DeviceLayout', 'Encoder', 'EncoderBuffers', 'Executor', 'FitDevice', 'FitDraft', 'FitOutcome', 'FitProbe', 'Found', 'Gating', 'GpuDevice', 'GpuError', 'GpuLayers', 'GpuProbe', 'GpuQuery', 'GpuStart', 'GraphTraits', 'Group', 'Handoff', 'HostDevice', 'Hyperparameters', 'KernelDemand', 'Knobs', 'Lane', 'LateRows', 'LatencyCounters', 'LatencyEstimate', 'LatencySeries', 'LatencyShift', 'Layer', 'LayerParameters', 'LayerPlacement', 'LeftOut', 'LinkCurve', 'LockedMemory', 'Lying', 'Machine', 'MeasurePolicy', 'Measurement', 'MemoryReport', 'Mixer', 'Model', 'Objective', 'OpCost', 'OpKind', 'Order', 'Pass', 'PassRecord', 'PassTime', 'Peak', 'Placement', 'ProbeError', 'ProbeResult', 'Processor', 'RateSeries', 'RuntimePlan', 'Schedule', 'ShapeRates', 'Sides', 'Split', 'SplitRecord', 'SplitTime', 'Stage', 'StockFit', 'StockPlan', 'StreamError', 'Sum', 'SwitchCost', 'SwitchRecord', 'Temperature', 'Tensor', 'TensorException', 'TensorInFile', 'TierPlan', 'Where', 'Workload', 'WorkloadTime', 'alarm_height', 'all_knobs', 'assign', 'built_with_cuda', 'cache_bytes', 'cache_cells', 'cpu_paths', 'device_costs', 'distinct_expert_share', 'embedding_bytes', 'embedding_operations', 'encoder_buffers', 'gpu_head_bytes', 'gpu_of', 'gpu_tensor_bytes', 'gpu_weight_bytes', 'group_of', 'head_operations', 'host_head_bytes', 'host_weight_bytes', 'interval_deviations', 'is_described', 'is_pinned', 'kernel_demand', 'kv_bytes_per_cell', 'last_level_cache_bytes', 'lay_out', 'layer_of', 'layer_operations', 'layer_places', 'local_name', 'make_placement', 'make_schedule', 'memory', 'multiply', 'offloads_head', 'pinned_on', 'plan_runtime', 'plan_stock', 'plan_tier', 'price_executed', 'price_pass', 'price_workload', 'probe_storage', 'query_gpus', 'queue_costs', 'resident_memory', 'resolve_flash_attention', 'search', 'skip_strings', 'state_bytes', 'stock_fit', 'strategy_names', 'switch_cost', 'tier_ladder', 'tier_pass']
 class Group(enum.IntEnum):
     norms = 0
     attention = 1
@@ -63,8 +63,6 @@ class DataType:
     def __hash__(self) -> int:
         ...
     def __init__(self, id: int, block_elements: int, block_bytes: int) -> None:
-        ...
-    def bits_per_element(self) -> float:
         ...
     def row_bytes(self, n: int) -> int:
         ...
@@ -421,9 +419,6 @@ class Model:
     def layers(self) -> list[Layer]:
         ...
     @property
-    def n_layer_classes(self) -> int:
-        ...
-    @property
     def tied_head(self) -> bool:
         ...
 class Basis(enum.IntEnum):
@@ -505,6 +500,9 @@ class Processor:
     Rooflines of the GPU, or of the CPU at one thread count.
     """
     basis: Basis
+    delta_net: RateSeries
+    mamba: RateSeries
+    mamba2: RateSeries
     skips_masked: bool
     def __init__(self) -> None:
         ...
@@ -1596,8 +1594,8 @@ class Measurement:
         Half the distance between the 16th and the 84th percentile, relative to the median.
     drift : float
         Distance between the medians of the first and the second half, relative to the median.
-    count, warmup_count : int
-        Samples that the figures rest on, and those before them.
+    count : int
+        Samples that the figures rest on.
     is_settled : bool
         The spread came under the policy's bound; otherwise its budget or its greatest count ended the measurement.
     is_noisy : bool
@@ -1623,9 +1621,6 @@ class Measurement:
         ...
     @property
     def spread(self) -> float:
-        ...
-    @property
-    def warmup_count(self) -> int:
         ...
 class ProbeResult:
     """
@@ -1906,6 +1901,32 @@ class CpuProbe:
         ------
         ProbeError
             A wrong sum, or too little memory.
+        """
+    def scan(self, kind: str, *, n_heads: int, n_rows: int, n_columns: int, batch: int, n_threads: int, policy: MeasurePolicy) -> ProbeResult:
+        """
+        Scan of a recurrent layer over `batch` tokens of one sequence.
+        
+        Parameters
+        ----------
+        kind : {"mamba", "mamba2", "delta_net"}
+        n_heads, n_rows, n_columns : int
+            Of the state: a matrix for each head, with a row for each of its outputs.
+        batch : int
+            Tokens.
+        n_threads : int
+        policy : MeasurePolicy
+        
+        Returns
+        -------
+        ProbeResult
+            `n_bytes` is the state before; FLOP are 6 for each of its elements and token.
+        
+        Raises
+        ------
+        ProbeError
+            As `product`.
+        ValueError
+            A kind or a shape that has no kernel.
         """
     @property
     def n_threads(self) -> int:
@@ -2407,7 +2428,6 @@ class Split:
         0 is the host, GPU i is i + 1.
     first_layer, n_layers : int
         Of the layers that it executes something of; -1 and 0 where it executes none.
-    n_operations : int
     is_sliced : bool
         Of its streamed experts only those that are used are copied.
     """
@@ -2425,9 +2445,6 @@ class Split:
         ...
     @property
     def n_layers(self) -> int:
-        ...
-    @property
-    def n_operations(self) -> int:
         ...
     @property
     def offloads(self) -> bool:
@@ -2890,22 +2907,27 @@ def plan_stock(model: Model, machine: Machine, context: ContextParameters, workl
     ...
 def plan_tier(model: Model, machine: Machine | None, context: ContextParameters, workload: Workload, budget: Budget, strategies: collections.abc.Sequence[str], batch_size: int, fit: StockFit, fit_context: ContextParameters, allow_stock_fit: bool = True) -> TierPlan:
     ...
-def price_executed(model: Model, machine: Machine, pass_: Pass, placement: Placement) -> tuple[PassTime, list[SplitTime]]:
+def price_executed(model: Model, machines: collections.abc.Sequence[Machine], pass_: Pass, placement: Placement) -> tuple[PassTime, list[SplitTime]]:
     """
     Price a pass of which only the operations that the executor runs count.
     
     Parameters
     ----------
     model : Model
-    machine : Machine
+    machines : list of Machine
+        One where all GPUs are alike, else one for each; the first is the host's, too.
     pass_ : Pass
     placement : Placement
-        On one GPU, or on several that are alike.
     
     Returns
     -------
     tuple of PassTime and list of SplitTime
         One for each split of `make_schedule`.
+    
+    Raises
+    ------
+    ValueError
+        Fewer machines than GPUs, or several of which one has no GPU; no rate of a weight's type.
     """
 def price_pass(model: Model, machine: Machine, pass_: Pass, placement: Placement) -> PassTime:
     ...
@@ -2944,8 +2966,6 @@ def queue_costs(host_cpus: collections.abc.Sequence[int], device: HostDevice) ->
     """
     Seconds to start an operation on a host device, and to go on with the work of another queue.
     """
-def reserved_pass(model: Model, context: ContextParameters, n_tokens: int) -> Pass:
-    ...
 def resident_memory(model: Model, placement: Placement, context: ContextParameters) -> MemoryReport:
     """
     Weights and caches alone.

@@ -103,7 +103,10 @@ TEST(CpuProbe, RefusesWhatBrokenKernelsGive) {
   };
   broken.multiply[static_cast<int>(WeightType::q4_0)][0] = [](const uint8_t*, int64_t, const Activations&, int64_t, int64_t, float*,
                                                               int64_t, uint8_t*) {};
+  broken.decay_rows = [](const StateRows&, float, const float*, const float*, const float*, float*) {};
   CpuProbe probe(test_cpus(2), kMaxBytes, CpuPath::scalar, broken);
+  EXPECT_THROW(probe.scan({ScanKind::mamba2, 4, 8, 32, 3}, 2, shortest()), ProbeError);
+  EXPECT_NO_THROW(probe.scan({ScanKind::delta_net, 4, 8, 32, 3}, 2, shortest()));
   EXPECT_THROW(probe.read(2, shortest()), ProbeError);
   EXPECT_THROW(probe.peak(2, shortest()), ProbeError);
   EXPECT_THROW(probe.attention({4, 2, 64, 600, 1}, 2, shortest()), ProbeError);

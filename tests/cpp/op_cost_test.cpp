@@ -54,6 +54,29 @@ Operation routed(int64_t tokens) {
 
 double seconds(const Operation& operation, const Processor& p) { return operation_cost(operation, p, 8, 2, 1.0).seconds; }
 
+TEST(ScanCost, TakesTheRateOfItsKindWhereOneWasMeasured) {
+  Operation scan;
+  scan.kind = OpKind::scan;
+  scan.recurrence = Recurrence::mamba2;
+  scan.flop = 64.0 * 6e6;
+  scan.activation_bytes = 4'000'000;
+  Processor p = processor();
+  p.peak_flop_per_second = 100e12;
+  EXPECT_DOUBLE_EQ(operation_cost(scan, p, 0, 0, 64.0).seconds, 4e-5 + 5e-6);  // bytes alone
+  p.delta_net = {{1.0, 64.0}, {1e9, 2e9}, Basis::measured, 0.1};
+  EXPECT_DOUBLE_EQ(operation_cost(scan, p, 0, 0, 64.0).seconds, 4e-5 + 5e-6);
+  p.mamba2 = {{1.0, 64.0}, {6e9, 12e9}, Basis::measured, 0.3};
+  const Cost cost = operation_cost(scan, p, 0, 0, 64.0);
+  EXPECT_DOUBLE_EQ(cost.seconds, 64.0 * 6e6 / 12e9 + 5e-6);
+  EXPECT_DOUBLE_EQ(cost.spread_seconds, cost.seconds * 0.3);
+  scan.flop = 6e6;
+  EXPECT_DOUBLE_EQ(operation_cost(scan, p, 0, 0, 1.0).seconds, 1e-3 + 5e-6);
+  scan.activation_bytes = 400'000'000;  // a state in memory
+  EXPECT_DOUBLE_EQ(operation_cost(scan, p, 0, 0, 1.0).seconds, 4e-3 + 5e-6);
+  scan.recurrence = Recurrence::none;  // a convolution
+  EXPECT_DOUBLE_EQ(operation_cost(scan, p, 0, 0, 1.0).seconds, 4e-3 + 5e-6);
+}
+
 TEST(DistinctExpertShare, MatchesTheProbabilityOfBeingChosen) {
   EXPECT_DOUBLE_EQ(distinct_expert_share(8, 2, 1.0), 0.25);
   EXPECT_DOUBLE_EQ(distinct_expert_share(8, 2, 2.0), 0.4375);    // 1 - (3/4)^2

@@ -32,6 +32,29 @@ TEST(Storage, ReadsChunksAndSaysHow) {
   EXPECT_EQ(result.note.substr(0, 5), "read ");
 }
 
+// The clock is looked at before and after each read, so a file that every look changes differs from what was read.
+TEST(Storage, RefusesBytesThatASecondReadDoesNotGive) {
+  const TemporaryFile file;
+  std::fstream writer(file.path, std::ios::binary | std::ios::in | std::ios::out);
+  char last = 0;
+  Timer timer = steady_timer();
+  timer.now = [&, now = timer.now] {
+    writer.seekp(kChunk / 2);
+    writer.put(++last);
+    writer.flush();
+    return now();
+  };
+  Policy policy;
+  policy.max_count = policy.min_count;
+  try {
+    probe_storage(file.path.string(), kChunk, kChunk, policy, timer);
+    FAIL() << "nothing was refused";
+  } catch (const ProbeError& error) {
+    EXPECT_NE(std::string(error.what()).find("wrong result: bytes at 0 differ from those of a second read"), std::string::npos)
+        << error.what();
+  }
+}
+
 TEST(Storage, RefusesWhatItCannotRead) {
   const TemporaryFile file;
   EXPECT_THROW(probe_storage(file.path.string() + ".absent", kChunk, kChunk, Policy{}), ProbeError);

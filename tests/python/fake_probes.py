@@ -20,7 +20,7 @@ from pshard.probe.gpu_work import (
     Handoff,
     PageLock,
 )
-from pshard.probe.works import Attention, Peak, Product, Read, Result, Start, Storage, Work
+from pshard.probe.works import Attention, Peak, Product, Read, RecurrentScan, Result, Start, Storage, Work
 
 CORE_BYTES_PER_SECOND, DRAM_BYTES_PER_SECOND = 12e9, 20e9
 CORE_FLOP_PER_SECOND, CORE_PEAK = 40e9, 100e9
@@ -153,6 +153,9 @@ def amounts(work: Work) -> tuple[float, float]:
         case Attention():
             n_cells = work.depth * work.n_kv_heads * work.head_size
             return 4.0 * n_cells, 4.0 * work.batch * work.depth * work.n_heads * work.head_size
+        case RecurrentScan():
+            n_elements = work.n_heads * work.n_rows * work.n_columns
+            return 4.0 * n_elements, 6.0 * n_elements * work.batch
         case Peak():
             return 0.0, 1e9
         case Storage():

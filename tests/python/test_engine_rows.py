@@ -240,25 +240,52 @@ def test_gpu_rows_go_to_the_gpu(read):
 # --- as the tool printed it (llama.cpp 0c1e570, CPU) ------------------------------------------------------------------
 
 
-@pytest.fixture
-def recorded(tmp_path):
-    path = tmp_path / "rows.sql"
-    path.write_bytes(gzip.decompress((DATA / "test_backend_ops.sql.gz").read_bytes()))
+def unpacked(name: str, folder: Path) -> Path:
+    path = folder / name
+    path.write_bytes(gzip.decompress((DATA / f"{name}.gz").read_bytes()))
     return path
 
 
-def test_recorded_rows_have_the_rates_that_the_tool_states(recorded):
-    stated = []
-    for line in recorded.read_text().splitlines():
+@pytest.fixture
+def recorded(tmp_path):
+    return unpacked("test_backend_ops.sql", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["test_backend_ops.sql", "test_backend_ops_attention.sql"])
+def test_recorded_rows_have_the_rates_that_the_tool_states(name, tmp_path):
+    path, stated = unpacked(name, tmp_path), []
+    for line in path.read_text().splitlines():
         if "FLASH_ATTN" in line or "MUL_MAT" in line:
             values = line.partition(" VALUES ('")[2].split("', '")
             stated.append(float(values[FIELDS.index("flops")]))
-    found = read_engine_rows(recorded)
+    found = read_engine_rows(path)
     assert [row.flop / row.seconds for row in found.rows] == pytest.approx(stated, rel=1e-6)
+    assert {row.backend for row in found.rows} == {"CPU"}
+
+
+def test_recorded_rows_are_of_every_kind(recorded):
+    found = read_engine_rows(recorded)
     assert {row.operation for row in found.rows} == {"mul_mat", "mul_mat_id", "attention"}
     assert {row.type for row in found.rows} == {"Q4_0", "Q4_K", "Q5_K", "F16", "Q8_0"}
-    assert {row.backend for row in found.rows} == {"CPU"}
     assert found.n_other == 2
+
+
+def test_recorded_attention_goes_into_a_profile_by_type_and_depth(tmp_path):
+    found = read_engine_rows(unpacked("test_backend_ops_attention.sql", tmp_path))
+    changed, sentences = with_engine_rows(measured(), found, 4)
+    attention = {
+        (s.type, s.depth): s.batch for s in changed.cpu.series if s.operation == "attention" and s.n_threads == 4
+    }
+    assert attention == {
+        ("F16", 7680): (1, 4, 32, 64, 512),  # the tool has 1 and 4, the rest is the profile's own
+        ("Q4_0", 7680): (1, 512),
+        ("Q8_0", 512): (1,),
+        ("Q8_0", 2048): (1,),
+        ("Q8_0", 7680): (1, 512),
+    }
+    assert sentences[0] == "Measured by llama.cpp on CPU at 4 threads: attention F16, attention Q4_0, attention Q8_0."
+    assert sentences[1] == "They replace attention F16 at 4 threads (measured)."
+    assert list(problems(changed)) == []
 
 
 def test_recorded_rows_make_a_sound_profile(recorded):

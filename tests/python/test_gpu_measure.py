@@ -40,7 +40,8 @@ from pshard.probe.gpu_work import (
 )
 from pshard.probe.measure import profile_from, reference_parts
 from pshard.probe.plots import draw_profile
-from pshard.probe.probes import full_tasks, quick_tasks, run, tasks_for
+from pshard.probe.probes import full_tasks, quick_tasks, tasks_for
+from pshard.probe.running import run
 from pshard.probe.works import ProbeFailed
 
 KEY = Key(cpu="Example CPU", n_cores=4, n_threads=4, ram_bytes=32 << 30, kernel="Linux 6.1", gpu="GeForce RTX 3060")

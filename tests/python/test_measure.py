@@ -8,16 +8,18 @@ from fake_probes import FakeProber, noisy
 from msgspec.structs import replace
 
 from pshard.machine.machine import Machine
-from pshard.machine.profile import Key, Series, encode_profile, parse_profile
+from pshard.machine.profile import SCANS, Key, Series, encode_profile, parse_profile
 from pshard.machine.profile_checks import problems
 from pshard.machine.rates import Rates, bits_per_weight
 from pshard.machine.reference_rates import build_profile
 from pshard.machine.references import find_gpu, hosts, join
 from pshard.model.model import read_model
 from pshard.planning.planner import plan
+from pshard.probe.doubts import Doubt
 from pshard.probe.measure import peak_shares, profile_from, reference_parts, with_series
-from pshard.probe.probes import full_tasks, quick_tasks, run
-from pshard.probe.works import Attention, Product, Read, Start, Storage
+from pshard.probe.probes import full_tasks, quick_tasks
+from pshard.probe.running import run
+from pshard.probe.works import Attention, Product, Read, RecurrentScan, Start, Storage
 
 KEY = Key(cpu="Example CPU", n_cores=4, n_threads=4, ram_bytes=32 << 30, kernel="Linux 6.1")
 GPU_KEY = replace(KEY, gpu="GeForce RTX 3060")
@@ -115,6 +117,55 @@ def test_first_reads_of_a_cache_are_told_from_arithmetic():
     assert (at_depth.depth, at_depth.first_bytes_per_second) == (1024, pytest.approx(5e9))
 
 
+def slow_scans(work, result):
+    """Sixteen GFLOP/s of a scan, of one token half."""
+    if not isinstance(work, RecurrentScan):
+        return result
+    return fake.timed(work, result.n_flop / (8e9 if work.batch == 1 else 16e9) + 5e-6, result.n_bytes, result.n_flop)
+
+
+def test_scans_have_rates_of_their_own():
+    profile = measured(slow_scans)
+    found = {s.operation: s for s in profile.cpu.series if s.operation in SCANS}
+    assert set(found) == set(SCANS)
+    for entry in found.values():
+        assert (entry.type, entry.batch) == ("F32", (1, 64))
+        assert entry.flop_per_second == pytest.approx((8e9, 16e9))
+    assert parse_profile(encode_profile(profile)) == profile
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "n_layers", "n_elements"),
+    [
+        ("granite-4.0-h-tiny:Q4_K_M", "mamba2", 36, 48 * 64 * 128),
+        ("qwen3-next-80b-a3b:Q4_K_M", "delta_net", 36, 32 * 128 * 128),
+    ],
+)
+def test_a_model_takes_as_much_longer_as_its_scans(name, kind, n_layers, n_elements):
+    profile = measured(slow_scans, key=replace(KEY, ram_bytes=128 << 30))
+    model, n_tokens = read_model(name), 512
+
+    def seconds(left_out: tuple[str, ...]) -> float:
+        series = tuple(entry for entry in profile.cpu.series if entry.operation not in left_out)
+        machine = Machine("m", replace(profile, cpu=replace(profile.cpu, series=series)), ())
+        tiers = plan(model, machine, vram_bytes=0).to_dict()["tiers"]
+        return next(tier["seconds"] for tier in tiers if tier["batch_size"] == n_tokens)
+
+    # Six FLOP for each element; reading and writing it was priced before.
+    more = n_layers * 6.0 * n_elements * n_tokens / 16e9
+    assert 0.8 * more < seconds(()) - seconds((kind,)) < more
+    assert seconds((kind,)) == seconds(SCANS)
+
+
+def test_a_scan_of_which_an_end_is_missing_is_priced_by_its_bytes():
+    def refused(work, result):
+        return noisy(result, 0.6) if isinstance(work, RecurrentScan) and work.batch == 1 else result
+
+    profile = measured(refused)
+    assert not any(s.operation in SCANS for s in profile.cpu.series)
+    assert profile.notes[0].startswith("Refused: scan, ")
+
+
 def test_what_replaces_attention_replaces_it_at_every_depth():
     profile = measured()
     own = attention_of(profile)[4096]
@@ -205,7 +256,8 @@ def test_what_other_programs_took_widens_ranges_and_is_said():
 
     prober = FakeProber()
     done = run(full_tasks(4), prober, limit_seconds=335.0, clock=prober.clock)
-    taken = [with_(r, taken=0.4 if is_q4_0(r.work, 1) else 0.2 if is_q4_0(r.work, 4) else 0.05) for r in done.results]
+    shares = [0.4 if is_q4_0(r.work, 1) else 0.2 if is_q4_0(r.work, 4) else 0.05 for r in done.results]
+    taken = [with_(r, doubts={Doubt.LOAD: share}) for r, share in zip(done.results, shares, strict=True)]
     profile = profile_from(with_(done, results=taken), base(), KEY, created="2026-11-21")
     assert series_of(profile, "mul_mat", "Q4_0").spread == 0.4
     assert series_of(profile, "mul_mat", "Q8_0").spread == 0.05

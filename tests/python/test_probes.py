@@ -6,9 +6,11 @@ import pytest
 from fake_probes import FakeProber, noisy
 
 from pshard.errors import SettingError
+from pshard.machine.profile import SCANS
 from pshard.model.model import read_model
-from pshard.probe.probes import FULL_SECONDS, QUICK_SECONDS, full_tasks, quick_tasks, run, tasks_for, thread_counts
-from pshard.probe.works import Attention, Peak, ProbeFailed, Product, Read, Start, Storage, Task
+from pshard.probe.probes import FULL_SECONDS, QUICK_SECONDS, full_tasks, quick_tasks, tasks_for, thread_counts
+from pshard.probe.running import run
+from pshard.probe.works import Attention, Peak, ProbeFailed, Product, Read, RecurrentScan, Start, Storage, Task
 
 
 def test_thread_counts_double_up_to_all():
@@ -39,7 +41,10 @@ def test_what_a_profile_must_hold_is_measured():
     assert {w.batch for w in works if isinstance(w, Attention)} == {1, 32, 64, 512}
     assert len({w.depth for w in works if isinstance(w, Attention)}) == 3
     assert {w.n_threads for w in works if isinstance(w, Read)} == {1, 2, 4, 8}
-    assert {type(w) for w in works} == {Read, Start, Peak, Product, Attention, Storage}
+    assert {(w.kind, w.batch) for w in works if isinstance(w, RecurrentScan)} == {
+        (kind, batch) for kind in SCANS for batch in (1, 64)
+    }
+    assert {type(w) for w in works} == {Read, Start, Peak, Product, Attention, RecurrentScan, Storage}
 
 
 def test_decode_and_prefill_of_the_commonest_type_come_first():
@@ -79,6 +84,28 @@ def test_experts_of_a_model_are_measured_as_experts():
     }
     assert ("Q4_K", 768, 2048, 8) in routed
     assert missing == []
+
+
+# Heads, outputs of a head and columns as the models' cards state them.
+@pytest.mark.parametrize(
+    ("name", "kind", "shape"),
+    [
+        ("granite-4.0-h-tiny:Q4_K_M", "mamba2", (48, 64, 128)),
+        ("qwen3-next-80b-a3b:Q4_K_M", "delta_net", (32, 128, 128)),
+    ],
+)
+def test_scans_of_a_model_are_measured_by_its_own_shape(name, kind, shape):
+    works = [task.work for task in tasks_for(read_model(name), 2, 55.0)[0]]
+    scans = [work for work in works if isinstance(work, RecurrentScan)]
+    assert [(w.kind, (w.n_heads, w.n_rows, w.n_columns), w.batch) for w in scans] == [
+        (kind, shape, 1),
+        (kind, shape, 64),
+    ]
+
+
+def test_models_without_a_scan_have_none():
+    for name in ("llama-3.1-8b:Q4_K_M", "lfm2-8b-a1b:Q4_0"):
+        assert not any(isinstance(task.work, RecurrentScan) for task in tasks_for(read_model(name), 2, 55.0)[0])
 
 
 def test_types_without_a_kernel_are_said():

@@ -11,15 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pshard.errors import MachineError
+from pshard.errors import FileError, MachineError
 from pshard.machine.machine import load_machine
 from pshard.machine.profile import (
+    Anchor,
     Capacities,
     Curve,
     Figure,
     Key,
     Link,
     Memory,
+    Pace,
     Processor,
     Profile,
     Sample,
@@ -55,7 +57,7 @@ def test_documented_example_is_complete(tmp_path):
 
 def test_documented_fields_are_those_of_the_schema():
     text = DOCUMENT.read_text()
-    for struct in (Profile, Capacities, Processor, Memory, Series, Link, Curve, Figure, Key, Sample):
+    for struct in (Profile, Capacities, Processor, Memory, Series, Link, Curve, Figure, Key, Sample, Pace, Anchor):
         for field in struct.__struct_fields__:
             assert f"`{field}`" in text, f"{struct.__name__}.{field}"
 
@@ -189,7 +191,7 @@ def test_writing_leaves_the_old_file_where_it_fails(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", fail)
-    with pytest.raises(MachineError, match="No space left on device"):
+    with pytest.raises(FileError, match="No space left on device"):
         write_profile(profile, path)
     assert path.read_bytes() == before
     assert sorted(p.name for p in tmp_path.iterdir() if p.suffix != ".lock") == ["profile.json"]

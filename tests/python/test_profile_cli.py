@@ -8,7 +8,7 @@ import fake_probes
 import pytest
 from fake_probes import FakeProber, noisy
 from msgspec.structs import replace
-from test_engine_rows import PRODUCT, record, sql
+from test_engine_rows import PRODUCT, record, sql, unpacked
 
 from pshard import _core
 from pshard.cli import main
@@ -16,12 +16,12 @@ from pshard.errors import MachineError, SettingError
 from pshard.machine import nvidia
 from pshard.machine.machine import load_machine, stored_machine
 from pshard.machine.nvidia import Device, State
-from pshard.machine.profile import read_profile, write_profile
+from pshard.machine.profile import SCANS, read_profile, write_profile
 from pshard.machine.stored import current_key, store, stored_path
 from pshard.probe import profiling
 from pshard.probe.probes import CpuProber, quick_tasks
 from pshard.probe.profiling import import_figures, measure_machine
-from pshard.probe.works import Attention, Peak, ProbeFailed, Product, Read, Start
+from pshard.probe.works import Attention, Peak, ProbeFailed, Product, Read, RecurrentScan, Start
 
 
 @pytest.fixture(autouse=True)
@@ -293,6 +293,42 @@ def test_show_says_that_a_profile_is_stale(probes, capsys):
     assert "warning: the profile of this machine is stale (kernel Linux 2.6.0 is now " in printed(capsys, "show").err
 
 
+def test_show_says_how_far_the_pace_moved(probes, capsys):
+    def slower_and_slower(work, result):
+        share = 1.0 + 0.01 * (probes.fake.clock.now - 100.0)
+        return fake_probes.timed(work, share * result.sample.median_seconds, result.n_bytes, result.n_flop)
+
+    probes(slower_and_slower)
+    pace = document(capsys)["profile"]["pace"]
+    assert pace["moved"] > 0.1
+    assert pace["anchors"][0]["what"].startswith("memory, ")
+    assert "warning: The machine's own pace moved (memory, " in printed(capsys).err
+    shown = printed(capsys, "show").out
+    assert "CPU's pace" in shown
+    assert "Moved by " in shown
+    assert any(line.startswith("note  The machine's own pace moved") for line in shown.splitlines())
+
+
+def test_a_plan_from_a_stale_profile_says_so_until_the_machine_is_measured_again(probes, capsys):
+    document(capsys)
+    asked = ["plan", "llama-3.2-1b:Q4_0", "--vram", "0"]
+    assert main(asked) == 0
+    assert " is stale (" not in capsys.readouterr().err
+    profile = stored_machine().profile
+    store(replace(profile, key=replace(profile.key, kernel="Linux 2.6.0", ram_bytes=profile.key.ram_bytes // 2)))
+    assert main(asked) == 0
+    captured = capsys.readouterr()
+    assert "warning: the profile of this machine is stale (" in captured.err
+    for words in ("kernel Linux 2.6.0 is now ", "RAM", "; measure again: `pshard profile`."):
+        assert words in captured.err
+    assert main([*asked, "--json"]) == 0
+    (warning,) = json.loads(capsys.readouterr().out)["warnings"]
+    assert warning.startswith("the profile of this machine is stale (")
+    document(capsys)
+    assert main(asked) == 0
+    assert " is stale (" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("ending", ["png", "svg"])
 def test_plots(probes, capsys, folder, ending):
     document(capsys)
@@ -353,6 +389,27 @@ def test_a_named_profile_is_changed_in_place(capsys, rows, folder):
     assert any(entry.source == "imported" for entry in read_profile(path).cpu.series)
 
 
+def test_the_engines_own_csv_is_refused_and_changes_nothing(probes, capsys, folder):
+    document(capsys)
+    before = stored_path(current_key()).read_bytes()
+    path = unpacked("test_backend_ops.csv", folder)
+    captured = printed(capsys, "import", str(path), code=1)
+    assert "test_backend_ops.csv:2: no time_us; llama.cpp's own CSV leaves the times out, so run " in captured.err
+    assert captured.out == ""
+    assert stored_path(current_key()).read_bytes() == before
+
+
+def test_recorded_attention_is_imported(probes, capsys, folder):
+    document(capsys)
+    n_threads = current_key().n_threads
+    path = unpacked("test_backend_ops_attention.sql", folder)
+    found = document(capsys, "import", str(path), "--threads", str(n_threads))
+    assert found["changes"][0].endswith(": attention F16, attention Q4_0, attention Q8_0.")
+    attention = [entry for entry in found["profile"]["cpu"]["series"] if entry["operation"] == "attention"]
+    assert {entry["source"] for entry in attention} == {"imported"}
+    assert main(["plan", "llama-3.2-1b:Q4_0", "--vram", "0"]) == 0
+
+
 def test_an_empty_file_is_said_to_be_empty(folder, capsys):
     (folder / "rows.sql").write_bytes(b"")
     assert "rows.sql: empty, so what was to write it failed" in printed(capsys, "import", "rows.sql", code=1).err
@@ -397,7 +454,9 @@ def test_the_real_probes_answer_in_the_same_form():
     works = [Start(1), Read(1), Peak(1), Product(type="Q4_0", n_rows=1024, n_columns=1024, batch=1, n_threads=1),
              Product(type="Q4_K", layout="interleaved", n_rows=1024, n_columns=1024, batch=4, n_threads=1),
              Product(type="Q8_0", n_rows=1024, n_columns=1024, batch=2, n_threads=1, n_used=2),
-             Attention(n_heads=4, n_kv_heads=2, head_size=64, depth=64, batch=1, n_threads=1)]  # fmt: skip
+             Attention(n_heads=4, n_kv_heads=2, head_size=64, depth=64, batch=1, n_threads=1),
+             *(RecurrentScan(kind=kind, n_heads=32, n_rows=16, n_columns=32, batch=8, n_threads=1) for kind in SCANS),
+    ]  # fmt: skip
     prober = CpuProber(physical_cpus()[:1], max_bytes=256 << 20)
     for work in works:
         found = prober.measure(work, 0.01)
@@ -405,7 +464,7 @@ def test_the_real_probes_answer_in_the_same_form():
         assert 0.0 < found.sample.minimum_seconds <= found.sample.median_seconds
         assert found.sample.count >= 1
         n_bytes, n_flop = fake_probes.amounts(work)
-        if isinstance(work, Product | Attention):
+        if isinstance(work, Product | Attention | RecurrentScan):
             assert found.n_flop == n_flop
         if isinstance(work, Product):
             assert found.n_bytes >= n_bytes

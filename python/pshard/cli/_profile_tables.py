@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from statistics import median
 from typing import TYPE_CHECKING
 
 from pshard.cli._output import Output, format_bytes
+from pshard.machine.profile import SCANS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pshard.machine.profile import Curve, Entry, Figure, Link, Processor, Profile, Series
+    from pshard.machine.profile import Curve, Entry, Figure, Link, Pace, Processor, Profile, Series
 
 GIGA = 1e9
 # Columns that fit beside the names; of more batches, those of this list are shown.
@@ -33,6 +35,7 @@ def print_profile(out: Output, profile: Profile) -> None:
             out.line()
             _print_memory(out, label, processor)
             _print_rates(out, label, processor)
+            _print_scans(out, label, processor)
     if profile.gpu is not None:
         _print_gpu(out, profile.gpu)
     out.line()
@@ -43,6 +46,9 @@ def print_profile(out: Output, profile: Profile) -> None:
     figures = {"DRAM, shared by CPU and copies": profile.host_bytes_per_second}
     if profile.storage_bytes_per_second is not None:
         figures["storage, sequential and cold"] = profile.storage_bytes_per_second
+    if profile.pace is not None:
+        out.line()
+        _print_pace(out, profile.pace)
     out.line()
     out.table(
         ["host", "GB/s", "±", "runs", "source"],
@@ -113,14 +119,35 @@ def _print_rates(out: Output, label: str, processor: Processor) -> None:
         out.line()
 
 
+def _print_scans(out: Output, label: str, processor: Processor) -> None:
+    rows = [
+        [
+            entry.operation,
+            entry.n_threads,
+            *(_rate(entry, batch) for batch in (entry.batch[0], entry.batch[-1])),
+            *_marks(entry),
+        ]
+        for entry in processor.series
+        if entry.operation in SCANS
+    ]
+    if rows:
+        columns = ["kind", "threads", "one token", "a prompt", "±", "runs", "source"]
+        _print_filled(out, columns, rows, title=f"{label} scans of recurrent layers: GFLOP/s")
+        out.line()
+
+
 def _rate(entry: Series, batch: float) -> str | None:
     from pshard.machine.rates import Rates
 
     if not entry.batch[0] <= batch <= entry.batch[-1]:
         return None
     rate = Rates(entry.batch, entry.flop_per_second, entry.spread).at(batch) / GIGA
-    text = f"{rate:.3g}" if rate < 1000 else f"{rate:.0f}"
+    text = _three_digits(rate)
     return text if batch in entry.batch else f"~{text}"
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
 
 
 def _print_link(out: Output, link: Link) -> None:
@@ -174,6 +201,18 @@ def _print_gpu(out: Output, gpu: Processor) -> None:
             rows.append([name, f"{entry.value * 1e6:.3g} µs", *_marks(entry)])
     if rows:
         out.table(["GPU", "value", "±", "runs", "source"], rows)
+
+
+def _print_pace(out: Output, pace: Pace) -> None:
+    """Print between which rates each anchor moved."""
+    rows = []
+    for anchor in pace.anchors:
+        rates = [rate / GIGA for rate in anchor.rates]
+        unit = "GB/s" if anchor.bytes_per_second else "GFLOP/s"
+        spans = [_three_digits(rate) for rate in (min(rates), median(rates), max(rates))]
+        rows.append([anchor.what, unit, *spans, len(rates), f"{max(anchor.at_seconds):.0f}"])
+    columns = ["CPU's pace", "", "slowest", "usual", "fastest", "readings", "last after s"]
+    out.table(columns, rows, title=f"Moved by {pace.moved:.0%}: ranges of the CPU's figures are no narrower")
 
 
 def _at(curve: Curve, chunk: float) -> str | None:

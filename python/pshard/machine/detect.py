@@ -77,8 +77,8 @@ def detect(vram_bytes: int | None = None, *, ram_given: bool = False, index: int
     devices, reason = _devices()
     if devices:
         if not 0 <= index < len(devices):
-            msg = f"no GPU {index}; found: {', '.join(f'{i}: {device.name}' for i, device in enumerate(devices))}"
-            raise SettingError(msg)
+            message = f"no GPU {index}; found: {', '.join(f'{i}: {device.name}' for i, device in enumerate(devices))}"
+            raise SettingError(message)
         device = devices[index]
         gpu, gpu_notes = match_gpu(device)
         if len(devices) > 1:
@@ -89,8 +89,8 @@ def detect(vram_bytes: int | None = None, *, ram_given: bool = False, index: int
         reference = join(gpu, host, pcie=slot, name="this machine", notes=(*gpu_notes, *host_notes))
         return Detected(reference, device.free_bytes)
     if index != 0:
-        msg = f"no GPU {index}: {reason}"
-        raise SettingError(msg)
+        message = f"no GPU {index}: {reason}"
+        raise SettingError(message)
     if vram_bytes:
         gpu = nearest_gpu(vram_bytes)
         note = (

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from pshard.atomic_file import write_atomically
 from pshard.errors import MachineError, SettingError
 from pshard.machine.profile import (
     SCHEMA_VERSION,
@@ -41,6 +42,7 @@ from pshard.machine.text_profiles import (
     read_cpu_profile,
     read_gpu_profile,
 )
+from pshard.quantities import GIB, MIB
 
 if TYPE_CHECKING:
     import os
@@ -52,7 +54,6 @@ if TYPE_CHECKING:
     _Key = tuple[Operation, str]
 
 GIGA = 1e9
-MIB = 1 << 20
 
 # K-quants that it does not measure, and the types with as many bits by which its predictor prices them.
 SAME_BITS = {"Q3_K": ("Q2_K", "Q4_0"), "Q4_K": ("Q4_0",), "Q5_K": ("Q5_0",), "Q6_K": ("Q5_0", "Q8_0")}
@@ -106,25 +107,16 @@ def profile_from_text_files(
     SettingError
         Nothing says how much VRAM there is.
     """
-    from pshard import _core
-
     cpu_file, gpu_file = read_cpu_profile(cpu_path), read_gpu_profile(gpu_path)
     notes = [*cpu_file.notes, *gpu_file.notes]
-    gpu_here = next(iter(_core.query_gpus().devices), None)
-    if vram_bytes is None and cpu_file.machine.get("vram_mib", "").isdigit():
-        vram_bytes = int(cpu_file.machine["vram_mib"]) * MIB
     if vram_bytes is None:
-        vram_bytes = gpu_here.total_bytes if gpu_here else budget_bytes
-        if vram_bytes is None:
-            msg = f"{cpu_path}: nothing says how much VRAM the machine has; give the VRAM to plan for (--vram 8G)"
-            raise SettingError(msg)
-        origin = f"taken from {gpu_here.name}, which is here" if gpu_here else "taken to be what is planned for"
-        notes.append(f"The profile files say nothing of VRAM; {origin}: {vram_bytes / 2**30:.1f} GiB.")
+        vram_bytes, found = _vram_bytes(cpu_file, budget_bytes)
+        notes += found
     if ram_bytes is None:
         import psutil
 
         ram_bytes = int(psutil.virtual_memory().total)
-        notes.append(f"The profile files say nothing of RAM; taken from this machine: {ram_bytes / 2**30:.1f} GiB.")
+        notes.append(f"The profile files say nothing of RAM; taken from this machine: {ram_bytes / GIB:.1f} GiB.")
     gpu, gpu_notes = _processor(
         gpu_file.rows,
         name=cpu_file.machine.get("gpu", gpu_file.backend),
@@ -158,9 +150,27 @@ def profile_from_text_files(
         notes=(*notes, *cpu_notes, *gpu_notes, *link_notes),
     )
     for json_path, problem in problems(profile):
-        msg = f"{cpu_path}, {gpu_path}: make no profile, {json_path}: {problem}"
-        raise MachineError(msg)
+        message = f"{cpu_path}, {gpu_path}: make no profile, {json_path}: {problem}"
+        raise MachineError(message)
     return profile
+
+
+def _vram_bytes(file: CpuFile, budget_bytes: int | None) -> tuple[int, list[str]]:
+    """Return the VRAM that a file's machine line tells, else that of the GPU which is here, else what is planned for.
+
+    And a sentence on where it is from, where the file does not tell it.
+    """
+    from pshard import _core
+
+    if file.machine.get("vram_mib", "").isdigit():
+        return int(file.machine["vram_mib"]) * MIB, []
+    here = next(iter(_core.query_gpus().devices), None)
+    found = here.total_bytes if here else budget_bytes
+    if found is None:
+        message = f"{file.path}: nothing says how much VRAM the machine has; give the VRAM to plan for (--vram 8G)"
+        raise SettingError(message)
+    origin = f"taken from {here.name}, which is here" if here else "taken to be what is planned for"
+    return found, [f"The profile files say nothing of VRAM; {origin}: {found / GIB:.1f} GiB."]
 
 
 def write_text_profiles(
@@ -186,13 +196,15 @@ def write_text_profiles(
     Raises
     ------
     MachineError
-        The machine has no GPU, or a file cannot be written.
+        The machine has no GPU.
+    FileError
+        A file cannot be written.
     """
     n_threads = machine.threads_priced(machine.n_threads if n_threads is None else n_threads)
     profile = machine.profile
     if profile.gpu is None or profile.link is None:
-        msg = f"{machine.name} has no GPU; the pull request's files describe one"
-        raise MachineError(msg)
+        message = f"{machine.name} has no GPU; the pull request's files describe one"
+        raise MachineError(message)
     memory = next(entry for entry in profile.cpu.memory if entry.n_threads == n_threads)
     link = profile.link
     pcie = max(link.up.bytes_per_second) / GIGA
@@ -231,13 +243,8 @@ def write_text_profiles(
         peak_gflops=profile.gpu.peak_flop_per_second / GIGA,
         rows=_rows(profile.gpu, profile.gpu.memory[0], 0.0, 0.0),
     )
-    try:
-        cpu_file.path.write_text(cpu_text(cpu_file), encoding="utf-8", newline="\n")
-        gpu_file.path.write_text(gpu_text(gpu_file), encoding="utf-8", newline="\n")
-    except OSError as error:
-        msg = f"{folder}: cannot be written ({error.strerror or error}); choose another folder"
-        raise MachineError(msg) from error
-    return cpu_file.path, gpu_file.path
+    cpu_data, gpu_data = cpu_text(cpu_file).encode(), gpu_text(gpu_file).encode()
+    return write_atomically(cpu_file.path, cpu_data), write_atomically(gpu_file.path, gpu_data)
 
 
 def _imported(value: float, spread: float = SPREAD) -> Figure:
@@ -307,8 +314,8 @@ def _processor(
             if n_threads is not None:
                 notes.append(f"{name}: no rows for {n_threads} threads; left out.")
                 continue
-            msg = f"{name}: the profile has no rows with figures; profile again"
-            raise MachineError(msg)
+            message = f"{name}: the profile has no rows with figures; profile again"
+            raise MachineError(message)
         op_seconds = _op_seconds(mine)
         memories.append(
             Memory(
@@ -325,8 +332,8 @@ def _processor(
             notes.append(f"{name}: {', '.join(borrowed)} were not measured; types of as many bits per weight stand in.")
     if not memories:
         counts = sorted({row.n_threads for row in rows})
-        msg = f"{name}: bandwidths for threads {sorted(memory, key=str)}, rows for {counts}; profile again"
-        raise MachineError(msg)
+        message = f"{name}: bandwidths for threads {sorted(memory, key=str)}, rows for {counts}; profile again"
+        raise MachineError(message)
     peak = max([peak_flop_per_second, *(rate for entry in series for rate in entry.flop_per_second)])
     products = [entry for entry in series if entry.operation == "mul_mat"]
     reading = max([*memory.values(), *map(weight_bytes_per_second, products)])
@@ -406,8 +413,8 @@ def _same_bits(series: Sequence[Series]) -> list[Series]:
 def _link(file: CpuFile) -> tuple[Link, tuple[str, ...]]:
     best = max(file.bandwidths, key=lambda entry: entry.n_threads)
     if best.pcie is None:
-        msg = f"{file.path}: no PCIe figures (it was made without a GPU); profile the CPU with the GPU present"
-        raise MachineError(msg)
+        message = f"{file.path}: no PCIe figures (it was made without a GPU); profile the CPU with the GPU present"
+        raise MachineError(message)
     factors = efficiency()
     notes = ["PCIe was measured as the mean of both directions; both are priced with it."]
     latency, switch = _micros(file, "Copy_Setup_us"), _micros(file, "Engine_Switch_us")

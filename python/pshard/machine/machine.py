@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from pshard import _core
 from pshard.errors import SettingError
-from pshard.machine.profile import LAYOUTS, Curve, Entry, Layout, Profile, Series, read_profile
+from pshard.machine.profile import LAYOUTS, SCANS, Curve, Entry, Layout, Profile, Series, read_profile
 from pshard.machine.rates import Rates, bits_per_weight, estimate, type_ids
 from pshard.machine.reference_rates import build_profile
 from pshard.machine.references import (
@@ -32,9 +32,12 @@ from pshard.machine.references import (
 if TYPE_CHECKING:
     from pshard.machine.profile import Operation, Processor
 
-__all__ = ["Machine", "load_machine", "machine_from_text_profiles", "stored_machine"]
+__all__ = ["Machine", "load_machine", "machine_from_text_profiles", "machines_of_gpus", "stored_machine"]
 
 WITHOUT_SPEEDS = "none"
+REFERENCE_NOTE = (
+    "All speeds are reference figures, not measurements: published specifications times stated efficiencies."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,13 +148,13 @@ class Machine:
             For a thread count below 1, an unknown layout, or a machine without speeds.
         """
         if not self.has_speeds:
-            msg = f"{self.name} prices nothing; name a machine with speeds (--machine, --gpu)"
-            raise SettingError(msg)
+            message = f"{self.name} prices nothing; name a machine with speeds (--machine, --gpu)"
+            raise SettingError(message)
         n_threads = self.n_threads if n_threads is None else n_threads
         _check_threads(n_threads)
         if layout not in LAYOUTS:
-            msg = f"layout {layout!r} is none of {', '.join(LAYOUTS)}"
-            raise SettingError(msg)
+            message = f"layout {layout!r} is none of {', '.join(LAYOUTS)}"
+            raise SettingError(message)
         if (n_threads, layout) not in self._cores:
             profile = self.profile if self.reference is None else build_profile(self.reference, n_threads)
             self._cores[n_threads, layout] = _core_machine(self.name, profile, self.threads_priced(n_threads), layout)
@@ -209,8 +212,8 @@ def load_machine(
     free_vram_bytes = None
     if name_or_path is not None:
         if gpu is not None:
-            msg = f"--machine {os.fspath(name_or_path)!r} and --gpu {gpu!r} both name a GPU; give one of them"
-            raise SettingError(msg)
+            message = f"--machine {os.fspath(name_or_path)!r} and --gpu {gpu!r} both name a GPU; give one of them"
+            raise SettingError(message)
         if name_or_path == WITHOUT_SPEEDS:
             return _without_speeds(vram_bytes, ram=ram, pcie=pcie, cpu=cpu)
         base = reference(os.fspath(name_or_path))
@@ -231,8 +234,7 @@ def load_machine(
     if in_default_host and (assumed := _assumed(base, given)):
         base = replace(base, notes=(*base.notes, assumed))
     profile = build_profile(base, base.host.n_cores)
-    note = "All speeds are reference figures, not measurements: published specifications times stated efficiencies."
-    return Machine(base.name, profile, (*base.notes, note), base, free_vram_bytes)
+    return Machine(base.name, profile, (*base.notes, REFERENCE_NOTE), base, free_vram_bytes)
 
 
 def machine_from_text_profiles(
@@ -271,13 +273,53 @@ def machine_from_text_profiles(
     return Machine(profile.name, profile, (*profile.notes, source), free_vram_bytes=free_bytes)
 
 
-def stored_machine(n_threads: int | None = None) -> Machine | None:
+def machines_of_gpus(n_gpu: int) -> list[Machine]:
+    """Find what prices each of the first GPUs that are here: its stored profile, else the nearest reference figures.
+
+    Parameters
+    ----------
+    n_gpu : int
+
+    Returns
+    -------
+    list of Machine
+        In the CUDA runtime's order; the same object for GPUs of one name. Empty where there are fewer GPUs.
+
+    Raises
+    ------
+    MachineError
+        As `load_machine`.
+    """
+    from pshard.machine.nvidia import devices
+
+    names = [device.name for device in devices()[0][:n_gpu]]
+    if len(names) < n_gpu:
+        return []
+    found = {name: _machine_of_gpu(names.index(name)) for name in dict.fromkeys(names)}
+    return [found[name] for name in names]
+
+
+def _machine_of_gpu(index: int) -> Machine:
+    from pshard.machine.detect import detect
+
+    if index == 0:
+        return load_machine()
+    stored = stored_machine(index=index)
+    if stored is not None and stored.has_gpu:
+        return stored
+    base = detect(index=index).reference
+    return Machine(base.name, build_profile(base, base.host.n_cores), (*base.notes, REFERENCE_NOTE), base)
+
+
+def stored_machine(n_threads: int | None = None, index: int = 0) -> Machine | None:
     """Find the stored profile of this machine, as `pshard profile` leaves it.
 
     Parameters
     ----------
     n_threads : int, optional
         CPU threads: of several profiles, the one for as many counts.
+    index : int
+        Which GPU, in the CUDA runtime's order.
 
     Returns
     -------
@@ -291,7 +333,7 @@ def stored_machine(n_threads: int | None = None) -> Machine | None:
     """
     from pshard.machine.stored import any_stored, current_key, find_stored
 
-    stored = find_stored(current_key(n_threads)) if any_stored() else None
+    stored = find_stored(current_key(n_threads, index)) if any_stored() else None
     if stored is None:
         return None
     profile = stored.profile
@@ -309,8 +351,8 @@ def _without_speeds(vram_bytes: int | None, *, ram: str | None, pcie: str | None
     from pshard.machine.detect import detect
 
     if pcie is not None:
-        msg = f"--pcie {pcie!r} is a speed, and --machine none has none; leave one of them out"
-        raise SettingError(msg)
+        message = f"--pcie {pcie!r} is a speed, and --machine none has none; leave one of them out"
+        raise SettingError(message)
     detected = detect(vram_bytes, ram_given=ram is not None)
     base = _with_parts(detected.reference, ram=ram, pcie=None, cpu=cpu)
     profile = build_profile(base, base.host.n_cores)
@@ -350,11 +392,13 @@ def _from_file(name: str, given: list[str]) -> Machine:
 
         near = difflib.get_close_matches(name.lower(), machine_names(), n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else "'pshard machines' lists the names"
-        msg = f"machine {name!r} is neither a reference machine nor a file; {hint}"
-        raise SettingError(msg)
+        message = f"machine {name!r} is neither a reference machine nor a file; {hint}"
+        raise SettingError(message)
     if given:
-        msg = f"{' and '.join(given)} cannot change the profile {name}; edit the file, or compose a machine with --gpu"
-        raise SettingError(msg)
+        message = (
+            f"{' and '.join(given)} cannot change the profile {name}; edit the file, or compose a machine with --gpu"
+        )
+        raise SettingError(message)
     profile = read_profile(name)
     return Machine(profile.name, profile, (*profile.notes, f"Profile: {name}."))
 
@@ -385,8 +429,8 @@ def _with_parts(base: Reference, *, ram: str | None, pcie: str | None, cpu: str 
     slot = (base.pcie_generation, base.pcie_lanes)
     if pcie is not None:
         if base.gpu is None:
-            msg = f"--pcie {pcie!r}: there is no GPU in this machine; name one with --gpu"
-            raise SettingError(msg)
+            message = f"--pcie {pcie!r}: there is no GPU in this machine; name one with --gpu"
+            raise SettingError(message)
         slot = parse_pcie(pcie)
         said.append(f"PCIe {slot[0]}.0 x{slot[1]}")
     return replace(base, name=", ".join([base.name, *said]), host=host, pcie_generation=slot[0], pcie_lanes=slot[1])
@@ -394,8 +438,8 @@ def _with_parts(base: Reference, *, ram: str | None, pcie: str | None, cpu: str 
 
 def _check_threads(n_threads: int) -> None:
     if n_threads < 1:
-        msg = f"n_threads = {n_threads} is not at least 1"
-        raise SettingError(msg)
+        message = f"n_threads = {n_threads} is not at least 1"
+        raise SettingError(message)
 
 
 def _core_machine(name: str, profile: Profile, n_threads: int, layout: Layout) -> _core.Machine:
@@ -439,6 +483,8 @@ def _core_processor(processor: Processor, n_threads: int | None, layout: Layout)
     at_threads = [series for series in processor.series if series.n_threads == n_threads]
     core.mul_mat = _all_types("mul_mat", at_threads, layout, memory.bytes_per_second)
     core.mul_mat_id = _all_types("mul_mat_id", at_threads, layout, memory.bytes_per_second)
+    for scan in (series for series in at_threads if series.operation in SCANS):
+        setattr(core, scan.operation, _core_series(_rates(scan), _basis(scan)))
     attention = [series for series in at_threads if series.operation == "attention"]
     if attention:
         # One type for every cache: F16 where it was measured.

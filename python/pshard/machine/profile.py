@@ -21,9 +21,12 @@ SCHEMA_VERSION = 1
 
 Source = Literal["measured", "imported", "reference", "estimated"]
 Layout = Literal["plain", "interleaved"]
-Operation = Literal["mul_mat", "mul_mat_id", "attention"]
+# The kinds of scans of recurrent layers that have rates of their own.
+Scan = Literal["mamba", "mamba2", "delta_net"]
+Operation = Literal["mul_mat", "mul_mat_id", "attention", Scan]
 
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
+SCANS: tuple[Scan, ...] = get_args(Scan)
 
 MAX_PROFILE_BYTES = 64 * 2**20
 
@@ -107,9 +110,9 @@ class Memory(Entry, frozen=True, kw_only=True):
 class Series(Entry, frozen=True, kw_only=True):
     """FLOP/s of one operation over the batch.
 
-    `batch` counts rows of activations (`mul_mat`), rows per expert (`mul_mat_id`) or query tokens (`attention`). `type`
-    is the type of the weights, or of the cache for attention. `layout` is how the weights lie in memory: as in the
-    file, or interleaved by rows at load.
+    `batch` counts rows of activations (`mul_mat`), rows per expert (`mul_mat_id`), query tokens (`attention`) or tokens
+    of a sequence (scans). `type` is the type of the weights, of the cache for attention, of the state for scans.
+    `layout` is how the weights lie in memory: as in the file, or interleaved by rows at load.
 
     Of attention alone: `depth` is the cells of the cache that was measured, None where the rates hold for any; and
     `first_bytes_per_second` is what cells that no query has read yet arrive at, which comes on top of the rates.
@@ -179,6 +182,34 @@ class Link(_Record, frozen=True, kw_only=True):
     copy_rate_under_gpu: Figure | None = None
 
 
+class Anchor(_Record, frozen=True, kw_only=True):
+    """Work that was measured again and again while a profile was: when, since its start, and at which rates.
+
+    Of the two kinds of rate one is there: bytes of memory, or FLOP of products.
+    """
+
+    what: str
+    at_seconds: tuple[float, ...]
+    bytes_per_second: tuple[float, ...] = ()
+    flop_per_second: tuple[float, ...] = ()
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """Whichever is there."""
+        return self.bytes_per_second or self.flop_per_second
+
+
+class Pace(_Record, frozen=True, kw_only=True):
+    """The CPU's pace while a profile was measured.
+
+    `moved` is how far an anchor's rate lay from the middle one, at most, then or in the profile of this machine before:
+    0.3 for 0.7 or 1.3 of it. The ranges of the CPU's figures are no narrower.
+    """
+
+    moved: float
+    anchors: tuple[Anchor, ...]
+
+
 class Key(_Record, frozen=True, kw_only=True):
     """The machine and the state of it that a profile was measured in; None is what could not be told.
 
@@ -208,6 +239,7 @@ class Profile(_Record, frozen=True, kw_only=True):
     gpu: Processor | None = None
     link: Link | None = None
     storage_bytes_per_second: Figure | None = None
+    pace: Pace | None = None
     key: Key | None = None
     created: str = ""
     notes: tuple[str, ...] = ()
@@ -234,14 +266,14 @@ def read_profile(path: str | os.PathLike[str]) -> Profile:
     path = Path(path)
     try:
         if path.stat().st_size > MAX_PROFILE_BYTES:
-            msg = f"{path}: {path.stat().st_size} bytes, at most {MAX_PROFILE_BYTES} are read; this is no profile"
-            raise MachineError(msg)
+            message = f"{path}: {path.stat().st_size} bytes, at most {MAX_PROFILE_BYTES} are read; this is no profile"
+            raise MachineError(message)
         data = path.read_bytes()
     except OSError as error:
-        msg = (
+        message = (
             f"{path}: cannot be read ({error.strerror or error}); give a profile file or a name from 'pshard machines'"
         )
-        raise MachineError(msg) from error
+        raise MachineError(message) from error
     return parse_profile(data, str(path))
 
 
@@ -267,24 +299,24 @@ def parse_profile(data: bytes, where: str = "profile") -> Profile:
     try:
         raw = msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        msg = f"{where}{_line_of(data, error)}: not JSON ({error}); correct it, or measure the machine again"
-        raise MachineError(msg) from error
+        message = f"{where}{_line_of(data, error)}: not JSON ({error}); correct it, or measure the machine again"
+        raise MachineError(message) from error
     version = raw.get("schema_version") if isinstance(raw, dict) else None
     if version != SCHEMA_VERSION:
         remedy = "update pshard" if isinstance(version, int) and version > SCHEMA_VERSION else "see docs/profile.md"
-        msg = f"{where}: $.schema_version is {version!r}, this pshard reads {SCHEMA_VERSION}; {remedy}"
-        raise MachineError(msg)
+        message = f"{where}: $.schema_version is {version!r}, this pshard reads {SCHEMA_VERSION}; {remedy}"
+        raise MachineError(message)
     try:
         profile = msgspec.convert(raw, Profile, strict=True)
     except msgspec.ValidationError as error:
         text, _, json_path = str(error).partition(" - at `")
         json_path = json_path.rstrip("`") or "$"
         value = _value_at(raw, json_path)
-        msg = f"{where}: {json_path}{value}: {text}; see docs/profile.md for this field"
-        raise MachineError(msg) from error
+        message = f"{where}: {json_path}{value}: {text}; see docs/profile.md for this field"
+        raise MachineError(message) from error
     for json_path, problem in problems(profile):
-        msg = f"{where}: {json_path}: {problem}"
-        raise MachineError(msg)
+        message = f"{where}: {json_path}: {problem}"
+        raise MachineError(message)
     return profile
 
 
@@ -294,10 +326,7 @@ def encode_profile(profile: Profile) -> bytes:
 
 
 def write_profile(profile: Profile, path: str | os.PathLike[str]) -> Path:
-    """Write a profile so that a reader sees the old file or the new one, never a part.
-
-    Writers take turns by a lock file beside it. The directory itself is not synchronised: after a power failure the old
-    file may be back.
+    """Write a profile, as `atomic_file.write_atomically` does.
 
     Parameters
     ----------
@@ -314,13 +343,14 @@ def write_profile(profile: Profile, path: str | os.PathLike[str]) -> Path:
     Raises
     ------
     MachineError
-        If the profile is inconsistent, the directory cannot be written to, or another writer holds the lock for half a
-        minute.
+        The profile is inconsistent.
+    FileError
+        It cannot be written.
     """
     path = Path(path)
     for json_path, problem in problems(profile):
-        msg = f"{path}: not written, {json_path}: {problem}"
-        raise MachineError(msg)
+        message = f"{path}: not written, {json_path}: {problem}"
+        raise MachineError(message)
     return write_atomically(path, encode_profile(profile))
 
 

@@ -9,7 +9,7 @@ from pshard.machine.rates import type_ids
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from pshard.machine.profile import Entry, Figure, Link, Processor, Profile
+    from pshard.machine.profile import Entry, Figure, Link, Pace, Processor, Profile
 
 # A measurement may come out a little above the peak that a data sheet states.
 PEAK_TOLERANCE = 1.05
@@ -41,6 +41,8 @@ def problems(profile: Profile) -> Iterator[tuple[str, str]]:
         yield from _processor_problems("$.gpu", profile.gpu, threaded=False)
     if profile.link is not None:
         yield from _link_problems(profile.link)
+    if profile.pace is not None:
+        yield from _pace_problems(profile.pace)
 
 
 def _entry_problems(path: str, entry: Entry) -> Iterator[tuple[str, str]]:
@@ -66,6 +68,17 @@ def _figure_problems(path: str, figure: Figure, most: float = float("inf")) -> I
 def _optional_problems(path: str, figure: Figure | None, most: float = float("inf")) -> Iterator[tuple[str, str]]:
     if figure is not None:
         yield from _figure_problems(path, figure, most)
+
+
+def _pace_problems(pace: Pace) -> Iterator[tuple[str, str]]:
+    if not 0.0 <= pace.moved < 1.0:
+        yield "$.pace.moved", f"{pace.moved} is not at least 0 and below 1; it is relative: 0.1 for 10 %"
+    for i, anchor in enumerate(pace.anchors):
+        at = f"$.pace.anchors[{i}]"
+        if not anchor.at_seconds or len(anchor.at_seconds) != len(anchor.rates):
+            yield at, f"{len(anchor.rates)} rates for {len(anchor.at_seconds)} of at_seconds; give one for each"
+        elif min(anchor.rates) <= 0.0:
+            yield at, f"a rate of {min(anchor.rates)} is not positive; leave out what was not measured"
 
 
 def _curve_problems(path: str, xs: Sequence[float], ys: Sequence[float], x: str, y: str) -> Iterator[tuple[str, str]]:

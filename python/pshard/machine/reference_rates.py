@@ -1,6 +1,6 @@
 """From the data sheet of a GPU and a host to a machine profile: peaks times stated efficiencies.
 
-Every factor, with its reason and its source, is in references/efficiency.json; the formulas are here and nowhere else.
+Every factor, with its reason and its source, is in data_sheets/efficiency.json; the formulas are here and nowhere else.
 Seconds are per weight of a product, so that FLOP/s = 2 rows / seconds.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -87,7 +88,7 @@ class _Contention(_Factor, frozen=True, kw_only=True):
 
 
 class Efficiency(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """references/efficiency.json: every factor between a data sheet and a rate, with its reason and source."""
+    """data_sheets/efficiency.json: every factor between a data sheet and a rate, with its reason and source."""
 
     gpu_memory: dict[str, _Value]
     gpu_op_seconds: _Value
@@ -163,9 +164,11 @@ def link_bytes_per_second(reference: Reference) -> float:
 
 def gpu_memory_bytes_per_second(gpu: Gpu) -> float:
     """Bytes/s that kernels read from the GPU's memory."""
-    return (
-        efficiency().gpu_memory["HBM" if gpu.memory.startswith("HBM") else "GDDR"].value * gpu.memory_bytes_per_second
-    )
+    return _gpu_memory_factor(gpu).value * gpu.memory_bytes_per_second
+
+
+def _gpu_memory_factor(gpu: Gpu) -> _Value:
+    return efficiency().gpu_memory["HBM" if gpu.memory.startswith("HBM") else "GDDR"]
 
 
 def _figure(value: float, factor: _Factor) -> Figure:
@@ -195,110 +198,137 @@ def _series(
     )
 
 
+def _quantised_products(gpu: Gpu, name: str) -> tuple[Series, Series]:
+    """Return dense and routed products of a quantised type: a few rows by vectors, more in tiles of integers."""
+    factors = efficiency()
+    sm_clock = gpu.n_sm * gpu.boost_hertz
+    read = bits_per_weight(name) / 8.0 / gpu_memory_bytes_per_second(gpu)
+    mat_vec = 2.0 / (factors.mat_vec.flop_per_sm_clock[name] * sm_clock)
+    multiply = 2.0 / (factors.mmq.flop_per_sm_clock[name] * sm_clock)
+
+    def dense(m: float) -> float:
+        by_tiles = read + max(m, factors.mmq.min_rows) * multiply
+        return min(read + m * mat_vec, by_tiles) if m <= factors.mat_vec.max_rows else by_tiles
+
+    def routed(m: float) -> float:
+        row_by_row = m * (read + mat_vec)
+        return min(row_by_row, read + (m + factors.routed.padding_rows) * multiply / factors.routed.value)
+
+    spread = max(_gpu_memory_factor(gpu).spread, factors.mmq.spread)
+    return (
+        _series("mul_mat", name, GPU_ROWS, dense, spread, factors.mmq.source),
+        _series("mul_mat_id", name, GPU_ROWS, routed, max(spread, factors.routed.spread), factors.routed.source),
+    )
+
+
+def _float_products(gpu: Gpu, name: str) -> tuple[Series, Series]:
+    """Return dense and routed products of a type that is multiplied as it is."""
+    factors = efficiency()
+    read = bits_per_weight(name) / 8.0 / gpu_memory_bytes_per_second(gpu)
+    multiply = 2.0 / (factors.gemm.share_of_fp16[name][gpu.kind] * gpu.fp16_flop_per_second)
+
+    def dense(m: float) -> float:
+        return math.hypot(read, m * multiply)
+
+    def routed(m: float) -> float:
+        padding = factors.routed.padding_rows if m > 1.0 else 0
+        return math.hypot(read, (m + padding) * multiply / factors.routed.value)
+
+    spread = max(_gpu_memory_factor(gpu).spread, factors.gemm.spread)
+    return (
+        _series("mul_mat", name, GPU_ROWS, dense, spread, factors.gemm.source),
+        _series("mul_mat_id", name, GPU_ROWS, routed, max(spread, factors.routed.spread), factors.routed.source),
+    )
+
+
+def _gpu_attention(gpu: Gpu) -> Series:
+    attention = efficiency().attention
+    peak = attention.share_of_fp16[gpu.kind] * gpu.fp16_flop_per_second
+    return Series(
+        operation="attention",
+        type="F16",
+        batch=tuple(float(tokens) for tokens in attention.ramp),
+        flop_per_second=tuple(peak * share for share in attention.ramp.values()),
+        source="reference",
+        spread=attention.spread,
+        origin=attention.source,
+    )
+
+
 def _gpu_processor(gpu: Gpu) -> Processor:
     factors = efficiency()
-    rate = gpu_memory_bytes_per_second(gpu)
-    memory = factors.gpu_memory["HBM" if gpu.memory.startswith("HBM") else "GDDR"]
-    sm_clock = gpu.n_sm * gpu.boost_hertz
-    series = []
-    for name, per_clock in factors.mmq.flop_per_sm_clock.items():
-        read = bits_per_weight(name) / 8.0 / rate
-        mat_vec = 2.0 / (factors.mat_vec.flop_per_sm_clock[name] * sm_clock)
-        multiply = 2.0 / (per_clock * sm_clock)
-
-        def dense(m: float, read: float = read, mat_vec: float = mat_vec, multiply: float = multiply) -> float:
-            by_tiles = read + max(m, factors.mmq.min_rows) * multiply
-            return min(read + m * mat_vec, by_tiles) if m <= factors.mat_vec.max_rows else by_tiles
-
-        def routed(m: float, read: float = read, mat_vec: float = mat_vec, multiply: float = multiply) -> float:
-            row_by_row = m * (read + mat_vec)
-            return min(row_by_row, read + (m + factors.routed.padding_rows) * multiply / factors.routed.value)
-
-        spread = max(memory.spread, factors.mmq.spread)
-        series.append(_series("mul_mat", name, GPU_ROWS, dense, spread, factors.mmq.source))
-        series.append(
-            _series("mul_mat_id", name, GPU_ROWS, routed, max(spread, factors.routed.spread), factors.routed.source)
-        )
-    for name, shares in factors.gemm.share_of_fp16.items():
-        read = bits_per_weight(name) / 8.0 / rate
-        multiply = 2.0 / (shares[gpu.kind] * gpu.fp16_flop_per_second)
-
-        def gemm(m: float, read: float = read, multiply: float = multiply) -> float:
-            return math.hypot(read, m * multiply)
-
-        def routed_gemm(m: float, read: float = read, multiply: float = multiply) -> float:
-            padding = factors.routed.padding_rows if m > 1.0 else 0
-            return math.hypot(read, (m + padding) * multiply / factors.routed.value)
-
-        spread = max(memory.spread, factors.gemm.spread)
-        series.append(_series("mul_mat", name, GPU_ROWS, gemm, spread, factors.gemm.source))
-        series.append(
-            _series(
-                "mul_mat_id", name, GPU_ROWS, routed_gemm, max(spread, factors.routed.spread), factors.routed.source
-            )
-        )
-    attention = factors.attention
-    peak = attention.share_of_fp16[gpu.kind] * gpu.fp16_flop_per_second
-    series.append(
-        Series(
-            operation="attention",
-            type="F16",
-            batch=tuple(float(tokens) for tokens in attention.ramp),
-            flop_per_second=tuple(peak * share for share in attention.ramp.values()),
-            source="reference",
-            spread=attention.spread,
-            origin=attention.source,
-        )
-    )
+    memory = _gpu_memory_factor(gpu)
+    products = [_quantised_products(gpu, name) for name in factors.mmq.flop_per_sm_clock]
+    products += [_float_products(gpu, name) for name in factors.gemm.share_of_fp16]
     return Processor(
         name=gpu.product,
         memory_peak_bytes_per_second=gpu.memory_bytes_per_second,
         peak_flop_per_second=gpu.int8_op_per_second,
         memory=(
             Memory(
-                bytes_per_second=rate,
+                bytes_per_second=gpu_memory_bytes_per_second(gpu),
                 op_seconds=factors.gpu_op_seconds.value,
                 source="reference",
                 spread=memory.spread,
                 origin=f"{gpu.source}; {memory.source}",
             ),
         ),
-        series=tuple(series),
+        series=(*chain.from_iterable(products), _gpu_attention(gpu)),
     )
+
+
+def _cpu_products(reference: Reference, n_threads: int, layout: Layout, name: str) -> tuple[Series, Series]:
+    """Return dense and routed products of a type whose weights lie as `layout` says."""
+    factors = efficiency().cpu
+    read = bits_per_weight(name) / 8.0 / _cpu_bytes_per_second(reference, n_threads)
+    multiply = 2.0 / (factors.flop_per_core[layout][name] * _n_cores_used(reference, n_threads))
+
+    def dense(m: float) -> float:
+        return math.hypot(read, m * multiply)
+
+    def routed(m: float) -> float:
+        return dense(m) / factors.routed
+
+    return (
+        _series("mul_mat", name, CPU_ROWS, dense, factors.spread, factors.source, layout, n_threads),
+        _series("mul_mat_id", name, CPU_ROWS, routed, factors.spread, factors.source, layout, n_threads),
+    )
+
+
+def _cpu_attention(reference: Reference, n_threads: int) -> Series:
+    factors = efficiency().cpu
+    n_cores = _n_cores_used(reference, n_threads)
+    return Series(
+        operation="attention",
+        type="F16",
+        n_threads=n_threads,
+        batch=tuple(float(tokens) for tokens in factors.attention_flop_per_core),
+        flop_per_second=tuple(rate * n_cores for rate in factors.attention_flop_per_core.values()),
+        source="reference",
+        spread=factors.spread,
+        origin=factors.source,
+    )
+
+
+def _n_cores_used(reference: Reference, n_threads: int) -> int:
+    return min(n_threads, reference.host.n_cores)
+
+
+def _cpu_bytes_per_second(reference: Reference, n_threads: int) -> float:
+    """Bytes/s that so many threads read from the host's memory."""
+    by_cores = efficiency().dram.core_bytes_per_second * _n_cores_used(reference, n_threads)
+    return min(dram_bytes_per_second(reference), by_cores)
 
 
 def _cpu_processor(reference: Reference, n_threads: int) -> Processor:
     factors = efficiency()
     host = reference.host
-    threads = min(n_threads, host.n_cores)
-    rate = min(dram_bytes_per_second(reference), factors.dram.core_bytes_per_second * threads)
-    series = []
-    for layout in ("plain", "interleaved"):
-        for name, per_core in factors.cpu.flop_per_core[layout].items():
-            read = bits_per_weight(name) / 8.0 / rate
-            multiply = 2.0 / (per_core * threads)
-
-            def dense(m: float, read: float = read, multiply: float = multiply) -> float:
-                return math.hypot(read, m * multiply)
-
-            def routed(m: float, read: float = read, multiply: float = multiply) -> float:
-                return math.hypot(read, m * multiply) / factors.cpu.routed
-
-            spread, origin = factors.cpu.spread, factors.cpu.source
-            series.append(_series("mul_mat", name, CPU_ROWS, dense, spread, origin, layout, n_threads))
-            series.append(_series("mul_mat_id", name, CPU_ROWS, routed, spread, origin, layout, n_threads))
-    series.append(
-        Series(
-            operation="attention",
-            type="F16",
-            n_threads=n_threads,
-            batch=tuple(float(tokens) for tokens in factors.cpu.attention_flop_per_core),
-            flop_per_second=tuple(rate * threads for rate in factors.cpu.attention_flop_per_core.values()),
-            source="reference",
-            spread=factors.cpu.spread,
-            origin=factors.cpu.source,
-        )
-    )
+    layouts: tuple[Layout, ...] = ("plain", "interleaved")
+    products = [
+        _cpu_products(reference, n_threads, layout, name)
+        for layout in layouts
+        for name in factors.cpu.flop_per_core[layout]
+    ]
     return Processor(
         name=host.product,
         n_cores=host.n_cores,
@@ -307,14 +337,14 @@ def _cpu_processor(reference: Reference, n_threads: int) -> Processor:
         memory=(
             Memory(
                 n_threads=n_threads,
-                bytes_per_second=rate,
+                bytes_per_second=_cpu_bytes_per_second(reference, n_threads),
                 op_seconds=factors.cpu.op_seconds,
                 source="reference",
                 spread=factors.dram.spread,
                 origin=f"{host.source}; {factors.dram.source}",
             ),
         ),
-        series=tuple(series),
+        series=(*chain.from_iterable(products), _cpu_attention(reference, n_threads)),
     )
 
 

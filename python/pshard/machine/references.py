@@ -150,8 +150,8 @@ def find_gpu(name: str, option: str = "--gpu") -> Gpu:
     near = [gpu.name for gpu in matches] or difflib.get_close_matches(name.lower(), gpus(), n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else "an example is rtx-3060-12g;"
     problem = "names several GPUs" if matches else "is not a reference GPU"
-    msg = f"{option} {name!r} {problem}; {hint} 'pshard machines' lists them"
-    raise SettingError(msg)
+    message = f"{option} {name!r} {problem}; {hint} 'pshard machines' lists them"
+    raise SettingError(message)
 
 
 def nearest_gpu(vram_bytes: int) -> Gpu:
@@ -184,8 +184,8 @@ def parse_ram(text: str) -> tuple[int, float | None]:
     size = float(found[1]) * GIB if found else 0.0
     rate = float(found[2]) * 1e9 if found and found[2] else None
     if not GIB <= size <= 2**50 or (rate is not None and not 1e9 <= rate <= 1e13):
-        msg = f"--ram {text!r} is not SIZE[@BANDWIDTH]; examples: 64G@51GB/s (two channels of DDR4-3200), 32G"
-        raise SettingError(msg)
+        message = f"--ram {text!r} is not SIZE[@BANDWIDTH]; examples: 64G@51GB/s (two channels of DDR4-3200), 32G"
+        raise SettingError(message)
     return int(size), rate
 
 
@@ -200,8 +200,8 @@ def parse_pcie(text: str) -> tuple[int, int]:
     found = re.fullmatch(r"\s*(?:gen\s*)?(\d)(?:\.0)?\s*x\s*(\d{1,2})\s*", text, re.IGNORECASE)
     generation, lanes = (int(found[1]), int(found[2])) if found else (0, 0)
     if generation not in PCIE_LANE_BYTES_PER_SECOND or lanes not in (1, 2, 4, 8, 16):
-        msg = f"--pcie {text!r} is not GENERATIONxLANES (1 to 6; 1, 2, 4, 8 or 16 lanes); examples: 3x8, 4x16"
-        raise SettingError(msg)
+        message = f"--pcie {text!r} is not GENERATIONxLANES (1 to 6; 1, 2, 4, 8 or 16 lanes); examples: 3x8, 4x16"
+        raise SettingError(message)
     return generation, lanes
 
 
@@ -217,8 +217,8 @@ def parse_cpu(text: str) -> Host | int:
         return hosts()[text]
     found = re.fullmatch(r"\s*(\d{1,4})\s*c(?:ores?)?\s*", text, re.IGNORECASE)
     if not found or int(found[1]) < 1:
-        msg = f"--cpu {text!r} is neither a number of cores like 8c nor one of {', '.join(hosts())}"
-        raise SettingError(msg)
+        message = f"--cpu {text!r} is neither a number of cores like 8c nor one of {', '.join(hosts())}"
+        raise SettingError(message)
     return int(found[1])
 
 

@@ -62,12 +62,12 @@ def store(profile: Profile) -> Path:
 
     Raises
     ------
-    MachineError
+    MachineError, FileError
         As `profile.write_profile`, and for a profile without a key.
     """
     if profile.key is None:
-        msg = f"profile {profile.name!r} does not say which machine it is of; write it to a file (-o)"
-        raise MachineError(msg)
+        message = f"profile {profile.name!r} does not say which machine it is of; write it to a file (-o)"
+        raise MachineError(message)
     return write_profile(profile, stored_path(profile.key))
 
 

@@ -129,8 +129,8 @@ def find_text_profiles(folder: str | os.PathLike[str] = ".") -> tuple[Path | Non
         if path.is_file():
             return path
         if named:
-            msg = f"{variable}={named}: no such file; correct the variable, or unset it"
-            raise MachineError(msg)
+            message = f"{variable}={named}: no such file; correct the variable, or unset it"
+            raise MachineError(message)
         return None
 
     return find(CPU_VARIABLE, CPU_FILE), find(GPU_VARIABLE, GPU_FILE)
@@ -172,14 +172,14 @@ def read_cpu_profile(path: str | os.PathLike[str]) -> CpuFile:
         elif (found := _HEADER.match(line)) and found[1] not in headers:
             headers[found[1]] = found[2]
     if not bandwidths:
-        msg = (
+        message = (
             f"{path}: no line '#   Threads=N: DRAM_BW=.. GB/s'; this is no cpu_profile.txt of the planner pull request"
         )
-        raise MachineError(msg)
+        raise MachineError(message)
     for entry in bandwidths.values():
         if entry.dram <= 0.0 or entry.n_threads <= 0:
-            msg = f"{path}: Threads={entry.n_threads} with DRAM_BW={entry.dram} GB/s; profile the CPU again"
-            raise MachineError(msg)
+            message = f"{path}: Threads={entry.n_threads} with DRAM_BW={entry.dram} GB/s; profile the CPU again"
+            raise MachineError(message)
     kept, notes = _without_zeros(path, rows)
     return CpuFile(path=path, bandwidths=tuple(bandwidths.values()), rows=kept, headers=headers, notes=notes)
 
@@ -211,8 +211,8 @@ def read_gpu_profile(path: str | os.PathLike[str]) -> GpuFile:
             head = head or _GPU_HEAD.match(line)
     if head is None or float(head[2]) <= 0.0 or float(head[3]) <= 0.0:
         missing = "no line '# GPU Profiling (.. GPU_Memory_BW=.. GB/s, GPU_Peak_Compute=.. GFLOP/s)' with figures"
-        msg = f"{path}: {missing}; this is no gpu_profile.txt of the planner pull request"
-        raise MachineError(msg)
+        message = f"{path}: {missing}; this is no gpu_profile.txt of the planner pull request"
+        raise MachineError(message)
     kept, notes = _without_zeros(path, rows)
     return GpuFile(
         path=path,
@@ -279,16 +279,18 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
-        msg = f"{path}: cannot be read ({error.strerror or error})"
-        raise MachineError(msg) from error
+        message = f"{path}: cannot be read ({error.strerror or error})"
+        raise MachineError(message) from error
     if len(data) > MAX_FILE_BYTES:
-        msg = f"{path}: more than {MAX_FILE_BYTES >> 20} MiB; this is no profile"
-        raise MachineError(msg)
+        message = f"{path}: more than {MAX_FILE_BYTES >> 20} MiB; this is no profile"
+        raise MachineError(message)
     for number, raw in enumerate(data.decode("utf-8", errors="replace").split("\n"), start=1):
         line = raw.rstrip()
         if len(line) > MAX_LINE_CHARACTERS:
-            msg = f"{path}:{number}: {len(line)} characters, at most {MAX_LINE_CHARACTERS} are read; shorten the line"
-            raise MachineError(msg)
+            message = (
+                f"{path}:{number}: {len(line)} characters, at most {MAX_LINE_CHARACTERS} are read; shorten the line"
+            )
+            raise MachineError(message)
         if line:
             yield number, line
 
@@ -297,20 +299,20 @@ def _row(path: Path, number: int, line: str, *, on_cpu: bool) -> Row:
     fields = line.split()
     least, most = (_CPU_FIELDS_LEAST, _CPU_FIELDS) if on_cpu else (_GPU_FIELDS, _GPU_FIELDS)
     if not least <= len(fields) <= most:
-        msg = (
+        message = (
             f"{path}:{number}: {len(fields)} fields, a row has {most}; delete the row, or profile again: {line[:80]!r}"
         )
-        raise MachineError(msg)
+        raise MachineError(message)
     try:
         n_threads = int(fields[2]) if on_cpu else 0
         figures = [float(field) for field in fields[3 if on_cpu else 2 : most - len(_INTEGERS)]]
         integers = [int(field) for field in fields[most - len(_INTEGERS) :]]
     except ValueError as error:
-        msg = f"{path}:{number}: {error}; delete the row, or profile again: {line[:80]!r}"
-        raise MachineError(msg) from None
+        message = f"{path}:{number}: {error}; delete the row, or profile again: {line[:80]!r}"
+        raise MachineError(message) from None
     if n_threads < 0 or any(not math.isfinite(x) or x < 0.0 for x in figures) or any(x < 0 for x in integers):
-        msg = f"{path}:{number}: a negative or infinite figure; delete the row, or profile again: {line[:80]!r}"
-        raise MachineError(msg)
+        message = f"{path}:{number}: a negative or infinite figure; delete the row, or profile again: {line[:80]!r}"
+        raise MachineError(message)
     figures += [0.0] * (6 - len(figures))
     integers += [0] * (len(_INTEGERS) - len(integers))
     n, k, batch, n_tokens, ctx_len, n_heads, head_dim, n_elements = integers

@@ -169,7 +169,7 @@ def with_engine_rows(profile: Profile, found: EngineRows, n_threads: int) -> tup
         rows = [row for row in found.rows if row.backend == backend]
         series, held = _series(rows, processor, memory, str(found.path))
         profile, replaced = with_series(profile, series, on_gpu=on_gpu)
-        new = ", ".join(f"{entry.operation} {entry.type}" for entry in series)
+        new = ", ".join(dict.fromkeys(f"{entry.operation} {entry.type}" for entry in series))
         threads = "" if on_gpu else f" at {n_threads} thread{'s' if n_threads > 1 else ''}"
         sentences.append(f"Measured by llama.cpp on {backend}{threads}: {new}.")
         if replaced:

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from typing import Literal
 
     from pshard.machine.profile import Capacities, Key, Link, Processor
-    from pshard.probe.works import Result, Run
+    from pshard.probe.running import Run
+    from pshard.probe.works import Result
 
 # Setting a copy up is never taken for more than this share of what the smallest one takes.
 MOST_OF_SET_UP = 0.9

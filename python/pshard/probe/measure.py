@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from pshard.machine.profile import Memory
+from pshard.probe.doubts import sentences
 from pshard.probe.gpu_measure import capacities_of, gpu_of, link_of
 from pshard.probe.measured_series import (
     bytes_per_second_of,
@@ -22,14 +23,13 @@ from pshard.probe.measured_series import (
     series_key,
     with_peaks,
 )
-from pshard.probe.probes import MOST_TAKEN
-from pshard.probe.works import Attention, Peak, Product, Read, Result, Start, Storage
+from pshard.probe.works import Attention, Peak, Product, Read, RecurrentScan, Result, Start, Storage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from pshard.machine.profile import Figure, Key, Processor, Profile, Series
-    from pshard.probe.works import Run
+    from pshard.probe.running import Run
 
 # Of a data sheet's peak: outside of it, something is wrong with the machine, the sheet or the measurement.
 LOW_SHARE, HIGH_SHARE = 0.6, 1.0
@@ -41,7 +41,7 @@ def profile_from(run: Run, base: Profile, key: Key, *, created: str, notes: Sequ
     Parameters
     ----------
     run : Run
-        As `probes.run` returns it.
+        As `running.run` returns it.
     base : Profile
         What stands in for what was not measured: the reference profile of this machine, at the thread count of `key`,
         or an older profile of the same machine.
@@ -71,6 +71,7 @@ def profile_from(run: Run, base: Profile, key: Key, *, created: str, notes: Sequ
         storage_bytes_per_second=_storage(results) or base.storage_bytes_per_second,
         key=key,
         created=created,
+        pace=run.pace.record() or base.pace,
     )
     return replace(profile, notes=(*notes, *_notes(run, profile, base)))
 
@@ -137,7 +138,9 @@ def _cpu(run: Run, base: Processor, start: Result | None, key: Key) -> Processor
         name=key.cpu,
         n_cores=key.n_cores,
         memory=memories,
-        series=merged_series(run, base.series, (Product, Attention), start_seconds, reading[key.n_threads]),
+        series=merged_series(
+            run, base.series, (Product, Attention, RecurrentScan), start_seconds, reading[key.n_threads]
+        ),
         peaks_measured=True,
     )
     return with_peaks(processor)
@@ -181,23 +184,10 @@ def _words(entry: Series) -> str:
 
 def _notes(run: Run, profile: Profile, base: Profile) -> list[str]:
     notes, results = [], run.results
-    noisy = [str(result.work) for result in results if result.sample.is_noisy]
-    if noisy:
-        notes.append(f"Noisy, so their ranges are wider: {'; '.join(noisy)}.")
-    fallen = [f"{result.work} (by {result.falls_by:.0%})" for result in results if result.falls_by]
-    if fallen:
-        what = "; ".join(fallen)
-        notes.append(f"Slower per row than fewer rows, which nothing explains, so their ranges are wider: {what}.")
+    notes += sentences(run)
     warm = [str(result.work) for result in results if not result.is_cold]
     if warm:
         notes.append(f"Partly read from caches, for want of memory, so maybe too fast: {'; '.join(warm)}.")
-    taken = [result for result in results if result.taken > MOST_TAKEN]
-    if taken:
-        most = max(result.taken for result in taken)
-        notes.append(
-            f"Other programs had up to {most:.0%} of the processors during {len(taken)} of {len(results)} figures, "
-            "whose ranges are wider: end them and measure again."
-        )
     notes += _refusals(run)
     if run.left:
         why = "interrupted" if run.interrupted else "no time was left"

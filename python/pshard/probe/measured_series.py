@@ -7,22 +7,25 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from pshard.machine.profile import Figure, Series
+from pshard.machine.profile import SCANS, Figure, Series
 from pshard.machine.rates import Rates, bits_per_weight, weight_bytes_per_second
 from pshard.probe.gpu_work import GpuAttention, GpuProduct
-from pshard.probe.works import Attention, Product
+from pshard.probe.works import Attention, Product, RecurrentScan
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pshard.machine.profile import Layout, Operation, Processor
-    from pshard.probe.works import Result, Run
+    from pshard.probe.running import Run
+    from pshard.probe.works import Result
 
+    Rated = Product | Attention | RecurrentScan | GpuProduct | GpuAttention
     SeriesKey = tuple[Operation, str, Layout, int | None]
     # A series of attention is of one depth of the cache; of products the depth is None.
     PointsKey = tuple[SeriesKey, int | None]
-    Point = tuple[Product | Attention | GpuProduct | GpuAttention, Result]
+    Point = tuple[Rated, Result]
 
+_RATED = (Product, Attention, RecurrentScan, GpuProduct, GpuAttention)
 # Starting an operation is never taken for more than this share of the seconds that it took, nor first reads of a cache.
 MOST_OF_START, MOST_OF_FIRST_READS = 0.5, 0.9
 
@@ -61,6 +64,10 @@ def merged_series(
     for key, entry in measured.items():
         if (other := stands_in.get(key[0])) is not None:
             measured[key] = _completed(entry, other, wanted[key], bytes_per_second)
+    # A scan of one token reads its state from memory, later ones from a cache: neither tells the other.
+    measured = {
+        key: entry for key, entry in measured.items() if entry.operation not in SCANS or wanted[key] <= set(entry.batch)
+    }
     replaced = {key for key, _ in measured}
     done = {(entry.operation, entry.layout) for entry in measured.values()}
     kept = [
@@ -89,7 +96,7 @@ def _completed(found: Series, base: Series, wanted: set[float], bytes_per_second
             bounds = (
                 rates.at(batch),
                 found.flop_per_second[0],
-                *((read_rate,) if found.operation != "attention" else ()),
+                *((read_rate,) if found.operation.startswith("mul_mat") else ()),
             )
             points[batch] = min(bounds)
         elif batch > high:
@@ -111,12 +118,14 @@ def _wanted_batches(run: Run) -> dict[PointsKey, set[float]]:
     works = [*(result.work for result in run.results), *(work for work, _ in run.refused), *run.left]
     batches: dict[PointsKey, set[float]] = defaultdict(set)
     for work in works:
-        if isinstance(work, Product | Attention | GpuProduct | GpuAttention):
+        if isinstance(work, _RATED):
             batches[_key_of(work)].add(float(work.batch))
     return batches
 
 
-def _key_of(work: Product | Attention | GpuProduct | GpuAttention) -> PointsKey:
+def _key_of(work: Rated) -> PointsKey:
+    if isinstance(work, RecurrentScan):
+        return (work.kind, "F32", "plain", work.n_threads), None
     if isinstance(work, Attention | GpuAttention):
         return ("attention", "F16", "plain", work.n_threads), work.depth
     return ("mul_mat_id" if work.n_used else "mul_mat", work.type, work.layout, work.n_threads), None
@@ -125,7 +134,7 @@ def _key_of(work: Product | Attention | GpuProduct | GpuAttention) -> PointsKey:
 def _series(results: Sequence[Result], start_seconds: float) -> dict[PointsKey, Series]:
     found: dict[PointsKey, list[Point]] = defaultdict(list)
     for result in results:
-        if isinstance(result.work, Product | Attention | GpuProduct | GpuAttention):
+        if isinstance(result.work, _RATED):
             found[_key_of(result.work)].append((result.work, result))
     return {key: _one_series(key, points, start_seconds) for key, points in found.items()}
 

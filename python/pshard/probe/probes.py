@@ -1,4 +1,4 @@
-"""What is measured of a machine: which probes, in which order, with how much time each, and the run through them.
+"""What is measured of a machine: which probes, in which order, and with how much time each.
 
 The probes themselves are in C++ (`_core.CpuProbe`; those of a GPU are listed in `gpu_work`). The order is by what
 decides most, so that a run which ends early keeps the figures that matter.
@@ -6,23 +6,19 @@ decides most, so that a run which ends early keeps the figures that matter.
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from pshard.errors import SettingError
 from pshard.machine.profile import Sample
-from pshard.probe.falls import falls
 from pshard.probe.gpu_work import GpuWork, gpu_works_for
-from pshard.probe.load import share_of
-from pshard.probe.works import Attention, Peak, ProbeFailed, Product, Read, Result, Run, Start, Storage, Task
+from pshard.probe.works import Attention, Peak, ProbeFailed, Product, Read, RecurrentScan, Result, Start, Storage, Task
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from pshard import _core
-    from pshard.machine.profile import Layout
+    from pshard.machine.profile import Layout, Scan
     from pshard.model.model import Model
     from pshard.probe.works import Work
 
@@ -48,14 +44,15 @@ N_HEADS, N_KV_HEADS, HEAD_SIZE = 32, 8, 128
 QUICK_DEPTHS, FULL_DEPTHS = (4096,), (4096, 1024, 16384)
 # Query tokens. From 64 on llama.cpp attends in tiles, below token by token, so the rate jumps between 32 and 64.
 ATTENTION_BATCHES = (1, 512, 32, 64)
+# Scans by kind: heads, outputs of a head, columns of the state for each. Of Qwen3-Next, Granite 4 and Falcon Mamba.
+SCAN_SHAPES: dict[Scan, tuple[int, int, int]] = {
+    "delta_net": (32, 128, 128),
+    "mamba2": (48, 64, 128),
+    "mamba": (8192, 1, 16),
+}
+# Tokens: one finds its state in memory, the second and all others in a cache.
+SCAN_BATCHES = (1, 64)
 STORAGE_BYTES, STORAGE_CHUNK_BYTES = 1 << 30, 16 << 20
-
-# A figure that is less certain than this says nothing.
-REFUSED_SPREAD = 0.5
-# Of the processors: a figure that was measured while others took more is measured again.
-MOST_TAKEN = 0.1
-# A probe gets at least this much, however late it is.
-LEAST_SECONDS = 0.05
 
 
 class Prober(Protocol):
@@ -136,6 +133,16 @@ class CpuProber:
                     n_threads=work.n_threads,
                     policy=policy,
                 )
+            case RecurrentScan():
+                return probe.scan(
+                    work.kind,
+                    n_heads=work.n_heads,
+                    n_rows=work.n_rows,
+                    n_columns=work.n_columns,
+                    batch=work.batch,
+                    n_threads=work.n_threads,
+                    policy=policy,
+                )
             case Storage():
                 return _core.probe_storage(
                     work.path, n_bytes=work.n_bytes, chunk_bytes=STORAGE_CHUNK_BYTES, policy=policy
@@ -182,6 +189,7 @@ def quick_tasks(n_threads: int, gpu_works: Sequence[GpuWork] = ()) -> list[Task]
     works += _experts(TYPES[:1], "plain", QUICK_EXPERT_BATCHES, n_threads)
     works += _experts(INTERLEAVED_TYPES[:1], "interleaved", QUICK_EXPERT_BATCHES, n_threads)
     works += [Read(count) for count in thread_counts(n_threads)[:1] if count < n_threads]
+    works += _scans(SCAN_SHAPES, n_threads)
     return _within(_in_turns(works, gpu_works), QUICK_SECONDS)
 
 
@@ -209,6 +217,7 @@ def full_tasks(n_threads: int, storage_path: str = "", gpu_works: Sequence[GpuWo
     works += _experts(TYPES, "plain", FULL_EXPERT_BATCHES, n_threads)
     works += _experts(INTERLEAVED_TYPES, "interleaved", FULL_EXPERT_BATCHES, n_threads)
     works += [Read(count) for count in thread_counts(n_threads) if count < n_threads]
+    works += _scans(SCAN_SHAPES, n_threads)
     works += [Storage(storage_path, STORAGE_BYTES)] if storage_path else []
     return _within(_in_turns(works, gpu_works), FULL_SECONDS)
 
@@ -275,6 +284,7 @@ def tasks_for(
     heads = attending[len(attending) // 2] if attending else None
     if heads is not None:
         works += _attention(FULL_DEPTHS, n_threads, heads.n_head, heads.n_head_kv, heads.head_dim_k)
+    works += _scans(_scan_shapes(model), n_threads)
     works += [Storage(storage_path, STORAGE_BYTES)] if storage_path else []
     gpu_works: list[GpuWork] = []
     if lock_limit_bytes is not None:
@@ -287,115 +297,6 @@ def thread_counts(n_threads: int) -> list[int]:
     """Thread counts that reading is measured at: powers of two up to `n_threads`, and itself."""
     counts = {1 << power for power in range(n_threads.bit_length())}
     return sorted({count for count in counts if count < n_threads} | {n_threads})
-
-
-def run(
-    tasks: Sequence[Task],
-    prober: Prober,
-    *,
-    limit_seconds: float,
-    clock: Callable[[], float],
-    on_task: Callable[[Work, float, float], None] = lambda work, done, left: None,
-    others: Callable[[], float] = lambda: 0.0,
-    n_cpus: int = 1,
-) -> Run:
-    """Run through the tasks.
-
-    Parameters
-    ----------
-    tasks : sequence of Task
-    prober : Prober
-    limit_seconds : float
-        What all of it may take. Whoever sets up slowly shortens the repetitions of the rest.
-    clock : callable
-        Seconds from any moment.
-    on_task : callable
-        Called before each with the work, the share that is done, and the seconds that the rest will take at this pace.
-    others : callable
-        Seconds that other programs have taken of the processors (`load.OtherPrograms`); none by default.
-    n_cpus : int
-        Processors that `others` counts.
-
-    Returns
-    -------
-    Run
-        Ctrl-C ends it early; what was measured stays. What something else disturbed is measured once more at the end,
-        if time is left, and the steadier of both counts. So is what is slower per row than fewer rows are, of which the
-        faster counts: its runs agree, and other work makes nothing faster.
-    """
-    done = Run(left=[task.work for task in tasks])
-    found: dict[Work, Result | ProbeFailed] = {}
-    total = ahead = sum(task.budget_seconds for task in tasks)
-    start = clock()
-
-    def measure(work: Work, seconds: float) -> Result | ProbeFailed:
-        taken_before, before = others(), clock()
-        try:
-            result = prober.measure(work, max(LEAST_SECONDS, seconds))
-        except ProbeFailed as error:
-            return error
-        if isinstance(work, Storage | GpuWork):  # which waits for other parts of the machine
-            return result
-        return replace(result, taken=share_of(others() - taken_before, clock() - before, n_cpus))
-
-    try:
-        for task in tasks:
-            spent = clock() - start
-            left = limit_seconds - spent
-            if left <= 0.0:
-                break
-            pace = spent / (total - ahead) if ahead < total else limit_seconds / total
-            on_task(task.work, 1.0 - ahead / total, min(left, pace * ahead))
-            found[task.work] = measure(task.work, task.budget_seconds * min(1.0, left / ahead))
-            done.left.pop(0)
-            ahead -= task.budget_seconds
-        for suspects, better in ((_disturbed, _spread), (_falling, _seconds)):
-            wanted = suspects(found)
-            for task in [task for task in tasks if task.work in wanted]:
-                left = limit_seconds - (clock() - start)
-                if left <= 0.0:
-                    break
-                on_task(task.work, 1.0, left)
-                again = measure(task.work, min(task.budget_seconds, left))
-                found[task.work] = min(found[task.work], again, key=better)
-    except KeyboardInterrupt:
-        done.interrupted = True
-    done.seconds = clock() - start
-    fallen = _falling(found)
-    for work, outcome in found.items():
-        if isinstance(outcome, ProbeFailed):
-            done.refused.append((work, str(outcome)))
-        elif outcome.disagreement >= REFUSED_SPREAD:
-            done.refused.append((work, f"runs differ by more than {REFUSED_SPREAD:.0%}; something else runs here"))
-        else:
-            done.results.append(replace(outcome, falls_by=fallen.get(work, 0.0)))
-    return done
-
-
-def _disturbed(found: Mapping[Work, Result | ProbeFailed]) -> set[Work]:
-    return {
-        work
-        for work, outcome in found.items()
-        if isinstance(outcome, Result)
-        and (outcome.sample.is_noisy or outcome.disagreement >= REFUSED_SPREAD or outcome.taken > MOST_TAKEN)
-    }
-
-
-def _falling(found: Mapping[Work, Result | ProbeFailed]) -> dict[Work, float]:
-    usable = {
-        work: outcome
-        for work, outcome in found.items()
-        if isinstance(outcome, Result) and outcome.disagreement < REFUSED_SPREAD
-    }
-    return falls(usable)
-
-
-def _spread(outcome: Result | ProbeFailed) -> float:
-    return max(outcome.disagreement, outcome.taken) if isinstance(outcome, Result) else math.inf
-
-
-def _seconds(outcome: Result | ProbeFailed) -> float:
-    return outcome.sample.median_seconds if isinstance(outcome, Result) else math.inf
 
 
 def _products(
@@ -464,6 +365,39 @@ def _attention(
         for depth in depths
         for heads, batch in shapes
     ]
+
+
+def _scans(shapes: Mapping[Scan, tuple[int, int, int]], n_threads: int) -> list[Work]:
+    return [
+        RecurrentScan(kind=kind, n_heads=heads, n_rows=rows, n_columns=columns, batch=batch, n_threads=n_threads)
+        for kind, (heads, rows, columns) in shapes.items()
+        for batch in SCAN_BATCHES
+    ]
+
+
+def _scan_shapes(model: Model) -> dict[Scan, tuple[int, int, int]]:
+    """Shapes of the states that a model's layers scan, by kind."""
+    from pshard._core import Mixer
+
+    kinds: dict[Mixer, Scan] = {
+        Mixer.mamba: "mamba",
+        Mixer.mamba2: "mamba2",
+        Mixer.mamba_heads: "mamba2",
+        Mixer.gated_delta: "delta_net",
+        Mixer.channel_delta: "delta_net",
+    }
+    inner, heads = model.hyperparameters.ssm_inner_size, model.hyperparameters.ssm_time_step_rank
+    norms = {tensor.name: tensor.shape[0] for tensor in model.tensors if tensor.name.endswith(".ssm_norm.weight")}
+    found: dict[Scan, tuple[int, int, int]] = {}
+    for index, layer in enumerate(layer.parameters for layer in model.layers):
+        kind = kinds.get(layer.mixer) if layer.scan_state > 0 else None
+        if kind == "delta_net" and (size := norms.get(f"blk.{index}.ssm_norm.weight")):
+            found[kind] = layer.scan_state // size**2, size, size
+        elif kind == "mamba2":
+            found[kind] = heads, inner // heads, layer.scan_state // inner
+        elif kind == "mamba":
+            found[kind] = inner, 1, layer.scan_state // inner
+    return found
 
 
 def _in_turns(works: Sequence[Work], gpu_works: Sequence[GpuWork]) -> list[Work]:

@@ -21,8 +21,9 @@ from pshard.probe.gpu_probes import GpuProber
 from pshard.probe.gpu_work import LOCK_SHARE, full_gpu_works, quick_gpu_works
 from pshard.probe.load import OtherPrograms
 from pshard.probe.measure import profile_from
-from pshard.probe.probes import FULL_SECONDS, QUICK_SECONDS, CpuProber, full_tasks, quick_tasks, run, tasks_for
-from pshard.probe.works import Run
+from pshard.probe.pace import Pace, anchors_of
+from pshard.probe.probes import FULL_SECONDS, QUICK_SECONDS, CpuProber, full_tasks, quick_tasks, tasks_for
+from pshard.probe.running import run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from pshard.machine.nvidia import State
     from pshard.machine.profile import Key, Profile
     from pshard.probe.probes import Prober
+    from pshard.probe.running import Run
     from pshard.probe.works import Work
 
 # Of the memory that is free: the probes take what their caches make them take, and leave the rest alone.
@@ -84,7 +86,7 @@ def measure_machine(
     output : Path, optional
         File to write; the stored profile of this machine by default.
     on_task : callable
-        As in `probes.run`.
+        As in `running.run`.
     prober : Prober, optional
         What measures; the probes of the core by default.
     clock : callable
@@ -99,7 +101,9 @@ def measure_machine(
     SettingError
         More threads than logical processors, a GPU that is not there, a model whose types have no native kernel.
     MachineError
-        Another run is measuring this machine, or the file cannot be written.
+        Another run is measuring this machine.
+    FileError
+        The profile cannot be written where it is to be.
     """
     from pshard.machine.cpus import physical_cpus
     from pshard.machine.detect import detect, topology
@@ -149,6 +153,7 @@ def measure_machine(
             on_task=on_task,
             others=OtherPrograms(measured_on),
             n_cpus=len(measured_on),
+            pace=Pace(anchors_of(tasks, key.n_threads), holds.pace if holds is not None else None),
         )
     key = _under_load(key, prober)
     if done.interrupted and holds is not None:  # what a person ends early must not cost what was known before
@@ -195,7 +200,9 @@ def import_figures(
     SettingError
         Files that do not go together.
     MachineError
-        A file that cannot be used, or written.
+        A file that cannot be used.
+    FileError
+        The profile cannot be written.
     """
     from pshard.probe.engine_rows import is_engine_file, read_engine_rows, with_engine_rows
 

@@ -10,7 +10,8 @@ from pshard.probe.gpu_work import GpuWork
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from pshard.machine.profile import Layout, Sample
+    from pshard.machine.profile import Layout, Sample, Scan
+    from pshard.probe.doubts import Doubt
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,21 @@ class Attention:
         return f"attention, batch {self.batch}, {self.depth} tokens{heads}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecurrentScan:
+    """Scan of a recurrent layer over `batch` tokens; its state has `n_rows` × `n_columns` elements for each head."""
+
+    kind: Scan
+    n_heads: int
+    n_rows: int
+    n_columns: int
+    batch: int
+    n_threads: int
+
+    def __str__(self) -> str:
+        return f"scan, {self.kind}, {self.batch} token{'s' if self.batch > 1 else ''}"
+
+
 @dataclass(frozen=True, slots=True)
 class Storage:
     """Sequential, cold reads of the first bytes of a file."""
@@ -91,7 +107,7 @@ class Storage:
         return f"storage, {self.path}"
 
 
-Work = Read | Start | Peak | Product | Attention | Storage | GpuWork
+Work = Read | Start | Peak | Product | Attention | RecurrentScan | Storage | GpuWork
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +122,8 @@ class Task:
 class Result:
     """What a probe found: of each repetition the bytes read and FLOP done.
 
-    `is_cold`: no repetition found what it read in a cache. `note` is the probe's own remark. `falls_by`: the share that
-    its rate lies below that of fewer rows, which it should not (`falls`). `taken`: the share of the processors that
-    other programs had meanwhile. `parts` are further figures of the same probe, by name.
+    `is_cold`: no repetition found what it read in a cache. `note` is the probe's own remark. `doubts`: shares by which
+    it may be wrong although its runs agree. `parts` are further figures of the same probe, by name.
     """
 
     work: Work
@@ -117,8 +132,7 @@ class Result:
     n_flop: float = 0.0
     is_cold: bool = True
     note: str = ""
-    falls_by: float = 0.0
-    taken: float = 0.0
+    doubts: Mapping[Doubt, float] = field(default_factory=dict)
     parts: Mapping[str, Result] = field(default_factory=dict)
 
     @property
@@ -129,31 +143,7 @@ class Result:
     @property
     def spread(self) -> float:
         """Relative half-width of the figure's range."""
-        return max(self.disagreement, self.falls_by, self.taken)
-
-
-@dataclass(slots=True)
-class Run:
-    """What a run through the tasks gave.
-
-    Attributes
-    ----------
-    results : list of Result
-    refused : list of (Work, str)
-        Probes without a figure, with the reason.
-    left : list of Work
-        Probes that were not reached.
-    interrupted : bool
-        A person ended it.
-    seconds : float
-        What it took.
-    """
-
-    results: list[Result] = field(default_factory=list)
-    refused: list[tuple[Work, str]] = field(default_factory=list)
-    left: list[Work] = field(default_factory=list)
-    interrupted: bool = False
-    seconds: float = 0.0
+        return max(self.disagreement, *self.doubts.values(), 0.0)
 
 
 class ProbeFailed(Exception):
