@@ -89,6 +89,26 @@ def test_cost_grows_with_devices_and_the_square_of_layers(
     assert fastest(lambda: assign(**large)) / fastest(lambda: assign(**small)) < most
 
 
+@pytest.mark.parametrize("noise", [0.0, 0.01], ids=["of seven kinds", "all different"])
+def test_many_stages_without_transfers_cost_what_their_tables_do(noise: float) -> None:
+    """As many devices as layers, of few kinds or all different: tables and time grow with the square."""
+
+    def case(n: int) -> Assignment:
+        spread = np.random.default_rng(n).uniform(1 - noise, 1 + noise, size=n)
+        seconds = np.tile((1.0 + 0.2 * (np.arange(n) % 7)) * spread, (n, 1))
+        found = assign(seconds, np.zeros((n, n), dtype=np.int64), np.full(n, 1 << 40), objective="throughput")
+        assert found.feasible
+        assert sum(found.counts(n)) == n
+        return found
+
+    ratio = float("inf")
+    for _ in range(5):  # on a busy machine one pair may be far off
+        ratio = min(ratio, fastest(lambda: case(600), rounds=2) / fastest(lambda: case(300), rounds=4))
+        if ratio < 6.0:
+            break
+    assert ratio < 6.0  # 4 as the square, 8 as the cube
+
+
 def test_searched_orders_are_within_two_percent_of_exact_ones() -> None:
     worst = 1.0
     for n_device in (5, 6, 7, 8):

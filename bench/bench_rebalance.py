@@ -16,13 +16,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "python"))
 
 from rebalance_cases import Clock, Shards, deployment, run_passes
-from rebalance_simulation import SCENARIOS, Outcome, follow_two, simulate
+from rebalance_simulation import SCENARIOS, Outcome, Scenario, follow_two, simulate
 
 from pshard.rebalance.balancer import LoadBalancer, RebalanceConfig
 
@@ -51,7 +52,7 @@ def fastest(run: Callable[[], object], enough: float) -> float:
     return best
 
 
-def balancer_of(n_shards: int, **config: float) -> LoadBalancer:
+def balancer_of(n_shards: int, **config: Any) -> LoadBalancer:
     """Two layers on each: no published model has many more than 128."""
     balancer = LoadBalancer(RebalanceConfig(**config), clock=Clock())
     balancer.register_shards([(f"gpu{i}", 2) for i in range(n_shards)])
@@ -142,10 +143,11 @@ def passes_until_proposal(slowdown: float, spread: float, n_shards: int = 4, n: 
 
 def outcomes() -> list[tuple[str, list[Outcome], list[Outcome]]]:
     """Every scenario under ours and under the document's algorithm, with the same seeds."""
-    return [
-        (scenario.name, *([simulate(scenario, seed, ours=ours) for seed in SEEDS] for ours in (True, False)))
-        for scenario in SCENARIOS
-    ]
+
+    def runs(scenario: Scenario, *, ours: bool) -> list[Outcome]:
+        return [simulate(scenario, seed, ours=ours) for seed in SEEDS]
+
+    return [(scenario.name, runs(scenario, ours=True), runs(scenario, ours=False)) for scenario in SCENARIOS]
 
 
 def test_recording_a_latency_takes_less_than_a_microsecond() -> None:
@@ -187,24 +189,25 @@ def print_tables() -> None:
     out(f"recording a latency: {record_seconds() * 1e9:.0f} ns\n")
     out(f"deciding, 64 shards of 10,000 latencies: {decide_seconds() * 1e3:.1f} ms\n\n")
     out("| noise | false proposals in 10,000 windows |\n|---|---|\n")
-    for label, arguments in (
+    noises: tuple[tuple[str, dict[str, Any]], ...] = (
         ("5 %", {"spread": 0.05}),
         ("20 %", {"spread": 0.2}),
         ("50 %", {"spread": 0.5}),
         ("20 %, neighbours alike (0.8), 2 % outliers", {"spread": 0.2, "alike": 0.8, "outliers": 0.02}),
         ("20 %, threshold 1: every difference is a reason", {"spread": 0.2, "threshold": 1.0}),
         ("20 %, a third device idle, due, not worth using", {"spread": 0.2, "idle": True}),
-    ):
+    )
+    for label, arguments in noises:
         out(f"| {label} | {false_proposals(**arguments)} |\n")
     out("\n| slowdown | noise | passes until it is proposed: median | 90 % |\n|---|---|---|---|\n")
     for slowdown, spread in ((1.5, 0.05), (1.5, 0.2), (1.5, 0.5), (1.25, 0.05), (1.25, 0.2), (3.0, 0.5)):
         needed = passes_until_proposal(slowdown, spread)
         out(f"| {slowdown} | {spread:.0%} | {np.median(needed):.0f} | {np.quantile(needed, 0.9):.0f} |\n")
     out("\n| the second of two devices, from 100 s on, retry_secs 600 | layers taken up, after seconds |\n|---|---|\n")
-    for label, slowdown in DEVICE_STORIES:
-        taken = follow_two(slowdown, 20_000.0, retry_secs=600.0)
-        cells = ", ".join(f"{' + '.join(map(str, counts))} ({at:.0f})" for at, counts in taken)
-        out(f"| {label} | {cells} |\n")
+    for label, slowdown_at in DEVICE_STORIES:
+        taken = follow_two(slowdown_at, 20_000.0, retry_secs=600.0)
+        steps = ", ".join(f"{' + '.join(map(str, counts))} ({at:.0f})" for at, counts in taken)
+        out(f"| {label} | {steps} |\n")
     out("\n| scenario | moves | needless | overflows | mean slowest stage, ms | at the end, ms | best possible |\n")
     out("|---|---|---|---|---|---|---|\n")
     for name, ours, document in outcomes():

@@ -19,7 +19,7 @@ import pytest
 from pshard.cluster.cluster import Cluster, Device, Host, Link, LinkKind, Speed
 from pshard.errors import NoFeasiblePlanError
 from pshard.fleet import groupings
-from pshard.fleet.solver import Assignment
+from pshard.fleet.solver import Assignment, assign
 from pshard.model.model import Model, read_model
 from pshard.sharding import replica as shard_replica
 from pshard.sharding.problem import NotJoinedError, ShardProblem
@@ -67,12 +67,13 @@ def boxes(n_gpu: int) -> Cluster:
 
 @pytest.mark.parametrize("users", [1, 64])
 def test_many_gpus_cost_little_more_than_few(users: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, counts, seconds = read_model("llama-3.3-70b:Q4_K_M"), [], []
-    solve = shard_replica.assign
+    model = read_model("llama-3.3-70b:Q4_K_M")
+    counts: list[int] = []
+    seconds: list[float] = []
 
     def counted(*arguments: Any, **keywords: Any) -> Assignment:
         counts[-1] += 1
-        return solve(*arguments, **keywords)
+        return assign(*arguments, **keywords)
 
     monkeypatch.setattr(shard_replica, "assign", counted)
     for n_gpu in (32, 256):

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # All that only a machine with an NVIDIA GPU can check, what tells most first: kernels and executor against references, figures, sanitizers.
-# Every step has a limit of time and its result is kept, so that a lent machine may be taken away in between.
+# Every step has a limit of time and its result is kept, so that a rented machine may be taken away in between.
 #
 #   bench/gpu.sh [-o FOLDER] [-t SECONDS] [-w WHEELS] [STEP...]
 #   bench/gpu.sh -d WHEELS [-- PIP OPTIONS]

@@ -112,7 +112,8 @@ def attention(case: Case) -> None:
     ctx, batch = case.run.ctx, case.tier.bs
 
     def change(processor: Processor, on_gpu: bool) -> Processor:
-        rows = [row for row in profiles()[2 if on_gpu else 1] if row.operation.startswith("FLASH_ATTN")]
+        _, cpu_rows, gpu_rows = profiles()
+        rows = [row for row in (gpu_rows if on_gpu else cpu_rows) if row.operation.startswith("FLASH_ATTN")]
         if any((row.ctx_len, row.n_heads, row.n_tokens) == (ctx, n_head_kv, batch) for row in rows):
             return processor
         nearest = min(

@@ -88,7 +88,7 @@ class Experiment:
         from pshard.machine.profile import write_profile
         from pshard.run.host_backend import measure_here, share_cpus
 
-        measured = measure_here(read_model(MODEL), share_cpus(physical_cpus(), len(DEVICES)), CONTEXT)
+        measured = measure_here(read_model(MODEL), share_cpus(physical_cpus(), len(DEVICES)), (1,), depth=CONTEXT)
         write_profile(measured.profile, self.folder / "profile.json")
         self.cluster.write_text(CLUSTER)
         goal = ("--objective", "decode", "--load", self.load, "--max-seq-len", str(CONTEXT))
@@ -185,7 +185,13 @@ def draw(results: dict[str, dict[str, Any]], path: Path) -> None:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    style = {"font.size": 9, "axes.grid": True, "grid.alpha": 0.35, "svg.fonttype": "none", "svg.hashsalt": "1"}
+    style: dict[Any, Any] = {
+        "font.size": 9,
+        "axes.grid": True,
+        "grid.alpha": 0.35,
+        "svg.fonttype": "none",
+        "svg.hashsalt": "1",
+    }
     with rc_context(style):
         figure = Figure(figsize=(10, 3.2 * len(results)), layout="constrained")
         for axis, (load, found) in zip(np.atleast_1d(figure.subplots(len(results), 1)), results.items(), strict=True):

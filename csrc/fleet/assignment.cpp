@@ -19,17 +19,21 @@ namespace {
 
 // Rounding of sums: a bound that is met to this is met.
 constexpr double kRounding = 1e-12;
+// The slowest stage is first looked for within so many times what it takes at least: stages that take longer need not be tried then.
+constexpr double kNearLeast = 4.0;
 
 // How the devices may follow each other; `solve` is for one measure what `assign` is for all.
 class Orders {
  public:
   Orders(const Chain& chain, const ChainStages& stages, const AssignmentOptions& options)
-      : stages_(stages), allow_empty_(options.allow_empty), classes_(chain), fixed_(static_cast<size_t>(stages.n_device())) {
+      : stages_(stages), allow_empty_(options.allow_empty), fixed_(static_cast<size_t>(stages.n_device())) {
     std::iota(fixed_.begin(), fixed_.end(), 0);
+    if (!options.search_order) return;
+    classes_.emplace(chain);
     // As many states as that many devices have, all of them different.
     const int64_t max_states = (int64_t{1} << options.max_exact_order) * options.max_exact_order;
-    all_ = options.search_order && classes_.n_states(max_states) <= max_states;
-    searched_ = options.search_order && !all_;
+    all_ = classes_->n_states(max_states) <= max_states;
+    searched_ = !all_;
     if (searched_) bound_.emplace(chain);
   }
 
@@ -46,14 +50,21 @@ class Orders {
 
  private:
   Solution in_known_order(Measure measure, double limit_seconds) {
+    if (!all_) ++n_orders_;
+    if (measure == Measure::slowest_seconds) {
+      const Solution near = within(measure, std::min(limit_seconds, kNearLeast * stages_.least_slowest_seconds()));
+      if (!near.runs.empty()) return near;
+    }
+    return within(measure, limit_seconds);
+  }
+
+  Solution within(Measure measure, double limit_seconds) {
     StageProgram program(stages_, measure, allow_empty_, limit_seconds);
-    if (all_) return program.over_all_orders(classes_);
-    ++n_orders_;
-    return program.in_order(fixed_);
+    return all_ ? program.over_all_orders(*classes_) : program.in_order(fixed_);
   }
 
   Solution search(Measure measure, double bound) {
-    OrderedSolution found = search_order(stages_, classes_, measure, allow_empty_, bound * (1.0 + kRounding));
+    OrderedSolution found = search_order(stages_, *classes_, measure, allow_empty_, bound * (1.0 + kRounding));
     n_orders_ += found.n_orders;
     fixed_ = found.order;
     searched_ = found.solution.runs.empty();
@@ -62,8 +73,8 @@ class Orders {
 
   const ChainStages& stages_;
   bool allow_empty_;
-  DeviceClasses classes_;
-  std::optional<OrderBound> bound_;  // where the order is searched
+  std::optional<DeviceClasses> classes_;  // where the order is open
+  std::optional<OrderBound> bound_;       // where it is searched
   bool all_ = false;
   bool searched_ = false;
   bool exact_ = true;

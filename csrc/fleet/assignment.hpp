@@ -5,9 +5,10 @@
 // devices open also the set of devices used. Stage times are sums over the run, plus what the activations take to get there from the stage
 // before; where the slowest stage counts, the way of least total time among those with the least slowest stage.
 //
-// Cost: devices^2 layers + devices layers^2 in a given order, 2^devices times half of that over all orders, less where devices may change
-// places. Beyond kMaxExactOrder different devices the order is searched by improving some good ones, each solved exactly; `exact` in the
-// result then says whether a bound of all orders was reached.
+// Cost: devices^2 layers (without transfers devices layers) + devices layers^2 in a given order, 2^devices times half of that over all
+// orders, less where devices may change places. Where the slowest stage counts and memory is not what decides, of the layers^2 only stages
+// that take no more than a few times an even share. Beyond kMaxExactOrder different devices the order is searched by improving some good
+// ones, each solved exactly; `exact` in the result then says whether a bound of all orders was reached.
 #pragma once
 
 #include <cstdint>

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <stdexcept>
 #include <string>
 
@@ -107,6 +108,18 @@ ChainStages::ChainStages(const Chain& chain) : chain_(chain) {
 
 double ChainStages::transfer_seconds(int32_t from, int32_t to) const {
   return entry(chain_.transfer_seconds, static_cast<size_t>(from) * static_cast<size_t>(chain_.n_device) + static_cast<size_t>(to));
+}
+
+// In that time each device does at most as many layers as if all were its quickest, and all devices together must do all.
+double ChainStages::least_slowest_seconds() const {
+  const auto n_device = static_cast<size_t>(chain_.n_device);
+  double layers_per_second = 0.0;
+  for (size_t device = 0; device < n_device; ++device) {
+    double quickest = std::numeric_limits<double>::infinity();
+    for (size_t at = device; at < chain_.layer_seconds.size(); at += n_device) quickest = std::min(quickest, chain_.layer_seconds[at]);
+    layers_per_second += 1.0 / quickest;
+  }
+  return static_cast<double>(chain_.n_layer) / layers_per_second;
 }
 
 double ChainStages::seconds(int32_t device, int64_t begin, int64_t end) const {

@@ -16,7 +16,10 @@ class ChainStages {
 
   [[nodiscard]] int64_t n_layer() const { return chain_.n_layer; }
   [[nodiscard]] int32_t n_device() const { return chain_.n_device; }
+  [[nodiscard]] bool has_transfers() const { return !chain_.transfer_seconds.empty(); }
   [[nodiscard]] double transfer_seconds(int32_t from, int32_t to) const;
+  // The slowest stage takes no less, wherever the layers lie.
+  [[nodiscard]] double least_slowest_seconds() const;
 
   // Of layers [begin, end) on `device`; begin < end.
   [[nodiscard]] double seconds(int32_t device, int64_t begin, int64_t end) const;

@@ -13,7 +13,19 @@ void StageProgram::add_arrival(const Arrival& arrival) {
   arrivals_.push_back(arrival);
 }
 
+void StageProgram::add_nearest(int32_t index) {
+  const std::span<const Cell> cells = row(index);
+  for (size_t layer = 0; layer < cells.size(); ++layer) {
+    if (cells[layer].value < nearest_[layer].value) nearest_[layer] = {cells[layer].value, 0.0, index};
+  }
+}
+
 void StageProgram::find_arrivals(int32_t device, int64_t begin, std::span<const Source> sources) {
+  if (!nearest_.empty()) {
+    const Arrival& nearest = nearest_[static_cast<size_t>(begin)];
+    arrivals_.assign(nearest.from >= 0 ? 1 : 0, nearest);
+    return;
+  }
   const bool transfers = measure_ != Measure::missing_bytes;
   const bool one_suffices = measure_ == Measure::total_seconds && limit_seconds_ == std::numeric_limits<double>::infinity();
   arrivals_.clear();
@@ -40,8 +52,10 @@ void StageProgram::extend(std::span<Cell> cells, int32_t device, int64_t begin) 
   const int64_t n_layer = stages_.n_layer();
   const int64_t reach = kBytes ? n_layer - 1 : stages_.reach(device, begin);
   const bool to_end = kBytes || stages_.fits_to_end(device, begin);
+  // False where the stage alone takes too long, and so do longer ones.
   const auto try_end = [&](int64_t end) {
     const double stage = kBytes ? static_cast<double>(stages_.missing_bytes(device, begin, end)) : stages_.seconds(device, begin, end);
+    if (stage > limit_seconds_) return false;
     Cell& cell = cells[static_cast<size_t>(end)];
     for (const Arrival& arrival : arrivals_) {
       const double busy = stage + arrival.transfer_seconds;
@@ -49,8 +63,11 @@ void StageProgram::extend(std::span<Cell> cells, int32_t device, int64_t begin) 
       const double value = kMeasure == Measure::slowest_seconds ? std::max(arrival.value, busy) : arrival.value + stage;
       if (value < cell.value) cell = {value, static_cast<int32_t>(begin), arrival.from};
     }
+    return true;
   };
-  for (int64_t end = begin + 1; end <= reach; ++end) try_end(end);
+  for (int64_t end = begin + 1; end <= reach; ++end) {
+    if (!try_end(end)) return;
+  }
   if (to_end) try_end(n_layer);
 }
 
@@ -96,12 +113,18 @@ Solution StageProgram::in_order(std::span<const int32_t> devices) {
   const auto n = static_cast<int32_t>(devices.size());
   cells_.assign(devices.size() * row_length(), Cell{});
   sources_.clear();
+  const bool all_near = allow_empty_ && !stages_.has_transfers();
+  nearest_.assign(all_near ? row_length() : 0, {std::numeric_limits<double>::infinity(), 0.0, -1});
   int32_t best = -1;
   for (int32_t i = 0; i < n; ++i) {
     const int32_t device = devices[static_cast<size_t>(i)];
     fill(i, device, sources_, allow_empty_ || i == 0);
     if (!allow_empty_) sources_.clear();
-    sources_.push_back({i, device});
+    if (all_near) {
+      add_nearest(i);
+    } else {
+      sources_.push_back({i, device});
+    }
     const Cell& last = row(i).back();
     const bool counts = allow_empty_ || i + 1 == n;
     if (counts && last.begin >= 0 && (best < 0 || last.value < row(best).back().value)) best = i;
@@ -124,6 +147,7 @@ Solution StageProgram::over_all_orders(const DeviceClasses& classes) {
     return set / stride[index] % (static_cast<int32_t>(members[index].size()) + 1);
   };
   cells_.assign(static_cast<size_t>(n_set) * members.size() * row_length(), Cell{});
+  nearest_.clear();
   std::vector<int32_t> device_of_row(static_cast<size_t>(n_set) * members.size(), -1);
   int32_t best = -1;
   for (int32_t set = 1; set < n_set; ++set) {

@@ -67,6 +67,8 @@ class StageProgram {
   void extend(std::span<Cell> cells, int32_t device, int64_t begin);
   void find_arrivals(int32_t device, int64_t begin, std::span<const Source> sources);
   void add_arrival(const Arrival& arrival);
+  // Lets a row be arrived from wherever it is nearer than those before it.
+  void add_nearest(int32_t index);
   [[nodiscard]] Solution trace(int32_t last_row, std::span<const int32_t> device_of_row);
 
   const ChainStages& stages_;
@@ -74,6 +76,7 @@ class StageProgram {
   bool allow_empty_;
   double limit_seconds_;
   std::vector<Cell> cells_;
+  std::vector<Arrival> nearest_;   // [layer] best of all rows so far, where no transfer takes time; else empty
   std::vector<Arrival> arrivals_;  // scratch
   std::vector<Source> sources_;    // scratch
 };

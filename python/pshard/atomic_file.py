@@ -1,27 +1,27 @@
-"""Files that are replaced whole: a reader sees the old one or the new one, never a part."""
+"""Files that are replaced whole: a reader sees the old one or the new one, never a part.
+
+Writers take turns by a lock file beside each, and follow a link to the file itself. The directory is not synchronised:
+after a power failure the old file may be back.
+"""
 
 from __future__ import annotations
 
 import os
 import stat
-import tempfile
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pshard.errors import MachineError
+from pshard.errors import FileError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-LOCK_SECONDS = 30
+LOCK_SECONDS = 60
 
 
 def write_atomically(path: Path, data: bytes) -> Path:
     """Write a file.
-
-    Writers take turns by a lock file beside it. The directory itself is not synchronised: after a power failure the old
-    file may be back.
 
     Parameters
     ----------
@@ -36,16 +36,11 @@ def write_atomically(path: Path, data: bytes) -> Path:
 
     Raises
     ------
-    MachineError
-        If the directory cannot be written to, or another writer holds the lock for half a minute.
+    FileError
+        The directory cannot be written to, or another writer has held the lock for a minute.
     """
-    with locked([path]), _explained(path):
-        temporary = _stage(path, data)
-        try:
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+    with locked([path]):
+        replace_one(path, data)
     return path
 
 
@@ -55,18 +50,42 @@ def locked(paths: Iterable[Path]) -> Iterator[None]:
 
     Raises
     ------
-    MachineError
+    FileError
         As `write_atomically`.
     """
-    from filelock import FileLock
+    from filelock import FileLock, Timeout
 
     with ExitStack() as held:
         # In one order everywhere, so that two holders of several cannot wait for each other.
-        for path in sorted(set(paths)):
-            with _explained(path):
+        for path in sorted({path.resolve() for path in paths}):
+            lock = path.with_name(f"{path.name}.lock")
+            with explained(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                held.enter_context(FileLock(f"{path}.lock", timeout=LOCK_SECONDS))
+                try:
+                    held.enter_context(FileLock(lock, timeout=LOCK_SECONDS))
+                except Timeout as error:
+                    message = (
+                        f"{path}: another process has held {lock} for {LOCK_SECONDS} s; wait for it, end it, or write "
+                        "another file."
+                    )
+                    raise FileError(message) from error
         yield
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn what the system says while a file is written into a sentence.
+
+    Raises
+    ------
+    FileError
+        Instead of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        message = f"{path}: cannot be written ({error.strerror or error}); choose another file."
+        raise FileError(message) from error
 
 
 def read_if_there(path: Path) -> bytes | None:
@@ -74,7 +93,7 @@ def read_if_there(path: Path) -> bytes | None:
 
     Raises
     ------
-    MachineError
+    FileError
         It is there and cannot be read.
     """
     try:
@@ -82,8 +101,21 @@ def read_if_there(path: Path) -> bytes | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        msg = f"{path}: cannot be read ({error.strerror or error}); choose another file"
-        raise MachineError(msg) from error
+        message = f"{path}: cannot be read ({error.strerror or error}); choose another file."
+        raise FileError(message) from error
+
+
+def replace_one(path: Path, data: bytes) -> None:
+    """Replace a file whose lock is held.
+
+    Raises
+    ------
+    FileError
+        It cannot be written; it is as it was.
+    """
+    path = path.resolve()
+    with ExitStack() as staged, explained(path):
+        _stage(path, data, "new", staged).replace(path)
 
 
 def replace_all(contents: Mapping[Path, bytes | None]) -> None:
@@ -96,28 +128,22 @@ def replace_all(contents: Mapping[Path, bytes | None]) -> None:
 
     Raises
     ------
-    MachineError
+    FileError
         One of them cannot be written; all are as they were.
     """
-    with ExitStack() as temporaries:
-
-        def staged(path: Path, data: bytes | None) -> Path | None:
-            if data is None:
-                return None
-            temporary = _stage(path, data)
-            temporaries.callback(temporary.unlink, missing_ok=True)
-            return temporary
-
+    with ExitStack() as staged:
         moves: list[tuple[Path, Path | None, Path | None]] = []
         for path, data in contents.items():
             # What takes room is done before anything is replaced, the way back included.
             former = read_if_there(path)
-            with _explained(path):
-                moves.append((path, staged(path, data), staged(path, former)))
+            with explained(path):
+                new = None if data is None else _stage(path, data, "new", staged)
+                old = None if former is None else _stage(path, former, "old", staged)
+            moves.append((path, new, old))
         done: list[tuple[Path, Path | None]] = []
         try:
             for path, new, old in moves:
-                with _explained(path):
+                with explained(path):
                     _put(path, new)
                 done.append((path, old))
         except BaseException:
@@ -126,42 +152,25 @@ def replace_all(contents: Mapping[Path, bytes | None]) -> None:
             raise
 
 
-def _put(path: Path, temporary: Path | None) -> None:
-    if temporary is None:
+def _put(path: Path, staged: Path | None) -> None:
+    if staged is None:
         path.unlink(missing_ok=True)
     else:
-        temporary.replace(path)
+        staged.replace(path)
 
 
-def _stage(path: Path, data: bytes) -> Path:
-    """Write what is to become a file beside it."""
-    mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else None
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        if mode is not None:
-            Path(temporary).chmod(mode)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return Path(temporary)
+def _stage(path: Path, data: bytes, role: str, staged: ExitStack) -> Path:
+    """Write what is to become a file beside it, with the file's mode; it is gone when `staged` ends.
 
-
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    from filelock import Timeout
-
-    try:
-        yield
-    except Timeout as error:
-        msg = (
-            f"{path}: another process has held {path}.lock for {LOCK_SECONDS} s; wait for it, or remove the lock if "
-            "none runs"
-        )
-        raise MachineError(msg) from error
-    except OSError as error:
-        msg = f"{path}: cannot be written ({error.strerror or error}); choose another file"
-        raise MachineError(msg) from error
+    The lock is held, so nobody else stages for this file: what has this name was left by a writer that was killed.
+    """
+    temporary = path.with_name(f".{path.name}.{role}.part")
+    temporary.unlink(missing_ok=True)
+    staged.callback(temporary.unlink, missing_ok=True)
+    with temporary.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    if path.exists():
+        temporary.chmod(stat.S_IMODE(path.stat().st_mode))
+    return temporary

@@ -4,9 +4,10 @@ PshardError (1)
 ├── GgufError (1)           a file that is not a sound GGUF
 ├── ModelError (1)          a model that cannot be planned
 ├── MachineError (1)        a profile or hardware description that cannot be used
+├── FileError (1)           a file that cannot be read or written
 ├── MetricsError (1)        latencies that cannot be had
 ├── DocumentError (1)       a document of this program that is missing, broken, or was changed meanwhile
-├── EngineError (1)          a plan that an engine cannot run
+├── EngineError (1)         a plan that an engine cannot run
 ├── SettingError (2)        an argument outside its range
 └── NoFeasiblePlanError (3) nothing fits
 """
@@ -30,6 +31,10 @@ class ModelError(PshardError):
 
 class MachineError(PshardError):
     """A machine profile or a hardware description that cannot be used."""
+
+
+class FileError(PshardError):
+    """A file that cannot be read, written or locked; the message carries its path and the system's reason."""
 
 
 class MetricsError(PshardError):

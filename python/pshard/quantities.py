@@ -26,12 +26,12 @@ def parse_bytes(text: str | float) -> int:
     """
     found = re.fullmatch(_NUMBER + r"\s*([a-z]*)", str(text).strip().lower())
     if not found or found[2] not in _BINARY:
-        msg = f"{text!r} is not a size; examples: 12G, 12GiB, 12288M, 11.5 (GiB where no unit is given)"
-        raise SettingError(msg)
+        message = f"{text!r} is not a size; examples: 12G, 12GiB, 12288M, 11.5 (GiB where no unit is given)"
+        raise SettingError(message)
     n_bytes = round(float(found[1]) * (1 << _BINARY[found[2]]))
     if n_bytes > MAX_BYTES:
-        msg = f"{text!r} is more than any memory has; at most {MAX_BYTES >> 40}T"
-        raise SettingError(msg)
+        message = f"{text!r} is more than any memory has; at most {MAX_BYTES >> 40}T"
+        raise SettingError(message)
     return n_bytes
 
 
@@ -45,8 +45,8 @@ def parse_rate(text: str) -> float:
     """
     found = re.fullmatch(_NUMBER + r"\s*([kKMGT]?)(B/s|bit/s|b/s|bps)", str(text).strip())
     if not found:
-        msg = f"{text!r} is not a rate; examples: 300GB/s (bytes), 100Gbit/s, 100Gb/s or 100Gbps (bits)"
-        raise SettingError(msg)
+        message = f"{text!r} is not a rate; examples: 300GB/s (bytes), 100Gbit/s, 100Gb/s or 100Gbps (bits)"
+        raise SettingError(message)
     return float(found[1]) * _PREFIX[found[2]] / (1.0 if found[3] == "B/s" else 8.0)
 
 
@@ -60,6 +60,6 @@ def parse_seconds(text: str) -> float:
     """
     found = re.fullmatch(_NUMBER + r"\s*([a-zµμ]+)", str(text).strip())
     if not found or found[2] not in _PER_SECOND:
-        msg = f"{text!r} is not a time; examples: 2us, 0.1ms, 300ns"
-        raise SettingError(msg)
+        message = f"{text!r} is not a time; examples: 2us, 0.1ms, 300ns"
+        raise SettingError(message)
     return float(found[1]) / _PER_SECOND[found[2]]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import numpy as np
 
 from pshard.gguf.file import GgufHeader, TensorInfo, quant_sizes
 
@@ -65,7 +66,7 @@ def write_sparse(
     for name, shape, type_id in tensors:
         kind = gguf.GGMLQuantizationType(type_id)
         size = n_bytes(shape, type_id)
-        writer.add_tensor_info(name, list(reversed(shape)), gguf.np.dtype("float32"), size, raw_dtype=kind)
+        writer.add_tensor_info(name, list(reversed(shape)), np.dtype("float32"), size, raw_dtype=kind)
         end = (end + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT + size
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -48,11 +48,13 @@ class Shards:
     def true_us(self, counts: tuple[int, ...]) -> np.ndarray:
         """Median latency of each shard with so many layers; 0 without any."""
         counts_ = np.array(counts)
-        return np.where(counts_ > 0, (counts_ * self.layer_us + self.fixed_us) * self.slowdown, 0.0)
+        busy: np.ndarray = np.where(counts_ > 0, (counts_ * self.layer_us + self.fixed_us) * self.slowdown, 0.0)
+        return busy
 
     def latencies_us(self, counts: tuple[int, ...]) -> np.ndarray:
         """One pass; shape (D,)."""
-        return self.many_latencies_us(counts, 1)[0]
+        one: np.ndarray = self.many_latencies_us(counts, 1)[0]
+        return one
 
     def many_latencies_us(self, counts: tuple[int, ...], n: int) -> np.ndarray:
         """Return n passes; shape (n, D)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 from pshard.registry.fingerprint import fingerprint
 from pshard.registry.format import Override, Settings, Tier, Variant
@@ -32,4 +33,5 @@ def plan(path: Path, number: int) -> None:
 
 def die_before_replacing(path: Path) -> None:
     """Be killed where the new file is complete and the old one still in its place."""
-    update(path, fingerprint(SETTINGS, 1000), SETTINGS, _variant(999), lambda registry: os._exit(9))
+    with mock.patch.object(Path, "replace", lambda *_: os._exit(9)):
+        update(path, fingerprint(SETTINGS, 1000), SETTINGS, _variant(999))

@@ -126,6 +126,28 @@ def test_piped_tables_are_not_cut() -> None:
     assert "y" * 300 in done.stdout
 
 
+def test_a_table_that_is_too_wide_gives_its_rows_one_below_the_other(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "24")
+    monkeypatch.setenv("TERM", "xterm")
+    rows = [["gpu0", "12.3 GiB", "weights and cache of all layers"], ["host", None, "first\nsecond"]]
+    Output().table(["device", "stays free", "what"], rows, title="Devices")
+    assert capsys.readouterr().out.splitlines() == [
+        "Devices",
+        "device      gpu0",
+        "stays free  12.3 GiB",
+        "what        weights and",
+        "            cache of all",
+        "            layers",
+        "",
+        "device      host",
+        "what        first",
+        "            second",
+    ]
+
+
 @pytest.mark.parametrize(
     ("environment", "escapes", "colour"),
     [({}, False, False), ({"FORCE_COLOR": "1"}, True, True), ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, True, False)],

@@ -292,14 +292,19 @@ def test_text_says_what_the_json_says(capsys: pytest.CaptureFixture[str]) -> Non
     ]
 
 
-def test_tables_fit_a_terminal_of_80_columns(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("columns", [40, 60, 79, 80])
+def test_tables_fit_any_terminal(
+    columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setattr(_output, "_console", lambda: Console(width=80, file=sys.stdout))
+    wide = run_text(capsys, MODEL, "--vram", "11G", *MACHINE)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(_output, "_console", lambda: Console(width=columns, file=sys.stdout))
     text = run_text(capsys, MODEL, "--vram", "11G", *MACHINE)
     assert "…" not in text
-    assert all(len(line) <= 80 for line in text.splitlines() if not line.startswith("llama-server"))
+    of_plan = [line for line in text.splitlines() if not line.startswith(("llama-server", "stock --fit decides"))]
+    assert all(len(line) <= columns for line in of_plan)
+    if columns >= 60:  # nothing is missing, and no word broken
+        assert set(wide.split()) - set(text.split()) <= {"─" * len(line) for line in wide.splitlines()}
 
 
 def test_what_fits_is_just_run(capsys: pytest.CaptureFixture[str]) -> None:

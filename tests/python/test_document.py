@@ -50,6 +50,13 @@ def document(name: str = DENSE, vram_gib: float = 11.0, **settings: Any) -> dict
     return plan(model_named(name), machine(), vram_bytes=int(vram_gib * GIB), **settings).to_dict()
 
 
+def test_every_strategy_is_explained() -> None:
+    section = DOC.read_text().partition("## Strategies")[2].partition("\n## ")[0]
+    assert sorted(re.findall(r"^\| `([A-Z_]+)` \|", section, flags=re.MULTILINE)) == sorted(
+        ["STOCK_FIT", *_core.strategy_names()]
+    )
+
+
 def documented() -> dict[str, list[str]]:
     """Fields of each table of the documentation."""
     sections = re.split(r"^### `([^`]+)`$", DOC.read_text(), flags=re.MULTILINE)[1:]

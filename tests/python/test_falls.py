@@ -9,9 +9,10 @@ import pytest
 from fake_probes import FakeProber
 from msgspec.structs import replace as with_fields
 
+from pshard.probe.doubts import Doubt
 from pshard.probe.falls import falls
 from pshard.probe.gpu_work import GpuAttention, GpuProduct
-from pshard.probe.probes import run
+from pshard.probe.running import run
 from pshard.probe.works import Attention, Product, Result, Task
 
 ROWS = 4096
@@ -93,6 +94,10 @@ def slowed(batch: int, factors: list[float]):
     return change
 
 
+def falls_by(result: Result) -> float:
+    return result.doubts.get(Doubt.FALL, 0.0)
+
+
 def drive(change, limit: float = 100.0):
     prober = FakeProber(change=change)
     done = run(TASKS, prober, limit_seconds=limit, clock=prober.clock)
@@ -102,22 +107,23 @@ def drive(change, limit: float = 100.0):
 def test_what_falls_is_measured_again_and_the_faster_counts():
     done, asked = drive(slowed(512, [1.3, 1.0]))
     assert asked == [1, 512, 64, 512]
-    assert [result.falls_by for result in done.results] == [0.0, 0.0, 0.0]
+    assert not any(falls_by(result) for result in done.results)
+    assert len(done.results) == 3
     assert {result.spread for result in done.results} == {fake.SPREAD}
 
 
 def test_what_stays_below_is_kept_with_a_range_that_reaches_up():
     done, asked = drive(slowed(512, [1.3, 1.4]))
     assert asked == [1, 512, 64, 512]
-    (low,) = [result for result in done.results if result.falls_by]
+    (low,) = [result for result in done.results if falls_by(result)]
     assert low.work == product(512)
-    assert low.spread == low.falls_by == pytest.approx(1.0 - 1.0 / 1.3, rel=1e-3)
+    assert low.spread == falls_by(low) == pytest.approx(1.0 - 1.0 / 1.3, rel=1e-3)
 
 
 def test_without_time_it_is_still_said():
     done, asked = drive(slowed(512, [1.3]), limit=30.0)
     assert asked == [1, 512, 64]
-    assert [result.work for result in done.results if result.falls_by] == [product(512)]
+    assert [result.work for result in done.results if falls_by(result)] == [product(512)]
 
 
 def test_what_is_refused_for_noise_makes_nothing_suspect():
@@ -126,10 +132,10 @@ def test_what_is_refused_for_noise_makes_nothing_suspect():
 
     done, _ = drive(chaos)
     assert [work for work, _ in done.refused] == [product(1)]
-    assert [result.falls_by for result in done.results] == [0.0, 0.0]
+    assert [falls_by(result) for result in done.results] == [0.0, 0.0]
 
 
 def test_a_rate_that_is_too_good_makes_larger_batches_suspect():
     done, asked = drive(slowed(64, [0.5]))
     assert asked == [1, 512, 64, 512]
-    assert [result.work for result in done.results if result.falls_by] == [product(512)]
+    assert [result.work for result in done.results if falls_by(result)] == [product(512)]

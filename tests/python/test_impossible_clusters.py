@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-import pshard.cli.map
-import pshard.cli.shard  # noqa: F401 - so that they can be patched by name
 from pshard.cli import main
 from pshard.cluster.cluster import Cluster, Device, Host
 

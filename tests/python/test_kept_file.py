@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pshard.errors import DocumentError, MachineError
+from pshard.errors import DocumentError, FileError
 from pshard.rebalance.kept_file import former_path, replace_keeping, restore
 
 
@@ -67,7 +67,7 @@ def test_a_write_that_fails_takes_back_the_others(
     replace_keeping({path: b"one" for path in files[:2]})
     before = contents(tmp_path)
     fail_at(monkeypatch, failing)
-    with pytest.raises(MachineError, match="Permission denied"):
+    with pytest.raises(FileError, match="Permission denied"):
         replace_keeping({path: b"two" for path in files})
     assert contents(tmp_path) == before
     monkeypatch.undo()
@@ -83,7 +83,7 @@ def test_an_undoing_that_fails_loses_nothing(tmp_path: Path, monkeypatch: pytest
     replace_keeping({path: b"two" for path in files})
     before = contents(tmp_path)
     fail_at(monkeypatch, failing)
-    with pytest.raises(MachineError, match="Permission denied"):
+    with pytest.raises(FileError, match="Permission denied"):
         restore(files[0])
     assert contents(tmp_path) == before
     monkeypatch.undo()
@@ -99,13 +99,13 @@ def test_a_full_disk_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(MachineError, match="No space left on device"):
+    with pytest.raises(FileError, match="No space left on device"):
         replace_keeping({path: b"two"})
     assert contents(tmp_path) == {"map.json": b"one"}
 
 
 def test_what_cannot_be_read_is_a_known_failure(tmp_path: Path) -> None:
-    with pytest.raises(MachineError, match="cannot be read"):
+    with pytest.raises(FileError, match="cannot be read"):
         replace_keeping({tmp_path: b"two"})
 
 

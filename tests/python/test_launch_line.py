@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import shlex
+from contextlib import suppress
+from typing import get_type_hints
 
+import msgspec
 import pytest
 
 from pshard.errors import SettingError
-from pshard.launch.line import CACHE_TYPES, KNOWN_FLAGS, LaunchLine, parse_launch_line
+from pshard.launch import spellings
+from pshard.launch.line import LaunchLine, parse_launch_line
+from pshard.launch.spellings import CACHE_TYPES
+
+ATTRIBUTES = get_type_hints(LaunchLine)
 
 
 def parse(text: str) -> LaunchLine:
@@ -215,4 +222,28 @@ def test_cache_types_are_the_ones_that_llama_cpp_lists() -> None:
 
 
 def test_no_flag_is_read_in_two_ways() -> None:
-    assert len(KNOWN_FLAGS) == len(set(KNOWN_FLAGS)) > 100
+    names = [name for table in (spellings.VALUED, spellings.SWITCHES) for names, *_ in table for name in names.split()]
+    names += [*spellings.UNCOUNTED, *spellings.GONE, *spellings.DOWNLOADS]
+    assert len(names) == len(set(names)) > 100
+
+
+# Between them, every flag finds one that it takes.
+TEXTS = ["a.gguf", "1", "on", "f16", "layer", "none", "mean", "a=CPU", "3,1", "draft-mtp", "a.gguf:0.5", "1 2"]
+
+
+@pytest.mark.parametrize("flag", sorted(spellings.READERS))
+def test_what_is_read_of_a_flag_is_of_its_attributes_type(flag: str) -> None:
+    attribute, read = spellings.READERS[flag]
+    values = []
+    for text in TEXTS:
+        with suppress(SettingError, ValueError):
+            values.append(read(flag, text))
+    assert values
+    for value in values:
+        assert msgspec.convert(value, ATTRIBUTES[attribute], strict=True) == value
+
+
+@pytest.mark.parametrize("flag", sorted(spellings.SETTERS))
+def test_what_a_flag_sets_is_of_its_attributes_type(flag: str) -> None:
+    attribute, value = spellings.SETTERS[flag]
+    assert msgspec.convert(value, ATTRIBUTES[attribute], strict=True) == value

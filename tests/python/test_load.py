@@ -10,8 +10,9 @@ import pytest
 from fake_probes import FakeProber
 
 from pshard.machine.cpus import physical_cpus
+from pshard.probe.doubts import Doubt
 from pshard.probe.load import OtherPrograms, share_of
-from pshard.probe.probes import run
+from pshard.probe.running import run
 from pshard.probe.works import Read, Start, Storage, Task
 
 BURN_SECONDS = 0.5
@@ -63,7 +64,7 @@ def drive(shares: dict):
 def test_a_figure_under_load_is_measured_again_and_counts_when_the_load_is_gone():
     found, asked = drive({Read(2): [0.4]})
     assert asked == [Start(2), Read(2), Read(1), DISK, Read(2)]
-    assert found[Read(2)].taken == 0.0
+    assert found[Read(2)].doubts == {}
     assert found[Read(2)].spread == found[Read(1)].spread
 
 
@@ -71,7 +72,7 @@ def test_a_load_that_stays_widens_the_range_although_runs_agree():
     found, asked = drive({Read(2): [0.4, 0.3]})
     assert asked.count(Read(2)) == 2
     assert found[Read(2)].disagreement < 0.1
-    assert found[Read(2)].spread == found[Read(2)].taken == pytest.approx(0.3)
+    assert found[Read(2)].spread == found[Read(2)].doubts[Doubt.LOAD] == pytest.approx(0.3)
 
 
 def test_a_little_load_is_kept_with_its_range():
@@ -83,4 +84,4 @@ def test_a_little_load_is_kept_with_its_range():
 def test_what_waits_for_a_disk_is_not_widened():
     found, asked = drive({DISK: [0.4]})
     assert asked.count(DISK) == 1
-    assert found[DISK].taken == 0.0
+    assert found[DISK].doubts == {}

@@ -16,11 +16,7 @@ from pshard.memory.check import CheckError, ask, comparable, compare, print_argu
 
 GIB = 1 << 30
 # Printed by llama-fit-params (llama.cpp 0c1e57098) for llama31-8b-q4km, -c 8192, on null devices of 24 and 12 GiB.
-RECORDED = """\
-CUDA0 2729 704 172 
-CUDA1 1674 320 354 
-Host 281 0 72 
-"""  # noqa: W291 - so does the program
+RECORDED = "CUDA0 2729 704 172 \nCUDA1 1674 320 354 \nHost 281 0 72 \n"
 
 
 def fake(folder: Path, script: str, name: str = "llama-fit-params") -> str:

@@ -50,6 +50,11 @@ def ropes(model: Model) -> list[bool]:
     return [layer.parameters.uses_rope for layer in model.layers]
 
 
+def next_token_tensors(model: Model) -> list[_core.Tensor]:
+    """Return those of layers that predict tokens further on."""
+    return [t for t in model.tensors if _core.layer_of(t.name) >= model.n_layer]
+
+
 # --- against llama.cpp --------------------------------------------------------------------------------------------
 
 
@@ -60,7 +65,8 @@ def test_layers_vocabulary_and_bytes_are_those_of_llama_cpp(name: str) -> None:
     assert model.hyperparameters.n_vocab == expected["n_vocab"]
     assert model.warnings == ()
     tied_copy = next(t.n_bytes for t in model.tensors if t.name == "token_embd.weight") if model.tied_head else 0
-    assert sum(model.group_bytes().values()) + model.nextn_bytes == model.tensor_bytes + tied_copy
+    of_next_tokens = sum(t.n_bytes for t in next_token_tensors(model))
+    assert sum(model.group_bytes().values()) + of_next_tokens == model.tensor_bytes + tied_copy
     assert sum(model.bytes_by_type().values()) == model.tensor_bytes < model.file_bytes
 
 
@@ -116,8 +122,10 @@ def test_groups_of_a_mixture_of_experts() -> None:
 def test_next_token_layers_are_stored_and_left_out() -> None:
     model = model_from_header(oracle_header("glm45-air-q4km"))
     assert (model.n_layer, model.n_layer_nextn) == (46, 1)
-    assert model.nextn_bytes == sum(t.n_bytes for t in model.tensors if t.name.startswith("blk.46."))
-    assert model.nextn_bytes > 1 << 30
+    left_out = next_token_tensors(model)
+    assert left_out == [t for t in model.tensors if t.name.startswith("blk.46.")]
+    assert sum(t.n_bytes for t in left_out) > 1 << 30
+    assert not {t.name for t in left_out} & {t.name for layer in model.core.layers for t in layer.tensors}
 
 
 def test_equal_layers_share_a_class() -> None:

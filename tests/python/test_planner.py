@@ -97,6 +97,16 @@ def test_refuses_numbers_beyond_all_sense(setting: str) -> None:
         planned(**{setting: 1 << 62})
 
 
+@pytest.mark.parametrize("value", ["512", True, 2.5])
+@pytest.mark.parametrize(
+    "setting", ["n_ctx", "n_batch", "n_ubatch", "n_seq_max", "prompt_tokens", "generate_tokens", "n_draft", "tier_max"]
+)
+def test_refuses_what_is_no_whole_number(setting: str, value: object) -> None:
+    """Before anything is computed from it."""
+    with pytest.raises(SettingError, match=f"{setting}={value!r} must be a whole number from"):
+        planned(**{setting: value})
+
+
 def test_a_batch_that_was_given_bounds_the_micro_batch() -> None:
     assert planned(n_batch=64).settings.micro_batches == (64,)
     assert planned().settings.micro_batches == (512, 1024, 2048, 4096)

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
-README = Path(__file__).parents[2] / "README.md"
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+DOCUMENTS = (README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+# Paths from the root, or of the package.
+PATHS = re.compile(r"(?<![\w/.])((?:csrc|python|tests|bench|docs|cli|machine|model|launch|memory)/[\w./*-]*[\w*])")
+TESTS = re.compile(r"\b(test_\w+\.py|\w+_test\.cpp|bench_\w+\.py)\b")
 EXAMPLE = re.compile(r"(?<=<!-- example -->\n```\n)\$ pshard (?P<arguments>.+)\n(?P<output>(?:.*\n)*?)(?=```)")
 
 
@@ -28,6 +37,22 @@ def test_the_example_is_what_the_command_prints() -> None:
     example = EXAMPLE.search(README.read_text())
     assert example is not None
     assert example["output"] == printed(example["arguments"])
+
+
+@cache
+def tree() -> list[str]:
+    """Paths of files and folders, from the root and of the package and the core."""
+    below = [path for part in ("csrc", "python", "tests", "bench", "docs") for path in (ROOT / part).rglob("*")]
+    roots = (ROOT, ROOT / "python" / "pshard", ROOT / "csrc")
+    return [str(path.relative_to(root)) for root in roots for path in below if path.is_relative_to(root)]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_files_that_a_document_names_are_there(document: Path) -> None:
+    text, paths = document.read_text(), tree()
+    names = {Path(path).name for path in paths}
+    assert not [name for name in PATHS.findall(text) if not fnmatch.filter(paths, name)]
+    assert not [name for name in TESTS.findall(text) if name not in names]
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import pytest
 import registry_cases as cases
 import registry_writers as writers
 
+from pshard.errors import FileError
 from pshard.registry.errors import RegistryError
 from pshard.registry.fingerprint import fingerprint
 from pshard.registry.format import HEADER, Registry, render
@@ -173,5 +174,9 @@ def test_a_folder_is_no_registry(path: Path) -> None:
         read_registry(path)
     with pytest.raises(RegistryError):
         update(path, KEY, cases.SETTINGS, cases.variant(200))
-    with pytest.raises(RegistryError, match="not written"):
-        update(path.parent / "none" / "file", KEY, cases.SETTINGS, cases.variant(200))
+
+
+def test_where_no_folder_can_be_nothing_is_written(path: Path) -> None:
+    path.touch()
+    with pytest.raises(FileError, match="cannot be written"):
+        update(path / "registry", KEY, cases.SETTINGS, cases.variant(200))

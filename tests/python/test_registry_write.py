@@ -149,10 +149,11 @@ def test_without_a_file_or_a_gpu_there_is_nothing_to_write(folder: Path, tmp_pat
     assert write_plan(plan(stored(folder, MODELS[0]), machine, vram_bytes=0)) == WriteResult(None, ())
 
 
-def test_a_read_only_folder_costs_only_the_file(folder: Path, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_costs_only_the_file(folder: Path, tmp_path: Path) -> None:
     result = planned(stored(folder, MODELS[0]), 4 * GIB)
-    missing = write_plan(result, tmp_path / "none" / "registry")
-    assert missing.path is None and "not written" in missing.warnings[-1]
+    (tmp_path / "file").touch()
+    missing = write_plan(result, tmp_path / "file" / "registry")
+    assert missing.path is None and "cannot be written" in missing.warnings[-1]
     elsewhere = write_plan(result, tmp_path / "registry")
     assert elsewhere.path == tmp_path / "registry"
 

@@ -67,15 +67,17 @@ def resolve(name: str) -> tuple[str, str]:
     if model not in model_names():
         near = difflib.get_close_matches(model, model_names(), n=3, cutoff=0.5)
         hint = f"nearest: {', '.join(near)}; " if near else ""
-        msg = f"no model {wanted!r} in the catalogue: {hint}`pshard models` lists all, or give the path of a GGUF file"
-        raise ModelError(msg)
+        message = (
+            f"no model {wanted!r} in the catalogue: {hint}`pshard models` lists all, or give the path of a GGUF file"
+        )
+        raise ModelError(message)
     offered = load_record(model).quantisations
     if not quantisation:
         return model, DEFAULT_QUANTISATION if DEFAULT_QUANTISATION in offered else offered[0]
     if quantisation.upper() not in offered:
         near = difflib.get_close_matches(quantisation.upper(), offered, n=1) or [offered[0]]
-        msg = f"the catalogue has {model} as {', '.join(offered)}, not as {quantisation!r}; try {model}:{near[0]}"
-        raise ModelError(msg)
+        message = f"the catalogue has {model} as {', '.join(offered)}, not as {quantisation!r}; try {model}:{near[0]}"
+        raise ModelError(message)
     return model, quantisation.upper()
 
 

@@ -105,6 +105,8 @@ def load_record(model_name: str) -> Record:
     record = msgspec.json.decode((files(__package__) / "models" / f"{model_name}.json").read_bytes(), type=Record)
     unknown = [q for q in record.quantisations if q not in MIXES]
     if unknown:
-        msg = f"record {model_name!r} offers {unknown[0]!r}, which is none of {', '.join(MIXES)}; correct the record"
-        raise ValueError(msg)
+        message = (
+            f"record {model_name!r} offers {unknown[0]!r}, which is none of {', '.join(MIXES)}; correct the record"
+        )
+        raise ValueError(message)
     return record

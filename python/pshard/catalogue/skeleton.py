@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from pshard.catalogue.published import header
 from pshard.errors import SettingError
+from pshard.gguf.part import aligned
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -66,11 +67,11 @@ def write_skeleton(
     path = Path(path)
     published = header(name)
     if path.exists() and not overwrite:
-        msg = f"{path} exists; name another file, or pass --force to replace it"
-        raise SettingError(msg)
+        message = f"{path} exists; name another file, or pass --force to replace it"
+        raise SettingError(message)
     if not path.parent.is_dir():
-        msg = f"{path.parent} is not a folder; create it first"
-        raise SettingError(msg)
+        message = f"{path.parent} is not a folder; create it first"
+        raise SettingError(message)
 
     architecture = str(published.metadata["general.architecture"])
     descriptor, part = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
@@ -90,8 +91,8 @@ def write_skeleton(
         writer.write_ti_data_to_file()
         writer.close()
         align = writer.data_alignment
-        data_bytes = sum(_aligned(tensor.n_bytes, align) for tensor in published.tensors)
-        data_start = _aligned(temporary.stat().st_size, align)
+        data_bytes = sum(aligned(tensor.n_bytes, align) for tensor in published.tensors)
+        data_start = aligned(temporary.stat().st_size, align)
         n_bytes = data_start + data_bytes
         os.truncate(temporary, n_bytes)
         if seed is not None:
@@ -125,11 +126,7 @@ def _fill(
                 file.write(part.data)
                 done += part.nbytes
                 on_bytes(done, total)
-            start += _aligned(tensor.n_bytes, alignment)
-
-
-def _aligned(n: int, alignment: int) -> int:
-    return (n + alignment - 1) // alignment * alignment
+            start += aligned(tensor.n_bytes, alignment)
 
 
 def _add_metadata(writer: GGUFWriter, architecture: str, metadata: dict[str, object]) -> None:

@@ -9,12 +9,12 @@ from typing import Any, TypeVar
 import click
 
 from pshard.errors import SettingError
-from pshard.launch.line import CACHE_TYPES
+from pshard.launch.spellings import CACHE_TYPES, MAX_TOKENS
 
 T = TypeVar("T")
 
-# Tokens, sequences, images: llama.cpp counts them in 32 bits.
-COUNT = click.IntRange(1, (1 << 31) - 1)
+# Tokens, sequences, images.
+COUNT = click.IntRange(1, MAX_TOKENS)
 
 
 class _File(click.Path):

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Sequence
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Concatenate, ParamSpec
 
 import click
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 P = ParamSpec("P")
+# Columns of a terminal that cuts no table, and those between two cells.
+UNLIMITED, SEPARATOR = 10_000, 3
 
 
 class Output:
@@ -33,12 +37,13 @@ class Output:
             click.echo(text)
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None) -> None:
-        """Print a table, for people.
+        """Print a table, for people; where the terminal is too narrow for it, the cells of a row one below the other.
 
         Parameters
         ----------
         columns : sequence of str
-            Headings. A column whose cells all start like a number, and list nothing, is set flush right.
+            Headings. A column whose cells all start like a number, and list nothing, is set flush right. Cells of lines
+            are not wrapped again.
         rows : sequence of sequences
             As many cells as columns in each; None is an empty cell.
         title : str, optional
@@ -46,21 +51,16 @@ class Output:
         """
         if self._as_json:
             return
-        from rich import box
-        from rich.table import Table
-        from rich.text import Text
-
         cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-        for index, column in enumerate(columns):
-            is_numeric = _are_numbers([row[index] for row in cells])
-            # Text objects, because rich would read square brackets in plain strings as markup.
-            table.add_column(Text(column), justify="right" if is_numeric else "left", no_wrap=is_numeric)
-        for row in cells:
-            table.add_row(*map(Text, row))
-        if title is not None:
-            self.line(title)
         console = _console()
+        for line in textwrap.wrap(title or "", console.width):
+            self.line(line)
+        widths = _column_widths(columns, cells, console.width)
+        if widths is None:
+            for line in _one_below_the_other(columns, cells, console.width):
+                self.line(line)
+            return
+        table = _rich_table(columns, cells, widths)
         with console.capture() as printed:
             console.print(table)
         for line in printed.get().splitlines():
@@ -103,7 +103,58 @@ def _console() -> Console:
     """Stdout as rich sees it: NO_COLOR, FORCE_COLOR and COLUMNS count, and a file or pipe gets lines of any length."""
     from rich.console import Console
 
-    return Console() if sys.stdout.isatty() else Console(width=10_000)
+    return Console() if sys.stdout.isatty() else Console(width=UNLIMITED)
+
+
+def _rich_table(columns: Sequence[str], cells: Sequence[Sequence[str]], widths: Sequence[int]) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for index, (column, width) in enumerate(zip(columns, widths, strict=True)):
+        is_numeric = _are_numbers([row[index] for row in cells])
+        # Text objects, because rich would read square brackets in plain strings as markup.
+        table.add_column(Text(column), justify="right" if is_numeric else "left", width=width)
+    for row in cells:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def _column_widths(columns: Sequence[str], cells: Sequence[Sequence[str]], limit: int) -> list[int] | None:
+    """Return widths with which a table needs no more than `limit` columns; None where it would break words or numbers.
+
+    Rich takes from the widest columns even where they have no more to give.
+    """
+    least, widths = [], []
+    for index, column in enumerate(columns):
+        below = [row[index] for row in cells]
+        lines = [line for cell in below for line in cell.split("\n")]
+        keeps_lines = _are_numbers(below) or len(lines) > len(below)
+        unbroken = lines if keeps_lines else [word for line in lines for word in line.split()]
+        widths.append(max(map(len, (column, *lines))))
+        least.append(max(map(len, (*column.split(), *unbroken)), default=1))
+    excess = sum(widths) + SEPARATOR * (len(columns) - 1) - limit
+    if excess > sum(widths) - sum(least):
+        return None
+    for _ in range(excess):
+        index = max(range(len(columns)), key=lambda i: widths[i] - least[i])
+        widths[index] -= 1
+    return widths
+
+
+def _one_below_the_other(columns: Sequence[str], cells: Sequence[Sequence[str]], width: int) -> Iterator[str]:
+    """Lines of a table that is too wide: each cell behind its heading, an empty line between rows."""
+    indent = max(map(len, columns)) + 2
+    for number, row in enumerate(cells):
+        if number:
+            yield ""
+        for column, cell in zip(columns, row, strict=True):
+            label = column.ljust(indent)
+            for text in cell.splitlines():
+                for line in textwrap.wrap(text, max(width - indent, 1), break_on_hyphens=False):
+                    yield label + line
+                    label = " " * indent
 
 
 def _are_numbers(cells: Sequence[str]) -> bool:

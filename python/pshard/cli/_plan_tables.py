@@ -8,15 +8,14 @@ import shutil
 import textwrap
 from typing import Any
 
-from pshard.cli._output import Output, format_bytes
+from pshard.cli._output import SEPARATOR, Output, format_bytes
+from pshard.planning.document import TIE
 from pshard.quantities import GIB
 
 Document = dict[str, Any]
 
 # Batches up to this generate or verify; larger ones are prompts, of which people want the seconds.
 LARGEST_DECODE_BATCH = 511
-# Closer than this is called a tie.
-TIE = 0.01
 
 LANES = {
     "gpu": "GPU",
@@ -29,8 +28,8 @@ LANES = {
 PLACES = {"pinned": "pinned", "streamed": "streamed", "cpu": "on CPU"}
 FFN = ("ffn_up", "ffn_gate", "ffn_down")
 EXPERTS = ("experts_up", "experts_gate", "experts_down")
-# Fits a table into 80 columns.
-PLACEMENT_COLUMNS = 40
+# What the table of tiers fits into.
+TABLE_COLUMNS = 80
 # A space where no line ends, until the text is wrapped.
 TIED = "\N{NO-BREAK SPACE}"
 
@@ -46,10 +45,7 @@ def print_plan(out: Output, document: Document) -> None:
     """
     _print_header(out, document)
     out.line()
-    out.table(
-        ["batch", "placement", "tokens/s", "GiB of VRAM"],
-        [_tier_row(tier, document) for tier in document["tiers"]],
-    )
+    _print_tiers(out, document)
     out.line()
     if is_priced(document):
         _print_comparison(out, document)
@@ -99,30 +95,53 @@ def _print_header(out: Output, document: Document) -> None:
 # --- tiers ------------------------------------------------------------------------------------------------------------
 
 
-def _tier_row(tier: Document, document: Document) -> list[object]:
+def _print_tiers(out: Output, document: Document) -> None:
+    names = ("batch", "placement", "tokens/s", "GiB of VRAM")
+    rows = [
+        (str(tier["batch_size"]), _placement_cell(tier, document), _speed_cell(tier, document), _memory_cell(tier))
+        for tier in document["tiers"]
+    ]
+    others = [(names[i], *(line for row in rows for line in row[i].split("\n"))) for i in (0, 2, 3)]
+    width = TABLE_COLUMNS - 3 * SEPARATOR - sum(max(map(len, lines)) for lines in others)
+    out.table(names, [(batch, _wrapped(text, width), *figures) for batch, text, *figures in rows])
+
+
+def _wrapped(text: str, width: int) -> str:
+    """Wrap lines; what is tied together stays so where it fits."""
+    lines = []
+    for tied in text.split("\n"):
+        for line in textwrap.wrap(tied, width, break_on_hyphens=False, break_long_words=False):
+            lines += textwrap.wrap(line.replace(TIED, " "), width, break_on_hyphens=False)
+    return "\n".join(lines)
+
+
+def _placement_cell(tier: Document, document: Document) -> str:
     if not tier["viable"]:
-        missing = f"does not fit: {format_bytes(tier['missing_bytes'])} missing"
-        return [tier["batch_size"], missing, None, None]
-    priced = is_priced(document)
-    speed = ["not known"]
-    if priced:
-        low, high = tier["batch_size"] / tier["seconds_high"], _rate(tier["batch_size"], tier["seconds_low"])
-        speed = [figure(tier["tokens_per_second"]), f"{figure(low)} to {figure(high) if high else '?'}", tier["basis"]]
-        if tier["batch_size"] > LARGEST_DECODE_BATCH:
-            speed.append(f"{figure(tier['seconds'])} s")
-    memory = [
-        f"{part:<8}{tier[f'{key}_bytes'] / GIB:>6.2f}"
-        for part, key in (("all", "vram"), ("weights", "weights"), ("KV", "kv"), ("compute", "compute"))
-    ]
-    placement = [
-        strategy_words(tier["strategy"]),
-        placement_words(tier, document["model"]["n_layer"]),
-    ]
-    if priced:
+        return f"does not fit: {format_bytes(tier['missing_bytes'])} missing"
+    texts = [strategy_words(tier["strategy"]), placement_words(tier, document["model"]["n_layer"])]
+    if is_priced(document):
         limit = f"limited by {LANES[tier['bottleneck']]}".replace(" ", TIED)
-        placement.append("; ".join([limit, *_others(tier)]))
-    lines = [line for text in placement for line in textwrap.wrap(text, PLACEMENT_COLUMNS, break_on_hyphens=False)]
-    return [tier["batch_size"], "\n".join(lines).replace(TIED, " "), "\n".join(speed), "\n".join(memory)]
+        texts.append("; ".join([limit, *_others(tier)]))
+    return "\n".join(texts)
+
+
+def _speed_cell(tier: Document, document: Document) -> str:
+    if not tier["viable"]:
+        return ""
+    if not is_priced(document):
+        return "not known"
+    low, high = tier["batch_size"] / tier["seconds_high"], _rate(tier["batch_size"], tier["seconds_low"])
+    speed = [figure(tier["tokens_per_second"]), f"{figure(low)} to {figure(high) if high else '?'}", tier["basis"]]
+    if tier["batch_size"] > LARGEST_DECODE_BATCH:
+        speed.append(f"{figure(tier['seconds'])} s")
+    return "\n".join(speed)
+
+
+def _memory_cell(tier: Document) -> str:
+    if not tier["viable"]:
+        return ""
+    parts = (("all", "vram"), ("weights", "weights"), ("KV", "kv"), ("compute", "compute"))
+    return "\n".join(f"{part:<8}{tier[f'{key}_bytes'] / GIB:>6.2f}" for part, key in parts)
 
 
 def placement_words(placed: Document, n_layer: int) -> str:

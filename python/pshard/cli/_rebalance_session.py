@@ -52,7 +52,7 @@ class KeptHistory:
 
         Raises
         ------
-        MachineError
+        FileError
             It cannot be written.
         """
         if self._file is not None and self._writes:

@@ -39,6 +39,21 @@ def read_target(
     link_rate: float | None,
     **machine: str | None,
 ) -> Target:
+    """Return what is deployed as something to rebalance: `layers`, or the document `current`.
+
+    Parameters
+    ----------
+    out : Output
+    current, layers : str or None
+        Path of a document, or layers by hand; one of them.
+    metrics : str
+        Where latencies come from: an engine's counters only tell of a plan.
+    config : RebalanceConfig
+    flags_file, registry : Path or None
+        That a proposal is written to.
+    model_name, mmproj, device_list, cluster_file, ram, one_stream, layer_bytes, link_rate, machine
+        Options of the command.
+    """
     from pshard.model.model import read_model
     from pshard.rebalance.deployed_document import (
         PlanDocument,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pshard.cli._options import with_cache_types
 from pshard.cli._output import Output, format_bytes, with_output
 
 if TYPE_CHECKING:
@@ -17,8 +18,7 @@ KV_TOKENS = 1024
 
 @click.command()
 @click.argument("model")
-@click.option("-ctk", "--cache-type-k", "type_k", default="f16", show_default=True, help="Type of the K cache.")
-@click.option("-ctv", "--cache-type-v", "type_v", default="f16", show_default=True, help="Type of the V cache.")
+@with_cache_types
 @with_output
 def command(out: Output, model: str, type_k: str, type_v: str) -> None:
     """Show the layers, tensor groups, bytes by type and KV of MODEL.

@@ -41,8 +41,8 @@ def command(out: Output, name: str, path: Path, fill: str, seed: int | None, *, 
     from pshard.catalogue import resolve, write_skeleton
 
     if fill == "hole" and seed is not None:
-        msg = f"--seed {seed} is for --fill random; a hole has no weights"
-        raise click.UsageError(msg)
+        message = f"--seed {seed} is for --fill random; a hole has no weights"
+        raise click.UsageError(message)
     if fill == "random":
         seed = seed or 0
     with _progress() as on_bytes:

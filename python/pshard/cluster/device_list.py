@@ -41,8 +41,8 @@ def parse_devices(text: str, *, ram: str | None = None) -> Cluster:
     for part in [] if text.strip().lower() == "none" else text.split(","):
         found = re.fullmatch(r"(?:(\d{1,4})\s*[x*]\s*)?(.+)", part.strip())
         if found is None or (found[1] and int(found[1]) < 1):
-            msg = f"--devices {text!r}: {part!r} is no device; examples: 24G,12G or rtx-4090-24g,rtx-3060-12g"
-            raise SettingError(msg)
+            message = f"--devices {text!r}: {part!r} is no device; examples: 24G,12G or rtx-4090-24g,rtx-3060-12g"
+            raise SettingError(message)
         sheet = None if re.fullmatch(r"[\d.]+\s*[a-zA-Z]*", found[2]) else find_gpu(found[2], "--devices")
         for _ in range(int(found[1] or 1)):
             devices.append(_listed(f"CUDA{len(devices)}", found[2], sheet))

@@ -104,5 +104,5 @@ def reference_link(kind: LinkKind, generation: str, ends: tuple[str, ...], count
                 origin=f"{side_by_side}{kind} {sheet.generation} {sheet.unit}; {sheet.source}",
             )
     known = ", ".join(generations(kind)) or "none"
-    msg = f"no published figures for {kind} generation {generation!r} (known: {known}); give bandwidth and latency"
-    raise SettingError(msg)
+    message = f"no published figures for {kind} generation {generation!r} (known: {known}); give bandwidth and latency"
+    raise SettingError(message)

@@ -120,8 +120,8 @@ def read_cluster(path: str | os.PathLike[str]) -> Cluster:
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         found = re.search(r"^(.*) \(at line (\d+), column (\d+)\)$", str(error), re.DOTALL)
         where, what = (f":{found[2]}:{found[3]}", found[1]) if found else ("", str(error))
-        msg = f"{path}{where}: not TOML: {what}"
-        raise MachineError(msg) from None
+        message = f"{path}{where}: not TOML: {what}"
+        raise MachineError(message) from None
     reading = _Reading(document, path.parent)
     cluster = reading.cluster()
     if reading.faults:
@@ -356,16 +356,16 @@ def _read(path: Path) -> str:
         with path.open("rb") as file:
             content = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
-        msg = f"{path}: {error.strerror or error}; 'pshard devices --toml' writes one for this machine"
-        raise MachineError(msg) from None
+        message = f"{path}: {error.strerror or error}; 'pshard devices --toml' writes one for this machine"
+        raise MachineError(message) from None
     if len(content) > MAX_FILE_BYTES:
-        msg = f"{path}: longer than {MAX_FILE_BYTES} bytes; that is no cluster file"
-        raise MachineError(msg)
+        message = f"{path}: longer than {MAX_FILE_BYTES} bytes; that is no cluster file"
+        raise MachineError(message)
     try:
         return content.decode()
     except UnicodeDecodeError as error:
-        msg = f"{path}: byte {error.start} is not UTF-8"
-        raise MachineError(msg) from None
+        message = f"{path}: byte {error.start} is not UTF-8"
+        raise MachineError(message) from None
 
 
 def _line_of(place: Place, lines: Mapping[Place, int]) -> int:

@@ -125,11 +125,11 @@ class System:
         """
         tool = self.find_tool(name, *others)
         if tool is None:
-            msg = f"no {name}"
-            raise ToolError(msg)
+            message = f"no {name}"
+            raise ToolError(message)
         if not self.may_execute:
-            msg = f"{name} not run (--no-exec)"
-            raise ToolError(msg)
+            message = f"{name} not run (--no-exec)"
+            raise ToolError(message)
         try:
             process = subprocess.Popen(
                 [tool, *arguments],
@@ -140,8 +140,8 @@ class System:
                 start_new_session=True,
             )
         except (OSError, ValueError) as error:
-            msg = f"{name} cannot be run: {error}"
-            raise ToolError(msg) from None
+            message = f"{name} cannot be run: {error}"
+            raise ToolError(message) from None
         return _output(process, name, self.tool_seconds)
 
     def _place(self, path: str | Path) -> Path:
@@ -180,8 +180,8 @@ def _output(process: subprocess.Popen[bytes], name: str, seconds: float) -> str:
         content = _read_until(process.stdout, deadline)
         code = process.wait(max(0.0, deadline - time.monotonic()))
     except (TimeoutError, subprocess.TimeoutExpired):
-        msg = f"{name} gave no answer in {seconds:g} s"
-        raise ToolError(msg) from None
+        message = f"{name} gave no answer in {seconds:g} s"
+        raise ToolError(message) from None
     finally:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, SIGKILL)
@@ -189,8 +189,8 @@ def _output(process: subprocess.Popen[bytes], name: str, seconds: float) -> str:
         with suppress(subprocess.TimeoutExpired):  # stuck in a driver, where no signal reaches it
             process.wait(KILL_SECONDS)
     if code != 0:
-        msg = f"{name} failed with code {code}"
-        raise ToolError(msg)
+        message = f"{name} failed with code {code}"
+        raise ToolError(message)
     return content.decode("utf-8", errors="replace")
 
 

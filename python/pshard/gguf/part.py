@@ -313,11 +313,11 @@ class _HeaderReader:
             entry_starts.append(start)
 
         # Where the data of each tensor must lie: one after the other, each padded; llama.cpp refuses anything else.
-        data_start = _pad(self._position, alignment)
+        data_start = aligned(self._position, alignment)
         expected = 0
         for i, (tensor, start) in enumerate(zip(table, entry_starts, strict=True)):
             self._check_place(tensor, start, expected, alignment, data_start)
-            expected = _pad(tensor.offset + tensor.n_bytes, alignment)
+            expected = aligned(tensor.offset + tensor.n_bytes, alignment)
             table[i] = replace(tensor, offset=data_start + tensor.offset)
         return tuple(table)
 
@@ -381,7 +381,8 @@ class _HeaderReader:
             )
 
 
-def _pad(n: int, alignment: int) -> int:
+def aligned(n: int, alignment: int) -> int:
+    """Return the next multiple of `alignment` from `n` on."""
     return (n + alignment - 1) // alignment * alignment
 
 

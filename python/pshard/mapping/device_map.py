@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pshard.errors import SettingError
+from pshard.launch.spellings import MAX_TOKENS
 from pshard.mapping.types import DeviceMap, Goal, Load, MapParameters
 
 if TYPE_CHECKING:
@@ -80,8 +81,8 @@ def check_parameters(parameters: MapParameters, goal: str) -> None:
         "the block of a paged cache": 1 if parameters.paged_block is None else parameters.paged_block,
     }
     for name, value in numbers.items():
-        if not 1 <= value < 1 << 31:
-            message = f"{name} is {value}; a whole number from 1 to {(1 << 31) - 1} is wanted."
+        if not 1 <= value <= MAX_TOKENS:
+            message = f"{name} is {value}; a whole number from 1 to {MAX_TOKENS} is wanted."
             raise SettingError(message)
     if goal not in ("memory", "decode", "prefill"):
         message = f"objective {goal!r} is none of memory, decode, prefill."

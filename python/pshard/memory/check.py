@@ -17,12 +17,12 @@ from msgspec import Struct
 
 from pshard.errors import PshardError
 from pshard.memory.placed import HOST
+from pshard.quantities import MIB
 
 if TYPE_CHECKING:
     from pshard.launch.line import LaunchLine
     from pshard.memory.report import MemoryReport
 
-MIB = 1 << 20
 PROGRAM = "llama-fit-params"
 TIMEOUT_SECONDS = 120.0
 # A device's name has no spaces; llama.cpp leaves one at the end of each line.

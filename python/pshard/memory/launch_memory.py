@@ -10,7 +10,8 @@ from pshard.memory.adapters import read_adapter, read_control_vectors
 from pshard.memory.allowances import server_allowances
 from pshard.memory.memory import estimate
 from pshard.memory.placed import HOST, Draft
-from pshard.memory.settings import MIB, ContextSettings, PlacementSettings, check_context
+from pshard.memory.settings import ContextSettings, PlacementSettings, check_context
+from pshard.quantities import MIB
 
 if TYPE_CHECKING:
     from pshard.launch.line import LaunchLine

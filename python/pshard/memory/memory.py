@@ -11,6 +11,7 @@ from pshard.errors import SettingError
 from pshard.launch.flags import LLAMA_CPP_VERSION
 from pshard.memory.placed import HOST, Draft, Placed, place
 from pshard.memory.settings import ContextSettings, PlacementSettings
+from pshard.quantities import MIB
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from pshard.memory.report import Allowance, DeviceMemory, MemoryReport
     from pshard.model.model import Model
 
-MIB = 1 << 20
 MAPPED_LOADS = ("auto", "mmap", "mmap+mlock")
 # How far compute may be off where a graph is not replayed: so many times what is counted, and so many bytes. The
 # first where it is counted as an ordinary decoder's, the second where it is guessed from tensors alone.
@@ -260,12 +260,12 @@ def estimate(
     -------
     MemoryReport
     """
-    from pshard.launch import line as launch_line
+    from pshard.launch.spellings import LOAD_MODES
     from pshard.memory.adapters import adapted, with_adapters
     from pshard.memory.allowances import device_allowances, process_allowances
 
-    if load_mode not in launch_line.LOAD_MODES:
-        message = f"load_mode={load_mode!r}: it is none of {', '.join(launch_line.LOAD_MODES)}."
+    if load_mode not in LOAD_MODES:
+        message = f"load_mode={load_mode!r}: it is none of {', '.join(LOAD_MODES)}."
         raise SettingError(message)
     devices = placement.devices if devices is None else devices
     plain, model = model, adapted(model, adapters, control_vector)

@@ -13,15 +13,13 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, NoReturn
 
 from pshard.errors import SettingError
-from pshard.launch.line import CACHE_TYPES, MAX_DEVICES, SPLIT_MODES, Override
+from pshard.launch.spellings import CACHE_TYPES, MAX_DEVICES, MAX_TOKENS, SPLIT_MODES, Override
 
 if TYPE_CHECKING:
     from pshard import _core
     from pshard.model.model import Model
 
-MIB = 1 << 20
 MAX_SEQUENCES = 256  # llama.cpp's LLAMA_MAX_SEQ
-MAX_TOKENS = (1 << 31) - 1  # llama.cpp counts them in 32 bits
 PLAIN_TYPES = frozenset({"f32", "f16", "bf16"})
 
 
@@ -237,6 +235,20 @@ def _check_devices(settings: PlacementSettings) -> None:
     _check_range("n_gpu_layers", settings.n_gpu_layers, -MAX_TOKENS)
 
 
+# llama.cpp's src/llama.cpp, llama_prepare_model_devices, and src/llama-context.cpp, llama_init_from_model.
+_TENSOR_SPLIT = {
+    0: "llama.cpp does not load with it without a GPU; take 'layer'",
+    1: (
+        "llama.cpp then wraps the GPU in a device of another kind, which it advises against itself and whose buffers "
+        "are not counted here; take 'layer', which puts the same on one GPU"
+    ),
+}
+_TENSOR_SPLIT_OF_SEVERAL = (
+    "llama.cpp then makes one device of all, with a part of every layer on each, and only whole layers are counted "
+    "here; take 'layer', or 'none' for one device"
+)
+
+
 def _check_split(settings: PlacementSettings) -> list[str]:
     n_devices = len(settings.devices)
     if settings.split_mode not in SPLIT_MODES:
@@ -244,12 +256,8 @@ def _check_split(settings: PlacementSettings) -> list[str]:
     if settings.split_mode == "row" and n_devices > 0:
         reason = "CUDA has no split buffers in this llama.cpp, which does not load with it; take 'layer', or 'none'"
         _refuse("split_mode", settings.split_mode, reason)
-    if settings.split_mode == "tensor" and n_devices > 1:
-        reason = (
-            "llama.cpp then makes one device of all, with a part of every layer on each, and only whole layers are "
-            "counted here; take 'layer', or 'none' for one device"
-        )
-        _refuse("split_mode", settings.split_mode, reason)
+    if settings.split_mode == "tensor":
+        _refuse("split_mode", settings.split_mode, _TENSOR_SPLIT.get(n_devices, _TENSOR_SPLIT_OF_SEVERAL))
     if settings.split_mode == "none" and settings.main_gpu >= max(n_devices, 1):
         reason = f"there are {n_devices} devices, numbered from 0"
         _refuse("main_gpu", settings.main_gpu, reason)

@@ -15,7 +15,8 @@ from pshard.launch.line import FULL_CONTEXT
 from pshard.memory.memory import as_draft, device_memory, place_draft, unreplayed_warnings
 from pshard.memory.placed import HOST, Draft, Placed, place
 from pshard.memory.report import DeviceMemory
-from pshard.memory.settings import MIB, ContextSettings, PlacementSettings
+from pshard.memory.settings import ContextSettings, PlacementSettings
+from pshard.quantities import MIB
 
 if TYPE_CHECKING:
     from pshard import _core
@@ -251,13 +252,7 @@ def fit_settings(
     names = asked.names
     free = [dict(where.devices)[name] for name in names]
     targets = _each(target_bytes, len(names))
-    shares = tuple(where.tensor_split or ())
-    fixed = {
-        "n_gpu_layers": layers_given,
-        "tensor_split": len(names) > 1 and any(shares[: len(names)]),
-        "tensor_overrides": bool(where.tensor_overrides),
-    }
-    given = [name for name, is_given in fixed.items() if is_given]
+    given = _given(where, len(names), layers_given=layers_given)
     found = _core.stock_fit(
         model.core,
         replace(context, n_ubatch=context.n_ubatch or context.n_batch).core(),
@@ -277,23 +272,21 @@ def fit_settings(
     host = device_memory(model, HOST, ram_bytes, found.memory.host)
     if found.outcome == _core.FitOutcome.refused:
         raise _given_up(given, memories or (host,), targets or _each(target_bytes, 1))
-    n_gpu_layers, overrides = where.n_gpu_layers, where.tensor_overrides
+    decided = where
     if found.outcome == _core.FitOutcome.distributed:
-        n_gpu_layers = sum(layers.n_layer for layers in found.layers)
-        if len(names) > 1:
-            shares = (*(float(layers.n_layer) for layers in found.layers), *shares[len(names) :])
-        overrides = fit_overrides(model, found.layers, names)
-    elif layers_given and n_gpu_layers < 0:
-        n_gpu_layers = ALL_LAYERS
+        decided = _distributed(model, where, found.layers, names)
+    elif layers_given and where.n_gpu_layers < 0:
+        decided = replace(where, n_gpu_layers=ALL_LAYERS)
+    shares = tuple(decided.tensor_split or ())
     result = Fit(
         model=model.name,
         architecture=model.architecture,
         engine=f"llama.cpp {LLAMA_CPP_VERSION}",
         outcome=found.outcome.name,
         n_ctx=found.n_ctx,
-        n_gpu_layers=n_gpu_layers,
+        n_gpu_layers=decided.n_gpu_layers,
         tensor_split=shares if any(shares) else (),
-        tensor_overrides=overrides,
+        tensor_overrides=decided.tensor_overrides,
         devices=memories,
         fit_target_bytes=targets,
         host=host,
@@ -304,6 +297,32 @@ def fit_settings(
     return with_warnings(
         result,
         warnings=(*model.warnings, *unreplayed_warnings(model), *warnings, *_own_warnings(result, ends=found.ends)),
+    )
+
+
+def _given(where: PlacementSettings, n_devices: int, *, layers_given: bool) -> list[str]:
+    """Name what the line says of the placement: ``--fit`` changes nothing then."""
+    shares = where.tensor_split or ()
+    said = {
+        "n_gpu_layers": layers_given,
+        "tensor_split": n_devices > 1 and any(shares[:n_devices]),
+        "tensor_overrides": bool(where.tensor_overrides),
+    }
+    return [name for name, is_given in said.items() if is_given]
+
+
+def _distributed(
+    model: Model, where: PlacementSettings, layers: Sequence[_core.GpuLayers], names: tuple[str, ...]
+) -> PlacementSettings:
+    """Return the flags for layers that ``--fit`` gave to devices."""
+    shares = where.tensor_split
+    if len(names) > 1:
+        shares = (*(float(of_device.n_layer) for of_device in layers), *(shares or ())[len(names) :])
+    return replace(
+        where,
+        n_gpu_layers=sum(of_device.n_layer for of_device in layers),
+        tensor_split=shares,
+        tensor_overrides=fit_overrides(model, layers, names),
     )
 
 

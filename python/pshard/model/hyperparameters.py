@@ -238,24 +238,61 @@ def _traits(keys: _Keys, architecture: Architecture) -> _core.GraphTraits:
     from pshard import _core
 
     traits = _core.GraphTraits()
-    traits.causal = (
-        architecture.causal
-    )  # a decoder keeps its cache also where the file says that it attends to what follows
     traits.is_guessed = architecture.guessed
     traits.n_side_by_side = max(keys.integer("hyper_connection.count", default=1, limit=_MAX_LAYERS), 1)
-    traits.caches_by_sequence = architecture.compressed_cache
+    _set_ends(traits, keys, architecture)
+    _set_residuals(traits, keys, architecture)
+    _set_attention(traits, keys, architecture)
+    _set_experts(traits, keys, architecture)
+    traits.squared_activation = architecture.squared_activation
+    traits.norms_time_step = keys.flag("ssm.dt_b_c_rms", default=False)
+    traits.repeats_key_heads = architecture.repeats_key_heads
+    traits.head_ignores_adapters = "head" in architecture.ignores_adapters
+    traits.attention_ignores_adapters = "attention" in architecture.ignores_adapters
+    return traits
+
+
+def _set_ends(traits: _core.GraphTraits, keys: _Keys, architecture: Architecture) -> None:
+    """Say what comes before the first layer and after the last, and whether anything is kept between passes."""
+    from pshard import _core
+
+    # A decoder keeps its cache also where the file says that it attends to what follows.
+    traits.causal = architecture.causal
     traits.has_encoder = architecture.has_encoder
     traits.keeps_cache = traits.causal if architecture.keeps_cache is None else architecture.keeps_cache
-    traits.predicts = traits.causal if architecture.predicts is None else architecture.predicts
+    traits.caches_by_sequence = architecture.compressed_cache
     traits.reads_embedding = architecture.reads_embedding
-    traits.repeats_tied_head = architecture.repeats_tied_head
+    traits.normed_embedding = architecture.normed_embedding
+    traits.predicts = traits.causal if architecture.predicts is None else architecture.predicts
     traits.loads_head = traits.predicts or architecture.loads_head
+    traits.repeats_tied_head = architecture.repeats_tied_head
+    traits.scaled_head_input = "head_input" in architecture.scales
+    traits.late_rows = _core.LateRows[architecture.late_rows]
+    traits.norms_before_dropping_rows = architecture.norms_before_dropping_rows
+    traits.norms_results_alone = architecture.norms_results_alone
     for scaled in ("embedding", "residual", "logits"):
         in_file = architecture.scales_in_file and keys.number(f"{scaled.removesuffix('s')}_scale", 0.0) != 0.0
         setattr(traits, f"scaled_{scaled}", in_file or scaled in architecture.scales)
+
+
+def _set_residuals(traits: _core.GraphTraits, keys: _Keys, architecture: Architecture) -> None:
+    """Say how a layer is normed, and how its parts are added up."""
+    from pshard import _core
+
+    has_rms = keys.number("attention.layer_norm_rms_epsilon", 0.0) != 0.0
+    traits.layer_norm = not has_rms if architecture.layer_norm is None else architecture.layer_norm
+    traits.unweighted_norms = architecture.unweighted_norms
     traits.scales_normed_input = architecture.scales_normed_input
-    traits.normed_embedding = architecture.normed_embedding
-    traits.scaled_head_input = "head_input" in architecture.scales
+    parallel = architecture.sum is None and keys.flag("use_parallel_residual", default=False)
+    traits.sum = _core.Sum[architecture.sum or ("ffn_residual_attention" if parallel else "sequential")]
+    traits.residual_first_in_attention = architecture.residual_first_in_attention
+    traits.residual_first = architecture.residual_first
+    traits.ffn_reads_attention_norm = architecture.ffn_reads_attention_norm
+
+
+def _set_attention(traits: _core.GraphTraits, keys: _Keys, architecture: Architecture) -> None:
+    from pshard import _core
+
     if architecture.softcaps is not None:
         traits.attention_softcap = keys.number("attn_logit_softcapping", architecture.softcaps[0])
         traits.logits_softcap = keys.number("final_logit_softcapping", architecture.softcaps[1])
@@ -263,17 +300,7 @@ def _traits(keys: _Keys, architecture: Architecture) -> _core.GraphTraits:
     if has_sections is None:
         has_sections = keys.any("rope.dimension_sections")
     traits.positions_per_token = 4 if has_sections else 1
-    has_rms = keys.number("attention.layer_norm_rms_epsilon", 0.0) != 0.0
-    traits.layer_norm = not has_rms if architecture.layer_norm is None else architecture.layer_norm
-    traits.unweighted_norms = architecture.unweighted_norms
-    parallel = architecture.sum is None and keys.flag("use_parallel_residual", default=False)
-    traits.sum = _core.Sum[architecture.sum or ("ffn_residual_attention" if parallel else "sequential")]
-    traits.residual_first_in_attention = architecture.residual_first_in_attention
-    traits.residual_first = architecture.residual_first
-    traits.norms_before_dropping_rows = architecture.norms_before_dropping_rows
-    traits.norms_results_alone = architecture.norms_results_alone
     traits.fuses_attention = architecture.fuses_attention
-    traits.late_rows = _core.LateRows[architecture.late_rows]
     traits.gated_attention = architecture.gated_attention
     traits.joined_heads = architecture.joined_heads
     traits.clamped_qkv = keys.number("attention.clamp_kqv", 0.0) > 0.0
@@ -285,8 +312,12 @@ def _traits(keys: _Keys, architecture: Architecture) -> _core.GraphTraits:
     if temperature == "in_file":
         temperature = "all" if keys.number("attention.temperature_scale", 0.0) != 0.0 else "none"
     traits.temperature = _core.Temperature[temperature]
-    traits.ffn_reads_attention_norm = architecture.ffn_reads_attention_norm
-    traits.squared_activation = architecture.squared_activation
+
+
+def _set_experts(traits: _core.GraphTraits, keys: _Keys, architecture: Architecture) -> None:
+    """Say how experts are chosen and weighed, and what runs beside them."""
+    from pshard import _core
+
     gating: str = architecture.gating
     if architecture.gating_in_file:
         gating = _GATING_IDS.get(keys.integer("expert_gating_func", default=0), gating)
@@ -299,15 +330,10 @@ def _traits(keys: _Keys, architecture: Architecture) -> _core.GraphTraits:
     )
     traits.scaled_expert_weights = keys.number("expert_weights_scale", 0.0) not in (0.0, 1.0)
     traits.experts_down_on_host = architecture.experts_down_on_host
-    traits.head_ignores_adapters = "head" in architecture.ignores_adapters
-    traits.attention_ignores_adapters = "attention" in architecture.ignores_adapters
     traits.routes_layer_input = architecture.routes_layer_input
     traits.weight_before_ffn = architecture.weight_before_ffn
     traits.halves_experts = architecture.halves_experts
     traits.shared_gate_by_ratio = architecture.shared_gate_by_ratio
-    traits.norms_time_step = keys.flag("ssm.dt_b_c_rms", default=False)
-    traits.repeats_key_heads = architecture.repeats_key_heads
-    return traits
 
 
 class _LayerDescriber:

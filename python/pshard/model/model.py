@@ -177,13 +177,6 @@ class Model:
         """Bytes that the output head needs; with a tied head, its copy of the embedding is counted."""
         return sum(tensor.n_bytes for tensor in self.core.head)
 
-    @property
-    def nextn_bytes(self) -> int:
-        """Bytes of next-token-prediction layers: in the file, never loaded."""
-        from pshard import _core
-
-        return sum(tensor.n_bytes for tensor in self.tensors if _core.layer_of(tensor.name) >= self.n_layer)
-
     def group_bytes(self) -> dict[str, int]:
         """Bytes of weights by group over all layers, then embedding and head."""
         total: dict[str, int] = defaultdict(int)

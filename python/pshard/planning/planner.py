@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from pshard.errors import NoFeasiblePlanError, SettingError
-from pshard.launch.line import CACHE_TYPES
+from pshard.launch.spellings import CACHE_TYPES, MAX_TOKENS
 from pshard.quantities import GIB, MAX_BYTES, MIB
 
 if TYPE_CHECKING:
@@ -24,8 +24,7 @@ DEFAULT_N_UBATCH = 512
 DEFAULT_PROMPT_TOKENS = 2048
 DEFAULT_GENERATE_TOKENS = 256
 DEFAULT_FIT_TARGET_BYTES = 1024 * MIB
-# Beyond these, nothing is meant: llama.cpp counts tokens in 32 bits.
-MAX_TOKENS = (1 << 31) - 1
+# Beyond this, nothing is meant.
 MAX_THREADS = 4096
 # Micro-batches that stock llama.cpp is tried with, where none is asked for.
 MICRO_BATCHES = (512, 1024, 2048, 4096)
@@ -180,27 +179,40 @@ def plan(
     NoFeasiblePlanError
         No placement fits VRAM and RAM; it says what is missing and what would make it fit.
     """
-    from pshard import _core
-
-    settings = _settings(
-        model,
-        machine,
+    _check_range(1, MAX_TOKENS, n_seq_max=n_seq_max)
+    n_ctx = _context_tokens(model, n_ctx, n_seq_max)
+    micro_batches = _micro_batches(n_ctx, n_batch, n_ubatch)
+    prompt_tokens, generate_tokens = _workload(model, n_ctx // n_seq_max, prompt_tokens, generate_tokens)
+    _check_range(0, MAX_TOKENS, n_draft=n_draft)
+    _check_range(1, MAX_THREADS, n_threads=1 if n_threads is None else n_threads)
+    _check_range(1, MAX_TOKENS, tier_max=1 if tier_max is None else tier_max)
+    _check_flag("flash_attn", flash_attn)
+    _check_strategy(strategy)
+    settings = Settings(
         n_ctx=n_ctx,
-        vram_bytes=vram_bytes,
-        n_batch=n_batch,
-        n_ubatch=n_ubatch,
+        n_batch=DEFAULT_N_BATCH if n_batch is None else n_batch,
+        n_ubatch=micro_batches[0],
+        micro_batches=micro_batches,
         n_seq_max=n_seq_max,
         flash_attn=flash_attn,
-        type_k=type_k,
-        type_v=type_v,
-        n_threads=n_threads,
+        type_k=_cache_type("type_k", type_k),
+        type_v=_cache_type("type_v", type_v),
+        n_threads=machine.n_threads if n_threads is None else n_threads,
         prompt_tokens=prompt_tokens,
         generate_tokens=generate_tokens,
         n_draft=n_draft,
         strategy=strategy,
-        tier_max=tier_max,
-        fit_target_bytes=fit_target_bytes,
+        tier_max=0 if tier_max is None else tier_max,
+        budget_bytes=_budget_bytes(machine, vram_bytes, fit_target_bytes),
     )
+    _check_cache_types(model, settings)
+    return _search(model, machine, settings)
+
+
+def _search(model: Model, machine: Machine, settings: Settings) -> Plan:
+    """Plan what was asked for, once it is checked and complete."""
+    from pshard import _core
+
     has_gpu = settings.budget_bytes > 0
     # Beside a GPU, host weights lie in a host buffer and are multiplied by the plain kernels.
     core_machine = None
@@ -248,83 +260,53 @@ def plan(
     )
 
 
-def _settings(
-    model: Model,
-    machine: Machine,
-    *,
-    n_ctx: int | None,
-    vram_bytes: int | None,
-    n_batch: int | None,
-    n_ubatch: int | None,
-    n_seq_max: int,
-    flash_attn: bool,
-    type_k: str,
-    type_v: str,
-    n_threads: int | None,
-    prompt_tokens: int | None,
-    generate_tokens: int | None,
-    n_draft: int,
-    strategy: str | None,
-    tier_max: int | None,
-    fit_target_bytes: int,
-) -> Settings:
-    """Check every argument of `plan` and fill in what was left open."""
+def _context_tokens(model: Model, n_ctx: int | None, n_seq_max: int) -> int:
+    """Return the context over all sequences: as asked, else the training length up to the default."""
     n_ctx_train = model.hyperparameters.n_ctx_train
     if n_ctx is None:
         n_ctx = min(DEFAULT_N_CTX, n_ctx_train) if n_ctx_train > 0 else DEFAULT_N_CTX
-    largest_batch = n_batch if n_batch is not None else n_ctx
-    n_batch = DEFAULT_N_BATCH if n_batch is None else n_batch
-    _check_range(1, MAX_TOKENS, n_ctx=n_ctx, n_seq_max=n_seq_max, n_batch=n_batch)
-    if generate_tokens is None:
-        reads_on = model.header.metadata.get(f"{model.architecture}.attention.causal", True)
-        generates = model.hyperparameters.traits.causal and bool(reads_on)
-        generate_tokens = min(DEFAULT_GENERATE_TOKENS, n_ctx // n_seq_max // 2) if generates else 0
-    if prompt_tokens is None:
-        prompt_tokens = max(0, min(DEFAULT_PROMPT_TOKENS, n_ctx // n_seq_max - generate_tokens))
-    _check_range(0, MAX_TOKENS, prompt_tokens=prompt_tokens, generate_tokens=generate_tokens, n_draft=n_draft)
-    for name, value, maximum in (
-        ("n_ubatch", n_ubatch, MAX_TOKENS),
-        ("n_threads", n_threads, MAX_THREADS),
-        ("tier_max", tier_max, MAX_TOKENS),
-    ):
-        if value is not None:
-            _check_range(1, maximum, **{name: value})
-    _check_flag("flash_attn", flash_attn)
+    _check_range(1, MAX_TOKENS, n_ctx=n_ctx)
     if n_seq_max > n_ctx:
         message = f"n_seq_max={n_seq_max} sequences do not fit n_ctx={n_ctx} tokens; each needs at least one."
         raise SettingError(message)
+    return n_ctx
+
+
+def _micro_batches(n_ctx: int, n_batch: int | None, n_ubatch: int | None) -> tuple[int, ...]:
+    """Return the micro-batches that stock llama.cpp is tried with: first that of its fit, then larger ones if any."""
+    is_open = n_batch is None
+    n_batch = DEFAULT_N_BATCH if n_batch is None else n_batch
+    _check_range(1, MAX_TOKENS, n_batch=n_batch)
+    if n_ubatch is not None:
+        _check_range(1, MAX_TOKENS, n_ubatch=n_ubatch)
+        return (min(n_ubatch, n_batch),)
+    of_fit = min(DEFAULT_N_UBATCH, n_batch)
+    largest = n_ctx if is_open else min(n_ctx, n_batch)
+    return (of_fit, *(size for size in MICRO_BATCHES if of_fit < size <= largest))
+
+
+def _workload(
+    model: Model, n_ctx_sequence: int, prompt_tokens: int | None, generate_tokens: int | None
+) -> tuple[int, int]:
+    """Return tokens of the prompt and generated ones, as asked, else the default as far as a sequence holds it."""
+    if generate_tokens is None:
+        reads_on = model.header.metadata.get(f"{model.architecture}.attention.causal", True)
+        generates = model.hyperparameters.traits.causal and bool(reads_on)
+        generate_tokens = min(DEFAULT_GENERATE_TOKENS, n_ctx_sequence // 2) if generates else 0
+    _check_range(0, MAX_TOKENS, generate_tokens=generate_tokens)
+    if prompt_tokens is None:
+        prompt_tokens = max(0, min(DEFAULT_PROMPT_TOKENS, n_ctx_sequence - generate_tokens))
+    _check_range(0, MAX_TOKENS, prompt_tokens=prompt_tokens)
     if prompt_tokens + generate_tokens == 0:
         message = "prompt_tokens and generate_tokens are both 0; a plan needs some work to compare placements by."
         raise SettingError(message)
-    if prompt_tokens + generate_tokens > n_ctx // n_seq_max:
+    if prompt_tokens + generate_tokens > n_ctx_sequence:
         message = (
             f"prompt_tokens={prompt_tokens} and generate_tokens={generate_tokens} exceed the context of "
-            f"{n_ctx // n_seq_max} tokens per sequence; raise n_ctx or shorten the workload."
+            f"{n_ctx_sequence} tokens per sequence; raise n_ctx or shorten the workload."
         )
         raise SettingError(message)
-    _check_strategy(strategy)
-    fit_ubatch = min(n_ubatch or DEFAULT_N_UBATCH, n_batch)
-    largest = min(n_ctx, largest_batch)
-    larger = () if n_ubatch else tuple(size for size in MICRO_BATCHES if fit_ubatch < size <= largest)
-    settings = Settings(
-        n_ctx=n_ctx,
-        n_batch=n_batch,
-        n_ubatch=fit_ubatch,
-        micro_batches=(fit_ubatch, *larger),
-        n_seq_max=n_seq_max,
-        flash_attn=flash_attn,
-        type_k=_cache_type("type_k", type_k),
-        type_v=_cache_type("type_v", type_v),
-        n_threads=n_threads or machine.n_threads,
-        prompt_tokens=prompt_tokens,
-        generate_tokens=generate_tokens,
-        n_draft=n_draft,
-        strategy=strategy,
-        tier_max=tier_max or 0,
-        budget_bytes=_budget_bytes(machine, vram_bytes, fit_target_bytes),
-    )
-    _check_cache_types(model, settings)
-    return settings
+    return prompt_tokens, generate_tokens
 
 
 def _warnings(model: Model, machine: Machine, settings: Settings) -> list[str]:

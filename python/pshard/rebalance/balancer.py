@@ -25,7 +25,7 @@ from pshard.rebalance.types import MIN_LEVEL, Decision, RebalanceConfig, ShardMe
 from pshard.rebalance.worth import Proposal, best_proposal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import numpy.typing as npt
 
@@ -124,15 +124,14 @@ class LoadBalancer:
         self._deviations = interval_deviations(rate)
         height = alarm_height(self.config.window / rate)
         for phase in PHASES:
-            self._series[phase] = (
-                {}
-                if phase not in deployment.tables
-                else {
-                    name: self._new_series(height, *deployment.expected_seconds(index, phase))
+            self._series[phase] = {}
+            if phase in deployment.tables:
+                tokens, seconds = deployment.expected_seconds(phase)
+                self._series[phase] = {
+                    name: self._new_series(height, tokens, seconds[index])
                     for index, name in enumerate(deployment.shards)
                     if deployment.counts[index]
                 }
-            )
         self._forget_order()
         self._decided = None
 
@@ -200,7 +199,8 @@ class LoadBalancer:
         deployment = self.deployment
         if deployment is None:
             return {}
-        return {name: self._metrics(deployment, index) for index, name in enumerate(deployment.shards)}
+        stages = {phase: tables.work_seconds(deployment.counts) for phase, tables in deployment.tables.items()}
+        return {name: self._metrics(deployment, index, stages) for index, name in enumerate(deployment.shards)}
 
     def evaluate(self) -> Decision:
         """Decide whether layers should move.
@@ -242,7 +242,7 @@ class LoadBalancer:
 
     def _last_bounds(self, device: str) -> dict[Phase, Bounds]:
         """Return what a device counts as once it has no layers, by the predictions of what is deployed then."""
-        measured = ((phase, self._measured(phase, device)) for phase in PHASES)
+        measured = ((phase, self._measured(phase, device, self._interval(phase))) for phase in PHASES)
         return {phase: row for phase, row in measured if row is not None}
 
     def _new_series(self, height: float, tokens: Array, seconds: Array) -> LatencySeries:
@@ -471,22 +471,26 @@ class LoadBalancer:
         A device without layers is as it was measured last, until it is tried again: then it is as predicted.
         """
         spread = UNMEASURED_FACTOR if deployment.is_predicted else 1.0
-        due = self._due()
+        due, interval = self._due(), self._interval(phase)
         rows = []
         for name in deployment.shards:
             entry = self.history.aside.get(name)
             last = entry.bounds.get(phase) if entry is not None and name not in due else None
-            rows.append(self._measured(phase, name) or last or (1.0, 1 / spread, spread))
+            rows.append(self._measured(phase, name, interval) or last or (1.0, 1 / spread, spread))
         return np.array(rows)
 
-    def _measured(self, phase: Phase, name: str) -> Bounds | None:
+    def _interval(self, phase: Phase) -> float:
+        """Deviations of an estimate from which its bounds are; more while a shift has not settled."""
+        is_fresh = any(series.is_fresh for series in self._series[phase].values())
+        return FRESH_DEVIATIONS if is_fresh else self._deviations
+
+    def _measured(self, phase: Phase, name: str, interval: float) -> Bounds | None:
         """Return a device's factor with its bounds; None where it has no latencies."""
         by_name = self._series[phase]
         estimate = by_name[name].estimate() if name in by_name else None
         if estimate is None:
             return None
-        is_fresh = any(series.is_fresh for series in by_name.values())
-        margin = math.exp((FRESH_DEVIATIONS if is_fresh else self._deviations) * estimate.error)
+        margin = math.exp(interval * estimate.error)
         return estimate.median, estimate.median / margin, estimate.median * margin
 
     def _count_unknown(self, name: object, phase: object) -> None:
@@ -511,16 +515,14 @@ class LoadBalancer:
                     found[went_back] = counters.clock_backwards
         return found
 
-    def _metrics(self, deployment: Deployment, index: int) -> ShardMetrics:
+    def _metrics(self, deployment: Deployment, index: int, stages: Mapping[Phase, Array]) -> ShardMetrics:
         name = deployment.shards[index]
         layers = deployment.counts[index] if self.counts_layers else 0
         series = {phase: by_name[name] for phase, by_name in self._series.items() if name in by_name}
         estimates = {phase: s.estimate() for phase, s in series.items()}
         counters = [s.counters for s in series.values() if s.counters.forwards]
         last = max(counters, key=lambda c: c.last_unix_s, default=None)
-        stage_us = {
-            phase: float(deployment.tables[phase].work_seconds(deployment.counts)[index]) * 1e6 for phase in series
-        }
+        stage_us = {phase: float(stages[phase][index]) * 1e6 for phase in series}
         return ShardMetrics(
             shard=name,
             layers=layers,

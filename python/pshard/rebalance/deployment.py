@@ -71,11 +71,10 @@ class Tables:
         )
 
     def work_seconds(self, counts: Sequence[int]) -> Array:
-        """Seconds that every shard computes; 0 for one without layers. Shape (D,)."""
-        ends = np.cumsum(counts)
-        done = np.vstack([np.zeros(len(counts)), np.cumsum(self.layer_seconds, axis=0)])
-        columns = np.arange(len(counts))
-        layers: Array = done[ends, columns] - done[ends - counts, columns]
+        """Seconds that every shard computes; 0 for one without layers. Shape (D,). In O(L + D)."""
+        owner = np.repeat(np.arange(len(counts)), counts)
+        of_layers = self.layer_seconds[np.arange(len(owner)), owner]
+        layers = np.bincount(owner, weights=of_layers, minlength=len(counts)).astype(np.float64)
         return layers + _at_ends(counts, self.first_seconds, self.last_seconds)
 
     def way_seconds(self, counts: Sequence[int]) -> Array:
@@ -185,17 +184,17 @@ class Deployment:
         """The shards that have layers."""
         return {name for name, count in zip(self.shards, self.counts, strict=True) if count}
 
-    def expected_seconds(self, index: int, phase: Phase) -> tuple[Array, Array]:
-        """Token counts, and the seconds that shard `index` is predicted to take for a pass of so many.
+    def expected_seconds(self, phase: Phase) -> tuple[Array, Array]:
+        """Token counts, shape (N,), and the seconds that every shard is predicted to take for so many, shape (D, N).
 
         Decode passes are taken to last equally long whatever their tokens, and prefill passes in proportion to them.
         """
         tables = self.tables[phase]
-        stage = tables.work_seconds(self.counts)[index]
+        stages = tables.work_seconds(self.counts)[:, None]
         if phase == "decode":
-            return np.array([float(tables.n_tokens)]), np.array([stage])
+            return np.array([float(tables.n_tokens)]), stages
         tokens = np.array([1.0, max(2.0, tables.n_tokens)])
-        return tokens, stage * tokens / tables.n_tokens
+        return tokens, stages * tokens / tables.n_tokens
 
     def solve(self, tables: Tables) -> tuple[int, ...] | None:
         """Return the layers of each shard that take least time under `tables`; None where nothing fits.

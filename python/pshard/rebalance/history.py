@@ -238,7 +238,7 @@ class HistoryFile:
 
         Raises
         ------
-        MachineError
+        FileError
             It cannot be written.
         """
         from pshard.atomic_file import write_atomically

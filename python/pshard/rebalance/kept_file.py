@@ -55,7 +55,7 @@ def replace_keeping(files: Mapping[Path, Content], expected: Mapping[Path, bytes
 
     Raises
     ------
-    MachineError
+    FileError
         One cannot be read or written; all are as they were, and what was kept before too.
     DocumentError
         One is not what was expected: nothing is replaced.
@@ -94,7 +94,7 @@ def restore(path: str | os.PathLike[str]) -> list[Path]:
     ------
     DocumentError
         Nothing is kept for this file, or something else than this function keeps.
-    MachineError
+    FileError
         One cannot be read or written; all are as they were, and what is kept too.
     """
     kept = former_path(path).resolve()

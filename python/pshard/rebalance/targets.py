@@ -9,11 +9,10 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pshard.atomic_file import read_if_there
-from pshard.errors import MachineError, SettingError
+from pshard.errors import FileError, SettingError
 from pshard.mapping.llama_map import tensor_split
 from pshard.rebalance.balancer import LoadBalancer
 from pshard.rebalance.deployed_document import MapDocument, PlanDocument, ShardDocument, pipeline_of
@@ -78,7 +77,7 @@ class FlagsFile:
         self.path = path
         self._content: bytes | None = None
         if path is not None:
-            with suppress(MachineError):  # told when it is to be written
+            with suppress(FileError):  # told when it is to be written
                 self._content = read_if_there(path)
 
     def written(self, flags: Sequence[str]) -> dict[Path, bytes]:
@@ -315,17 +314,14 @@ def _deploy_suggested(balancer: LoadBalancer, decision: Decision) -> None:
 
 def _with_plan(plan: Plan, registry: Path, former: bytes | None) -> bytes:
     """Return a registry's bytes with a plan in it."""
-    from pshard.registry.write import write_plan
+    from pshard.registry.errors import RegistryError
+    from pshard.registry.write import registry_with
 
-    with TemporaryDirectory() as folder:
-        draft = Path(folder) / registry.name
-        if former is not None:
-            draft.write_bytes(former)
-        result = write_plan(plan, draft)
-        if result.path is None:
-            message = f"{registry}: not written: {' '.join(result.warnings)}"
-            raise SettingError(message)
-        return result.path.read_bytes()
+    try:
+        return registry_with(plan, former)
+    except RegistryError as error:
+        message = f"{registry}: not written: {error}"
+        raise RegistryError(message) from error
 
 
 def _encoded(document: object) -> bytes:

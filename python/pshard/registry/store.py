@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import stat
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pshard.atomic_file import explained, locked, replace_one
 from pshard.registry.errors import RegistryError
 from pshard.registry.format import Registry, Section, render
 from pshard.registry.reader import parse
@@ -24,7 +22,6 @@ if TYPE_CHECKING:
 KEPT_SECTIONS, KEPT_VARIANTS = 9, 7
 # 10 sections of 8 variants of 12 tiers are 8 MB.
 MAX_FILE_BYTES = 64 << 20
-LOCK_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,19 +40,24 @@ def read_registry(path: str | PathLike[str]) -> Registry:
     RegistryError
         The file cannot be read, is empty, or is too large to be one.
     """
+    data = _content(path)
+    if not data:
+        message = f"{path}: is empty: the runtime finds no plan; write one (`pshard plan`), or give another file."
+        raise RegistryError(message)
+    return parse(data)
+
+
+def _content(path: str | PathLike[str]) -> bytes:
     try:
         with Path(path).open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         message = f"{path}: cannot be read ({error.strerror or error}); give the path of a registry."
         raise RegistryError(message) from error
-    if not data:
-        message = f"{path}: is empty: the runtime finds no plan; write one (`pshard plan`), or give another file."
-        raise RegistryError(message)
     if len(data) > MAX_FILE_BYTES:
         message = f"{path}: more than {MAX_FILE_BYTES >> 20} MiB; a registry has at most a few. Give another file."
         raise RegistryError(message)
-    return parse(data)
+    return data
 
 
 def merged(registry: Registry, fingerprint: int, settings: Settings, variant: Variant) -> Registry:
@@ -81,6 +83,34 @@ def merged(registry: Registry, fingerprint: int, settings: Settings, variant: Va
     return Registry((*others, section), preamble)
 
 
+def with_variant(
+    former: bytes | None,
+    fingerprint: int,
+    settings: Settings,
+    variant: Variant,
+    check: Callable[[Registry], None] = lambda registry: None,
+) -> bytes:
+    """Return what a registry becomes when a variant is put into it.
+
+    Parameters
+    ----------
+    former : bytes or None
+        The registry as it is; None or nothing: there is none yet.
+    fingerprint : int
+    settings : Settings
+    variant : Variant
+    check : callable
+        Gets the new registry, read again from its bytes; raises if it is not what was meant.
+
+    Returns
+    -------
+    bytes
+    """
+    new = render(merged(parse(former) if former else Registry(), fingerprint, settings, variant))
+    check(parse(new))
+    return new
+
+
 def update(
     path: str | PathLike[str],
     fingerprint: int,
@@ -88,16 +118,7 @@ def update(
     variant: Variant,
     check: Callable[[Registry], None] = lambda registry: None,
 ) -> Written:
-    """Write a variant into a registry, which need not exist.
-
-    Parameters
-    ----------
-    path : path-like
-    fingerprint : int
-    settings : Settings
-    variant : Variant
-    check : callable
-        Gets what was read back from the new file, before it replaces the old one; raises to keep the old one.
+    """Write a variant into a registry, which need not exist; `with_variant` describes the rest.
 
     Returns
     -------
@@ -105,28 +126,17 @@ def update(
 
     Raises
     ------
+    FileError
+        The folder cannot be written to, or another writer has held the lock for a minute. The old file is whole.
     RegistryError
-        The folder cannot be written to, or another writer holds the lock for a minute. The old file is whole.
+        What is there cannot be read, or the check failed. The old file is whole.
     """
-    from filelock import FileLock, Timeout
-
     path = Path(path).resolve()
-    lock = path.with_name(f"{path.name}.lock")
-    if not path.parent.is_dir():
-        message = f"{path}: not written: there is no folder {path.parent}; choose another (-o)."
-        raise RegistryError(message)
-    try:
-        with FileLock(lock, timeout=LOCK_SECONDS):
-            has_content = path.exists() and path.stat().st_size > 0
-            old = read_registry(path) if has_content else Registry()
-            kept = _keep(path) if old.is_damaged else None
-            _replace(path, render(merged(old, fingerprint, settings, variant)), check)
-    except Timeout as error:
-        message = f"{path}: another process has held {lock} for {LOCK_SECONDS:.0f} s; end it, or write elsewhere (-o)."
-        raise RegistryError(message) from error
-    except OSError as error:
-        message = f"{path}: not written ({error.strerror or error}); choose another folder (-o)."
-        raise RegistryError(message) from error
+    with locked([path]), explained(path):
+        former = _content(path) if path.exists() and path.stat().st_size > 0 else None
+        new = with_variant(former, fingerprint, settings, variant, check)
+        kept = _keep(path) if former and parse(former).is_damaged else None
+        replace_one(path, new)
     return Written(path, kept)
 
 
@@ -143,27 +153,3 @@ def _keep(path: Path) -> Path:
         number += 1
     shutil.copy2(path, copy)
     return copy
-
-
-def _replace(path: Path, data: bytes, check: Callable[[Registry], None]) -> None:
-    for left in path.parent.glob(f".{_escaped(path.name)}.*.part"):
-        left.unlink(missing_ok=True)  # a writer was killed; the lock is ours, so none is at work
-    mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o644
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    part = Path(temporary)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        check(read_registry(part))
-        part.chmod(mode)
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-
-
-def _escaped(name: str) -> str:
-    """Return a name that glob takes for itself."""
-    return "".join(f"[{character}]" if character in "*?[" else character for character in name)

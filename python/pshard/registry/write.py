@@ -6,8 +6,9 @@ from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from pshard.errors import FileError
 from pshard.quantities import MIB
 from pshard.registry import registry_path
 from pshard.registry.choice import Option, choose, resident_bits, worth_loading
@@ -26,10 +27,10 @@ from pshard.registry.overrides import (
     regenerate,
     tensor_names,
 )
-from pshard.registry.store import update
+from pshard.registry.store import update, with_variant
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from os import PathLike
 
     from pshard import _core
@@ -69,26 +70,71 @@ def write_plan(plan: Plan, path: str | PathLike[str] | None = None) -> WriteResu
     WriteResult
         No path and no warning for a model of the catalogue and for plans without a GPU: there is nothing to write.
     """
-    parts = plan.model.header.parts
-    if not parts or plan.settings.budget_bytes == 0:
-        asked = "" if path is None else f"{path}: not written: "
-        reason = "the fingerprint needs the model's file" if not parts else "without a GPU there is nothing to place"
-        return WriteResult(None, (f"{asked}{reason}.",) if asked else ())
-    settings = settings_of(plan)
-    key = fingerprint(settings, parts[0].stat().st_size)
+    reason = _why_none(plan)
+    if reason:
+        return WriteResult(None, () if path is None else (f"{path}: not written: {reason}.",))
     warnings: tuple[str, ...] = ()
     try:
-        variant, warnings = variant_of(plan)
-        if variant is None:
+        entry, warnings = _entry(plan)
+        if entry is None:
             return WriteResult(None, warnings)
-        check = partial(check_written, plan, key, variant)
-        written = update(registry_path(parts[0]) if path is None else path, key, settings, variant, check)
-    except RegistryError as error:
+        written = update(registry_path(plan.model.header.parts[0]) if path is None else path, *entry)
+    except (FileError, RegistryError) as error:
         return WriteResult(None, (*warnings, f"Registry: {error}"))
     if written.kept is not None:
         kept = f"{written.path}: was damaged or of another kind; it is kept as {written.kept.name}."
         warnings = (*warnings, kept)
     return WriteResult(written.path, warnings)
+
+
+def registry_with(plan: Plan, former: bytes | None) -> bytes:
+    """Return what a registry becomes when a plan is written into it.
+
+    Parameters
+    ----------
+    plan : Plan
+    former : bytes or None
+        The registry as it is; None where there is none.
+
+    Returns
+    -------
+    bytes
+
+    Raises
+    ------
+    RegistryError
+        There is nothing to write, or no registry can hold the plan.
+    """
+    reason = _why_none(plan)
+    entry, warnings = (None, (f"{reason}.",)) if reason else _entry(plan)
+    if entry is None:
+        raise RegistryError(" ".join(warnings))
+    return with_variant(former, *entry)
+
+
+class _Entry(NamedTuple):
+    """A plan as `update` and `with_variant` take it."""
+
+    fingerprint: int
+    settings: Settings
+    variant: Variant
+    check: Callable[[Registry], None]
+
+
+def _why_none(plan: Plan) -> str:
+    """Say why there is nothing to write of a plan; nothing where there is."""
+    if not plan.model.header.parts:
+        return "the fingerprint needs the model's file"
+    return "" if plan.settings.budget_bytes else "without a GPU there is nothing to place"
+
+
+def _entry(plan: Plan) -> tuple[_Entry | None, tuple[str, ...]]:
+    variant, warnings = variant_of(plan)
+    if variant is None:
+        return None, warnings
+    settings = settings_of(plan)
+    key = fingerprint(settings, plan.model.header.parts[0].stat().st_size)
+    return _Entry(key, settings, variant, partial(check_written, plan, key, variant)), warnings
 
 
 def settings_of(plan: Plan) -> Settings:
@@ -146,7 +192,7 @@ def variant_of(plan: Plan) -> tuple[Variant | None, tuple[str, ...]]:
 
 
 def check_written(plan: Plan, key: int, variant: Variant, registry: Registry) -> None:
-    """Check what was read back: the variant that was meant, without a fault, every tensor at its place.
+    """Check what was read again: the variant that was meant, without a fault, every tensor at its place.
 
     Raises
     ------
@@ -155,7 +201,7 @@ def check_written(plan: Plan, key: int, variant: Variant, registry: Registry) ->
     """
     found = [old for section in registry.sections if section.fingerprint == key for old in section.variants]
     if not found or found[-1] != variant:
-        message = f"{plan.model.name}: what was read back is not the plan that was written; the old file stays."
+        message = f"{plan.model.name}: what the runtime would read is not the plan; the old file stays."
         raise RegistryError(message)
     section = replace(registry.sections[-1], variants=(variant,))
     faults = [fault for fault in find_faults(Registry((section,)), plan.model) if not fault.is_note]

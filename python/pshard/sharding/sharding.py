@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from pshard.errors import NoFeasiblePlanError, SettingError
 from pshard.fleet.usable_devices import unavailable
+from pshard.launch.spellings import MAX_TOKENS
 from pshard.quantities import GIB
 from pshard.sharding.problem import ShardProblem
 from pshard.sharding.search import ShardSearch
@@ -103,14 +104,14 @@ def _check(parameters: ShardParameters) -> None:
         "n_ubatch": parameters.n_ubatch,
     }
     for name, value in numbers.items():
-        if not 1 <= value < 1 << 31:
-            message = f"{name} is {value}; a whole number from 1 to {(1 << 31) - 1} is wanted."
+        if not 1 <= value <= MAX_TOKENS:
+            message = f"{name} is {value}; a whole number from 1 to {MAX_TOKENS} is wanted."
             raise SettingError(message)
     n_ctx = parameters.users * parameters.max_seq_len
-    if n_ctx >= 1 << 31:
+    if n_ctx > MAX_TOKENS:
         message = (
             f"{parameters.users} users of {parameters.max_seq_len} tokens make a context of {n_ctx}; engines count to "
-            f"{(1 << 31) - 1}: fewer users, or shorter contexts."
+            f"{MAX_TOKENS}: fewer users, or shorter contexts."
         )
         raise SettingError(message)
 
