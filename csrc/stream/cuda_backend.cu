@@ -203,8 +203,10 @@ class CudaBackend : public Backend {
       require_success(cudaEventRecord(recorded.event, stream), "recording an event");
     } else {
       recorded.host = host_.record(queue);
-      recorded.count = host_count_.next();
-      host_.always(queue, [this, count = recorded.count] { host_count_.reach(count); });
+      if (!gpus_.empty()) {
+        recorded.count = host_count_.next();
+        host_.always(queue, [this, count = recorded.count] { host_count_.reach(count); });
+      }
     }
     return add(std::move(recorded));
   }

@@ -147,8 +147,8 @@ std::set<int32_t> Executor::moving_caches() const {
   return layers;
 }
 
-// The executor's own rooms come first: a copy down into memory that is not locked holds up whoever queues it. Then the weights, in pieces,
-// until the system refuses: the rest is staged.
+// The executor's own rooms come first: every split copies from and to them. Then the weights, in pieces, until the system refuses: the rest
+// is staged.
 void Executor::lock_memory() {
   const auto uses_gpu = [](const Schedule& schedule) {
     return std::any_of(schedule.splits.begin(), schedule.splits.end(), [](const Split& split) { return is_gpu(split.device); });

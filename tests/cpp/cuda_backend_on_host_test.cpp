@@ -245,6 +245,12 @@ TEST_F(CudaBackendHere, WhatTheDriverRefusesHalfWayIsStaged) {
   EXPECT_GT(run.executor.run(0).n_checked, 50);
 }
 
+TEST_F(CudaBackendHere, ItRunsOnTheHostAlone) {
+  const Model m = model(3);
+  Running run(m, placement(m, {LayerPlacement::uniform(Where::cpu)}, Where::cpu), 4, options(0, 0), 0);
+  EXPECT_GT(run.executor.run(0).n_checked, 20);
+}
+
 TEST_F(CudaBackendHere, OnlyEndsAreRecordedWhereTheGpuWorksAlone) {
   constexpr int kLayers = 8;
   const Model m = model(kLayers);
@@ -253,8 +259,8 @@ TEST_F(CudaBackendHere, OnlyEndsAreRecordedWhereTheGpuWorksAlone) {
   const PassRecord record = run.executor.run(0);
   int n_gpu_splits = 0;
   for (const Split& split : run.schedules[0].splits) n_gpu_splits += is_gpu(split.device) ? 1 : 0;
-  // Beside those of the two rings, a base, and what the pass begins and ends with: of each copy and each split one.
-  EXPECT_LE(HostCuda::self().n_events, 2 * 2 * 4 + 1 + 5 + static_cast<int>(record.copies.size()) + n_gpu_splits);
+  // Beside those of the two rings, a base, and what the pass begins and ends with, inputs and logits: of each copy and each split one.
+  EXPECT_LE(HostCuda::self().n_events, 2 * 2 * 4 + 1 + 6 + static_cast<int>(record.copies.size()) + n_gpu_splits);
   std::vector<CopyRecord> up;
   std::copy_if(record.copies.begin(), record.copies.end(), std::back_inserter(up),
                [](const CopyRecord& copy) { return copy.queue.stream != Stream::down; });

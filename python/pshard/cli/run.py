@@ -326,11 +326,12 @@ def _machines(
     if backend != "cuda" or not machines or not all(machine.has_gpu for machine in machines):
         return {}
     batches = [phase.n_tokens for phase in workload.phases]
+    first = {id(machine): i for i, machine in reversed(list(enumerate(machines)))}  # of GPUs that are alike
     shapes = {
-        id(machine): measure_shapes(
+        alike: measure_shapes(
             model, _all_cpus(), batches, index=i, on_step=lambda what: on_pass(f"measuring {what}", 0, 1)
         )
-        for i, machine in reversed(list(enumerate(machines)))
+        for alike, i in first.items()
     }
     return {n: [shapes[id(machine)].priced(machine.core()) for machine in machines] for n in batches}
 

@@ -23,8 +23,8 @@ MEMORY_SHARE = 0.5
 MAX_HOST_BYTES = 1 << 30
 # A matrix of more rows is the head, which multiplies the last token alone.
 MOST_ROWS = 1 << 16
-# Rates of larger batches on the CPU stay as they are.
-LARGEST_CPU_BATCH = 512
+# Rates of larger batches stay as they are.
+LARGEST_CPU_BATCH, LARGEST_GPU_BATCH = 512, 8192
 # A product takes at least this share of its time beside its start.
 LEAST_WORK = 0.1
 
@@ -95,7 +95,8 @@ def measure_shapes(
     cpus : sequence of int
         That compute the CPU's splits.
     batches : sequence of int
-        Tokens of the passes that are predicted.
+        Tokens of the passes that are predicted. One token is measured, too: behind the last layer's cache no others
+        are left.
     index : int
         Which GPU, in the CUDA runtime's order.
     on_step : callable
@@ -113,9 +114,10 @@ def measure_shapes(
     from pshard import _core
     from pshard.run.execution import ExecutionError
 
+    with_one = sorted({1, *batches})
     try:
-        return ShapesMeasured(_on_gpu(model, batches, index, on_step), *_on_cpu(model, cpus, batches, on_step))
-    except (_core.ProbeError, _core.GpuError) as error:
+        return ShapesMeasured(_on_gpu(model, with_one, index, on_step), *_on_cpu(model, cpus, with_one, on_step))
+    except (_core.ProbeError, _core.GpuError, ValueError) as error:  # the last: a shape that no kernel takes
         message = f"this machine could not be measured: {error}"
         raise ExecutionError(message) from error
 
@@ -125,11 +127,15 @@ def _on_gpu(model: Model, batches: Sequence[int], index: int, on_step: Callable[
     from pshard.run.execution import wanted_of
     from pshard.run.expert_rows import rows_per_expert
 
-    free_bytes = _core.query_gpus().devices[index].free_bytes
+    query = _core.query_gpus()
+    if index >= len(query.devices):
+        message = f"there is no GPU {index}: {query.reason or f'{len(query.devices)} are here'}"
+        raise _core.GpuError(message)
+    free_bytes = query.devices[index].free_bytes
     probe = _core.GpuProbe(index, max_device_bytes=int(free_bytes * MEMORY_SHARE), max_host_bytes=MAX_HOST_BYTES)
     policy = _core.MeasurePolicy(budget_seconds=BUDGET_SECONDS, min_count=3)
     products, experts = wanted_of(model)
-    hyper, ordered = model.hyperparameters, sorted(set(batches))
+    hyper, ordered = model.hyperparameters, sorted({min(batch, LARGEST_GPU_BATCH) for batch in batches})
     rows_of = rows_per_expert(model, ordered)
     found = []
 

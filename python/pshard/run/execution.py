@@ -32,6 +32,8 @@ DEFAULT_PASSES = 5
 CHECKING_NOTE = "Everything was checked meanwhile, which takes most of the time: the seconds are not those of the plan."
 # A file with more holes than this has the shape of a model, but not its weights.
 LEAST_STORED = 0.9
+# Kernels multiply columns by so many at least.
+KERNEL_COLUMNS = 32
 # Less than this share of the weights being multiplied says too little of the model.
 LEAST_EXECUTED = 0.9
 # A batch of at most so many tokens generates or verifies.
@@ -514,7 +516,7 @@ def wanted_of(model: Model) -> tuple[dict[str, tuple[Shape, ...]], dict[str, tup
         name = type_name(tensor.type)
         is_routed = len(tensor.shape) == 3 and tensor.shape[2] > 1 and "_exps" in tensor.name
         is_look_up = tensor.name.startswith("token_embd") and tensor.name not in head
-        if name not in kernels or len(tensor.shape) < 2 or is_look_up:
+        if name not in kernels or len(tensor.shape) < 2 or is_look_up or tensor.shape[0] % KERNEL_COLUMNS:
             continue
         # The head is one matrix among many: it stands for its type only where nothing else does.
         n_bytes = 0 if tensor.name in head else tensor.n_bytes
