@@ -28,6 +28,7 @@ import pytest
 
 from pshard import _core
 from pshard.machine.nvidia import devices, state
+from pshard.weight_types import gpu_types
 
 MIB = 1 << 20
 POLICY = _core.MeasurePolicy(budget_seconds=0.5)
@@ -116,7 +117,7 @@ def test_reading_against_a_device_copy(benchmark: Any, probe: _core.GpuProbe) ->
 
 
 @pytest.mark.parametrize("batch", BATCHES)
-@pytest.mark.parametrize("kind", ["F16", "Q8_0", "Q4_0", "Q4_K", "Q6_K"])
+@pytest.mark.parametrize("kind", gpu_types())
 def test_products_against_cublas(benchmark: Any, probe: _core.GpuProbe, kind: str, batch: int) -> None:
     try:
         found = benchmark.pedantic(product_share, (probe, kind, batch), rounds=1)
@@ -150,8 +151,7 @@ def results() -> dict[str, Any]:
         "copies": {f"{way} {size >> 20} MiB": measured(copy_share, probe, way, size) for way, size in COPIES},
         "read against a device copy": measured(read_share, probe),
         "products against cuBLAS": {
-            kind: {str(batch): measured(product_share, probe, kind, batch) for batch in BATCHES}
-            for kind in ("F16", "Q8_0", "Q4_0", "Q4_K", "Q6_K")
+            kind: {str(batch): measured(product_share, probe, kind, batch) for batch in BATCHES} for kind in gpu_types()
         },
         "overlap of copies and Q4_K products": {str(batch): measured(overlap, probe, batch) for batch in (1, 64)},
     }

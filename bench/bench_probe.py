@@ -23,20 +23,13 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from pshard import _core
 from pshard.machine.cpus import physical_cpus
+from pshard.weight_types import COMMON, interleaved_types
 
 MAX_BYTES = 4 << 30
 N_ROWS, N_COLUMNS = 4096, 4096
 MIN_READ_SHARE = 0.97
 ROUNDS, MOST_ROUNDS = 4, 24
-KERNELS = [
-    ("F16", "plain"),
-    ("Q8_0", "plain"),
-    ("Q4_0", "plain"),
-    ("Q4_0", "interleaved"),
-    ("Q4_K", "plain"),
-    ("Q4_K", "interleaved"),
-    ("Q6_K", "plain"),
-]
+KERNELS = [(name, "plain") for name in COMMON] + [(n, "interleaved") for n in interleaved_types() if n in COMMON]
 POLICY = _core.MeasurePolicy(budget_seconds=0.5)
 
 

@@ -18,24 +18,27 @@ using pshard::Processor;
 using pshard::RateSeries;
 using pshard::ShapeRates;
 
-using SeriesTable = std::array<RateSeries, pshard::kTypeCount>;
+template <typename Entry>
+using Table = std::array<Entry, pshard::kTypeCount>;
 
-// Python sees a table as {ggml type number: series}, without the empty ones.
-std::map<int, RateSeries> to_map(const SeriesTable& table) {
-  std::map<int, RateSeries> map;
+// Python sees a table as {ggml type number: entry}, without the empty ones.
+template <typename Entry>
+std::map<int, Entry> to_map(const Table<Entry>& table) {
+  std::map<int, Entry> map;
   for (size_t type = 0; type < table.size(); ++type) {
     if (!table[type].empty()) map.emplace(static_cast<int>(type), table[type]);
   }
   return map;
 }
 
-SeriesTable from_map(const std::map<int, RateSeries>& map) {
-  SeriesTable table;
-  for (const auto& [type, series] : map) {
+template <typename Entry>
+Table<Entry> from_map(const std::map<int, Entry>& map) {
+  Table<Entry> table;
+  for (const auto& [type, entry] : map) {
     if (type < 0 || type >= pshard::kTypeCount) {
       throw std::invalid_argument("ggml type " + std::to_string(type) + " is not within 0 and " + std::to_string(pshard::kTypeCount - 1));
     }
-    table[static_cast<size_t>(type)] = series;
+    table[static_cast<size_t>(type)] = entry;
   }
   return table;
 }
@@ -105,6 +108,9 @@ void bind_machine(py::module_& m) {
       .def_readwrite("shapes", &Processor::shapes)
       .def_readwrite("copied_shapes", &Processor::copied_shapes)
       .def_readwrite("attention", &Processor::attention)
+      .def_property(
+          "attention_by_query", [](const Processor& p) { return to_map(p.attention_by_query); },
+          [](Processor& p, const std::map<int, pshard::AttentionTable>& tables) { p.attention_by_query = from_map(tables); })
       .def_readwrite("mamba", &Processor::mamba)
       .def_readwrite("mamba2", &Processor::mamba2)
       .def_readwrite("delta_net", &Processor::delta_net)

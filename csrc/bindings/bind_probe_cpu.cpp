@@ -5,6 +5,7 @@
 
 #include "bindings/bindings.hpp"
 #include "probe/cpu_probe.hpp"
+#include "probe/random.hpp"
 #include "probe/storage.hpp"
 
 namespace {
@@ -175,6 +176,25 @@ Values multiply(const std::string& type_name, const std::string& layout_name, co
   return out;
 }
 
+py::array_t<double> dequantise(const std::string& type_name, const Bytes& rows) {
+  const pshard::WeightType type = pshard::weight_type(type_name);
+  const pshard::WeightFormat& format = pshard::format_of(type);
+  if (rows.ndim() != 2 || rows.shape(1) % format.bytes != 0) {
+    throw std::invalid_argument("rows must have two dimensions, and whole blocks of " + std::to_string(format.bytes) + " bytes");
+  }
+  const int64_t n_columns = rows.shape(1) / format.bytes * format.columns;
+  py::array_t<double> out({rows.shape(0), n_columns});
+  for (int64_t row = 0; row < rows.shape(0); ++row) pshard::dequantise_row(type, rows.data(row, 0), n_columns, out.mutable_data(row, 0));
+  return out;
+}
+
+Bytes random_rows(const std::string& type_name, int64_t n_rows, int64_t n_columns, uint64_t seed) {
+  const pshard::WeightType type = pshard::weight_type(type_name);
+  Bytes rows({n_rows, pshard::row_bytes(type, n_columns)});
+  pshard::fill_random(type, n_rows, n_columns, seed, rows.mutable_data());
+  return rows;
+}
+
 }  // namespace
 
 void bind_probe_cpu(py::module_& m) {
@@ -244,9 +264,10 @@ ProbeError
 
 Parameters
 ----------
-type : {"F16", "Q8_0", "Q4_0", "Q4_K", "Q6_K"}
+type : str
+    One of `weight_types()` that CPUs multiply.
 layout : {"plain", "interleaved"}
-    As in the file, or interleaved by rows (Q4_0 and Q4_K).
+    As in the file, or interleaved by rows, where the type is.
 n_rows, n_columns, batch : int
 n_threads : int
 policy : MeasurePolicy
@@ -297,12 +318,14 @@ ProbeError, ValueError
       .def(
           "attention",
           [](CpuProbe& probe, int64_t n_heads, int64_t n_kv_heads, int64_t head_size, int64_t depth, int64_t batch, int n_threads,
-             const Policy& policy) {
-            return probe.attention({n_heads, n_kv_heads, head_size, depth, batch}, n_threads, policy);
+             const Policy& policy, const std::string& key_type, const std::string& value_type) {
+            const pshard::AttentionShape shape{
+                n_heads, n_kv_heads, head_size, depth, batch, pshard::weight_type(key_type), pshard::weight_type(value_type)};
+            return probe.attention(shape, n_threads, policy);
           },
           Release(), py::kw_only(), py::arg("n_heads"), py::arg("n_kv_heads"), py::arg("head_size"), py::arg("depth"), py::arg("batch"),
-          py::arg("n_threads"), py::arg("policy"),
-          R"(Fused attention of `batch` query tokens over an F16 cache of `depth` cells, each of which every token reads.
+          py::arg("n_threads"), py::arg("policy"), py::arg("key_type") = "F16", py::arg("value_type") = "F16",
+          R"(Fused attention of `batch` query tokens over a cache of `depth` cells, each of which every token reads.
 
 Parameters
 ----------
@@ -313,6 +336,8 @@ batch : int
     Query tokens.
 n_threads : int
 policy : MeasurePolicy
+key_type, value_type : {"F16", "Q8_0", "Q4_0"}
+    Of the cache. Over F16 many queries go in tiles; over others each goes by itself, as in llama.cpp.
 
 Returns
 -------
@@ -324,7 +349,7 @@ Raises
 ProbeError
     As `product`.
 ValueError
-    A shape that has no kernel.)")
+    A shape or a type that has no kernel.)")
       .def(
           "scan",
           [](CpuProbe& probe, const std::string& kind, int64_t n_heads, int64_t n_rows, int64_t n_columns, int64_t batch, int n_threads,
@@ -452,6 +477,41 @@ ProbeError
 ValueError
     `chunk_bytes` is no multiple of a page.)");
 
+  m.def("dequantise", &dequantise, py::arg("type"), py::arg("rows"), R"(Weights as numbers: what results of kernels are held against.
+
+Parameters
+----------
+type : str
+    One of `weight_types()`.
+rows : numpy.ndarray of uint8, shape (n_rows, bytes of a row)
+    Plain rows, as GGUF stores them.
+
+Returns
+-------
+numpy.ndarray of float64, shape (n_rows, n_columns)
+
+Raises
+------
+ValueError
+    An unknown type, or rows that are not whole blocks.)");
+  m.def("random_rows", &random_rows, py::arg("type"), py::kw_only(), py::arg("n_rows"), py::arg("n_columns"), py::arg("seed"),
+        R"(Rows of weights as probes multiply them: random codes, and scales of such magnitudes that nothing overflows.
+
+Parameters
+----------
+type : str
+    One of `weight_types()`.
+n_rows, n_columns : int
+seed : int
+
+Returns
+-------
+numpy.ndarray of uint8, shape (n_rows, bytes of a row)
+
+Raises
+------
+ValueError
+    An unknown type, or columns that are not whole blocks.)");
   m.def("multiply", &multiply, py::arg("type"), py::arg("layout"), py::kw_only(), py::arg("weights"), py::arg("activations"),
         py::arg("path") = "", R"(Multiply by one of the kernels that are measured.
 
@@ -462,7 +522,8 @@ type, layout : str
 weights : numpy.ndarray of uint8, shape (n_rows, bytes of a row)
     Plain rows, as GGUF stores them.
 activations : numpy.ndarray of float32, shape (batch, n_columns)
-    Finite. Rounded to eight bits per value (F16 weights: to F16), as llama.cpp does.
+    Finite. Rounded to eight bits per value, with weights in F16 or BF16 to those, with F32 not at all, as llama.cpp
+    does.
 path : str
     One of `cpu_paths()`; the fastest by default.
 

@@ -274,7 +274,8 @@ ProbeError, GpuError
 
 Parameters
 ----------
-type : {"F16", "Q8_0", "Q4_0", "Q4_K", "Q6_K"}
+type : str
+    One of `weight_types()` that GPUs multiply.
 n_rows, n_columns : int
 batch : int
     From 1 to 8192.

@@ -57,6 +57,18 @@ void check_shapes(const std::string& field, const std::vector<ShapeRates>& shape
   }
 }
 
+void check_attention(const std::string& field, const AttentionTable& table) {
+  double depth_before = 0.0;
+  for (const AttentionRates& at_depth : table) {
+    const std::string name = field + " at depth " + std::to_string(at_depth.depth);
+    if (at_depth.rates.empty()) refuse(name, "has no rate");
+    check_series(name, at_depth.rates);
+    check_not_negative(name + ".first_bytes_per_second", at_depth.first_bytes_per_second);
+    if (!(at_depth.depth > depth_before)) refuse(name, "does not ascend from a positive depth");
+    depth_before = at_depth.depth;
+  }
+}
+
 void check_processor(const std::string& field, const Processor& processor) {
   check_positive(field + ".memory_bytes_per_second", processor.memory_bytes_per_second);
   check_positive(field + ".memory_peak_bytes_per_second", processor.memory_peak_bytes_per_second);
@@ -73,14 +85,9 @@ void check_processor(const std::string& field, const Processor& processor) {
   check_series(field + ".delta_net", processor.delta_net);
   check_shapes(field + ".shapes", processor.shapes);
   check_shapes(field + ".copied_shapes", processor.copied_shapes);
-  double depth_before = 0.0;
-  for (const AttentionRates& at_depth : processor.attention) {
-    const std::string name = field + ".attention at depth " + std::to_string(at_depth.depth);
-    if (at_depth.rates.empty()) refuse(name, "has no rate");
-    check_series(name, at_depth.rates);
-    check_not_negative(name + ".first_bytes_per_second", at_depth.first_bytes_per_second);
-    if (!(at_depth.depth > depth_before)) refuse(name, "does not ascend from a positive depth");
-    depth_before = at_depth.depth;
+  check_attention(field + ".attention", processor.attention);
+  for (size_t type = 0; type < processor.attention_by_query.size(); ++type) {
+    check_attention(field + ".attention_by_query[" + std::to_string(type) + "]", processor.attention_by_query[type]);
   }
 }
 
@@ -109,11 +116,11 @@ double AttentionRates::seconds(double flop, double cache_bytes, double n_query_t
   return flop / rates.rate(n_query_tokens) + first_reads;
 }
 
-double Processor::attention_seconds(double flop, double cache_bytes, double n_query_tokens, double depth) const {
-  const auto deeper = std::find_if(attention.begin(), attention.end(), [&](const AttentionRates& at) { return at.depth >= depth; });
-  const AttentionRates& above = deeper == attention.end() ? attention.back() : *deeper;
+double attention_seconds(const AttentionTable& table, double flop, double cache_bytes, double n_query_tokens, double depth) {
+  const auto deeper = std::find_if(table.begin(), table.end(), [&](const AttentionRates& at) { return at.depth >= depth; });
+  const AttentionRates& above = deeper == table.end() ? table.back() : *deeper;
   const double seconds = above.seconds(flop, cache_bytes, n_query_tokens);
-  if (deeper == attention.begin() || deeper == attention.end()) return seconds;
+  if (deeper == table.begin() || deeper == table.end()) return seconds;
   const AttentionRates& below = *(deeper - 1);
   const double t = std::log(depth / below.depth) / std::log(above.depth / below.depth);
   return std::pow(below.seconds(flop, cache_bytes, n_query_tokens), 1.0 - t) * std::pow(seconds, t);

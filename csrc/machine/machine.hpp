@@ -48,6 +48,11 @@ struct ShapeRates {
   RateSeries series;
 };
 
+// At one depth after the other, ascending. Between two depths the logarithm of the seconds is linear in that of the depth; outside of them
+// the rates stay. Requires at least one.
+using AttentionTable = std::vector<AttentionRates>;
+[[nodiscard]] double attention_seconds(const AttentionTable& table, double flop, double cache_bytes, double n_query_tokens, double depth);
+
 struct Processor {
   double memory_bytes_per_second = 0.0;       // streaming read that kernels reach
   double memory_peak_bytes_per_second = 0.0;  // bound
@@ -57,16 +62,14 @@ struct Processor {
   double spread = 0.0;
   std::array<RateSeries, kTypeCount> mul_mat;     // by weight type; empty: never measured nor interpolated
   std::array<RateSeries, kTypeCount> mul_mat_id;  // routed experts, over rows per expert
-  std::vector<AttentionRates> attention;          // fused attention, by ascending depth
-  RateSeries mamba, mamba2, delta_net;            // scans of recurrent layers, over tokens; empty: priced by their bytes
-  std::vector<ShapeRates> shapes;                 // go before the series of their type
-  std::vector<ShapeRates> copied_shapes;          // go before these where weights were just copied, and a cache still holds them
-  bool skips_masked = false;                      // its attention leaves out cells that are masked, as llama.cpp's CPU kernels do
-  int32_t n_threads = 1;                          // that share the cells of a single query, masked ones too
-
-  // Requires attention to be non-empty. Between two depths the logarithm of the seconds is linear in that of the depth; outside of them the
-  // rates stay.
-  [[nodiscard]] double attention_seconds(double flop, double cache_bytes, double n_query_tokens, double depth) const;
+  AttentionTable attention;                       // fused attention over F16; over any cache that the next does not tell
+  // Over caches that each query reads by itself, on a CPU: quantised ones by their type; of two types by both, F16 among them.
+  std::array<AttentionTable, kTypeCount> attention_by_query;
+  RateSeries mamba, mamba2, delta_net;    // scans of recurrent layers, over tokens; empty: priced by their bytes
+  std::vector<ShapeRates> shapes;         // go before the series of their type
+  std::vector<ShapeRates> copied_shapes;  // go before these where weights were just copied, and a cache still holds them
+  bool skips_masked = false;              // its attention leaves out cells that are masked, as llama.cpp's CPU kernels do
+  int32_t n_threads = 1;                  // that share the cells of a single query, masked ones too
 };
 
 // Bytes/s over the size of one copy, in one direction, from page-locked memory.

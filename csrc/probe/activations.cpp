@@ -10,6 +10,9 @@ namespace {
 constexpr float kLargest = 127.0F;
 constexpr int64_t kBlock = 32, kBlockOfK = 256;
 
+// Columns that share a scale; 0: there are no scales.
+int64_t block_of(Rounding rounding) { return rounding == Rounding::by_32 ? kBlock : rounding == Rounding::by_256 ? kBlockOfK : 0; }
+
 // Sizes are multiples of a cache line, so that the arrays of one buffer are aligned like it.
 int64_t padded(int64_t n_bytes) { return (n_bytes + 63) / 64 * 64; }
 
@@ -57,47 +60,60 @@ int32_t sum_of(const int8_t* codes) {
 
 Activations::Activations(WeightType type_of_weights, int64_t rows, int64_t columns, Layout layout)
     : type(type_of_weights), n_rows(rows), n_columns(columns) {
-  const BlockShape& shape = block_shape(type);
+  const WeightFormat& format = format_of(type);
   in_lanes_ = layout == Layout::interleaved;
-  const bool is_half = shape.activation_columns == 0;
-  n_scales = is_half ? 0 : n_columns / shape.activation_columns;
-  n_sub_blocks = is_half ? 0 : n_columns / shape.sub_columns;
-  const int64_t code_bytes = padded(n_rows * n_columns * (is_half ? 2 : 1));
+  const int64_t block = block_of(format.rounding);
+  n_scales = block == 0 ? 0 : n_columns / block;
+  n_sub_blocks = block == 0 ? 0 : n_columns / format.sub_columns;
+  const bool is_float = format.rounding == Rounding::none;
+  const bool is_half = format.rounding == Rounding::half || format.rounding == Rounding::bfloat;
+  const int64_t code_bytes = padded(n_rows * n_columns * (is_float ? 4 : is_half ? 2 : 1));
   const int64_t scale_bytes = padded(n_rows * n_scales * 4);
   const int64_t sum_bytes = padded(n_rows * n_sub_blocks * 4);
   storage_ = Buffer(code_bytes + scale_bytes + 2 * sum_bytes);
-  codes = is_half ? nullptr : storage_.as<int8_t>();
+  codes = is_half || is_float ? nullptr : storage_.as<int8_t>();
   halves = is_half ? storage_.as<uint16_t>() : nullptr;
+  floats = is_float ? storage_.as<float>() : nullptr;
   scales = reinterpret_cast<float*>(storage_.data() + code_bytes);
   sums = reinterpret_cast<float*>(storage_.data() + code_bytes + scale_bytes);
   starts = reinterpret_cast<int32_t*>(storage_.data() + code_bytes + scale_bytes + sum_bytes);
 }
 
 void Activations::quantise(int64_t row, const float* values) {
-  if (halves != nullptr) {
-    for (int64_t i = 0; i < n_columns; ++i) halves[row * n_columns + i] = float_to_half(values[i]);
+  const WeightFormat& format = format_of(type);
+  if (floats != nullptr) {
+    std::copy_n(values, n_columns, floats + row * n_columns);
     return;
   }
-  const BlockShape& shape = block_shape(type);
+  if (halves != nullptr) {
+    const auto rounded = format.rounding == Rounding::half ? float_to_half : float_to_bfloat;
+    std::transform(values, values + n_columns, halves + row * n_columns, rounded);
+    return;
+  }
+  const int64_t columns = block_of(format.rounding);
   for (int64_t block = 0; block < n_scales; ++block) {
-    const float* from = values + block * shape.activation_columns;
-    int8_t* to = codes + row * n_columns + block * shape.activation_columns;
+    const float* from = values + block * columns;
+    int8_t* to = codes + row * n_columns + block * columns;
     float& scale = scales[row * n_scales + block];
-    if (shape.activation_columns == kBlock) {
+    if (columns == kBlock) {
       scale = round_block<kBlock>(from, to, largest_in_lanes<kBlock>(from));
     } else {
       scale = round_block<kBlockOfK>(from, to, in_lanes_ ? largest_in_lanes<kBlockOfK>(from) : largest_in_order<kBlockOfK>(from));
     }
   }
   for (int64_t sub = 0; sub < n_sub_blocks; ++sub) {
-    const int8_t* from = codes + row * n_columns + sub * shape.sub_columns;
-    const int32_t sum = shape.sub_columns == kBlock ? sum_of<kBlock>(from) : sum_of<kBlock / 2>(from);
+    const int8_t* from = codes + row * n_columns + sub * format.sub_columns;
+    const int32_t sum = format.sub_columns == kBlock ? sum_of<kBlock>(from) : sum_of<kBlock / 2>(from);
     sums[row * n_sub_blocks + sub] = static_cast<float>(sum);
-    starts[row * n_sub_blocks + sub] = -shape.offset * sum;
+    starts[row * n_sub_blocks + sub] = -format.offset * sum;
   }
 }
 
 void Activations::take_row(int64_t row, const Activations& other, int64_t other_row) {
+  if (floats != nullptr) {
+    std::copy_n(other.floats + other_row * n_columns, n_columns, floats + row * n_columns);
+    return;
+  }
   if (halves != nullptr) {
     std::copy_n(other.halves + other_row * n_columns, n_columns, halves + row * n_columns);
     return;
@@ -109,9 +125,12 @@ void Activations::take_row(int64_t row, const Activations& other, int64_t other_
 }
 
 double Activations::value(int64_t row, int64_t column) const {
-  if (halves != nullptr) return half_to_float(halves[row * n_columns + column]);
-  const int64_t block = column / block_shape(type).activation_columns;
-  return static_cast<double>(scales[row * n_scales + block]) * codes[row * n_columns + column];
+  const int64_t at = row * n_columns + column;
+  const Rounding rounding = format_of(type).rounding;
+  if (floats != nullptr) return floats[at];
+  if (halves != nullptr) return rounding == Rounding::half ? half_to_float(halves[at]) : bfloat_to_float(halves[at]);
+  const int64_t block = column / block_of(rounding);
+  return static_cast<double>(scales[row * n_scales + block]) * codes[at];
 }
 
 }  // namespace pshard

@@ -1,5 +1,5 @@
-// Rows of activations as CPU kernels multiply them: rounded to eight bits with a scale per 32 columns (Q8_0, Q4_0) or per 256 (K types), or
-// to F16 (F16). After llama.cpp's blocks q8_0 and q8_K, with scales and sums in arrays of their own.
+// Rows of activations as CPU kernels multiply them: rounded as `WeightFormat::rounding` says. After llama.cpp's blocks q8_0 and q8_K, with
+// scales and sums in arrays of their own.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +21,8 @@ struct Activations {
   float* scales;         // [n_rows][n_scales]
   float* sums;           // [n_rows][n_sub_blocks], of the codes under one scale of the weights
   int32_t* starts;       // [n_rows][n_sub_blocks], minus offset times sum: where a sum of products with stored codes starts
-  uint16_t* halves;      // [n_rows][n_columns], only for F16
+  uint16_t* halves;      // [n_rows][n_columns], in F16 or BF16, only for weights of the same type
+  float* floats;         // [n_rows][n_columns], only for F32
 
   // Rounds one row. Values are finite. As in llama.cpp, blocks of 256 columns are looked through one by one, unless weights are
   // interleaved.

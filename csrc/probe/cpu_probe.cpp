@@ -121,7 +121,9 @@ std::vector<const uint8_t*> CpuProbe::next_copies(const Copies& copies, int64_t 
 
 CpuProbe::Copies CpuProbe::lay_out(const Matmul& matmul, const ProductShape& shape, int64_t limit_bytes) {
   const Copies copies = plan_copies(matmul.weight_bytes(), shape.n_used, limit_bytes);
-  if (n_laid_out_ >= copies.n && laid_out_.has_same_weights(shape)) return copies;
+  const Content content{shape.type, shape.type, shape.n_rows, shape.n_columns,
+                        shape.layout == Layout::plain ? Content::Kind::plain : Content::Kind::interleaved};
+  if (n_laid_out_ >= copies.n && laid_out_ == content) return copies;
   take_memory(copies.n * copies.bytes);
   if (plain_.size() < copies.bytes) plain_ = Buffer(copies.bytes);
   const int64_t stride = row_bytes(shape.type, shape.n_columns);
@@ -143,7 +145,7 @@ CpuProbe::Copies CpuProbe::lay_out(const Matmul& matmul, const ProductShape& sha
       steady_timer());
   repeat_first(copies);
   write_back(copies);
-  laid_out_ = shape;
+  laid_out_ = content;
   n_laid_out_ = copies.n;
   return copies;
 }
@@ -173,26 +175,41 @@ ProbeResult CpuProbe::product(const ProductShape& shape, int n_threads, const Po
   return result;
 }
 
-ProbeResult CpuProbe::attention(const AttentionShape& shape, int n_threads, const Policy& policy) {
-  require_threads(n_threads);
-  Attention attention(kernels_, shape, n_threads);
+CpuProbe::Copies CpuProbe::lay_out_cache(const Attention& attention, const AttentionShape& shape) {
   Copies copies = plan_copies(attention.cache_bytes(), 1, max_bytes_ - kCacheOffset);
   copies.offset = kCacheOffset;
+  const Content content{shape.key_type, shape.value_type, shape.depth, shape.n_kv_heads * shape.head_size, Content::Kind::cache};
+  if (n_laid_out_ >= copies.n && laid_out_ == content) return copies;
   take_memory(copies.offset + copies.n * copies.bytes);
-  const int64_t row = 2 * shape.n_kv_heads * shape.head_size;
+  const int64_t columns = shape.n_kv_heads * shape.head_size;
+  const int64_t key_bytes = row_bytes(shape.key_type, columns);
+  const int64_t value_bytes = row_bytes(shape.value_type, columns);
+  uint8_t* keys = memory_.data() + copies.offset;
+  uint8_t* values = keys + shape.depth * key_bytes;
   pool_.run(
       [&](int thread) {
-        for (int64_t i = thread; i < 2 * shape.depth; i += pool_.size()) {
-          fill_random(WeightType::f16, 1, row / 2, static_cast<uint64_t>(i), memory_.data() + copies.offset + i * row);
+        for (int64_t cell = thread; cell < shape.depth; cell += pool_.size()) {
+          const auto seed = static_cast<uint64_t>(2 * cell);
+          fill_random(shape.key_type, 1, columns, seed, keys + cell * key_bytes);
+          fill_random(shape.value_type, 1, columns, seed + 1, values + cell * value_bytes);
         }
       },
       steady_timer());
   repeat_first(copies);
   write_back(copies);
+  laid_out_ = content;
+  n_laid_out_ = copies.n;
+  return copies;
+}
+
+ProbeResult CpuProbe::attention(const AttentionShape& shape, int n_threads, const Policy& policy) {
+  require_threads(n_threads);
+  Attention attention(kernels_, shape, n_threads);
+  const Copies copies = lay_out_cache(attention, shape);
   ProbeResult result;
   result.time = measure(
       [&] {
-        attention.start(reinterpret_cast<const uint16_t*>(next_copies(copies, 1).front()));
+        attention.start(next_copies(copies, 1).front());
         return pool_.run([&](int thread) { attention.run(thread); }, steady_timer(), n_threads);
       },
       [&] {

@@ -39,10 +39,6 @@ struct ProductShape {
   int64_t batch = 1;      // rows of activations; of each expert that is used
   int64_t n_used = 1;     // matrices, all different, that one sample multiplies: 1, or the experts that are used
   Routing routing = Routing::dense;
-
-  [[nodiscard]] bool has_same_weights(const ProductShape& other) const {
-    return type == other.type && layout == other.layout && n_rows == other.n_rows && n_columns == other.n_columns;
-  }
 };
 
 // Each side alone and under the other: copies by the first worker, a product by the others.
@@ -105,9 +101,20 @@ class CpuProbe {
     bool is_cold = true;
     std::string note;
   };
+  // What the copies hold: a matrix, or a cache with a row of keys and one of values for each cell.
+  struct Content {
+    enum class Kind : uint8_t { plain, interleaved, cache };
+    WeightType type = WeightType::f16;
+    WeightType value_type = WeightType::f16;
+    int64_t n_rows = 0;
+    int64_t n_columns = 0;
+    Kind kind = Kind::plain;
+    bool operator==(const Content&) const = default;
+  };
   void require_threads(int n_threads) const;
   [[nodiscard]] Copies plan_copies(int64_t bytes, int64_t least, int64_t limit_bytes) const;
   Copies lay_out(const Matmul& matmul, const ProductShape& shape, int64_t limit_bytes);
+  Copies lay_out_cache(const Attention& attention, const AttentionShape& shape);
   void take_memory(int64_t n_bytes);
   void repeat_first(const Copies& copies);
   void write_back(const Copies& copies);
@@ -119,7 +126,7 @@ class CpuProbe {
   CpuPath path_;
   Buffer memory_;  // kept between probes: touching pages takes longer than most of them
   Buffer plain_;   // the matrix that memory_ holds copies of, as a file holds it
-  ProductShape laid_out_;
+  Content laid_out_;
   int64_t n_laid_out_ = 0;
   int64_t next_copy_ = 0;
 };

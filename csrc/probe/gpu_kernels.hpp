@@ -35,15 +35,18 @@ struct GpuProduct {
   int64_t batch = 1;      // rows of activations, at most kMaxGpuBatch
 };
 
+// Whether there are kernels for it: for all that have a WeightType, which kernels must know to compile.
+[[nodiscard]] bool gpu_multiplies(WeightType type);
+
 // Throw std::invalid_argument, naming the field, for a shape that no kernel takes.
 void check(const GpuProduct& shape);
 [[nodiscard]] int64_t weight_bytes(const GpuProduct& shape);
 // Of the scratch that a call needs: rounded activations, and partial sums. Calls on one stream may share it.
 [[nodiscard]] int64_t scratch_bytes(const GpuProduct& shape);
 
-// y[batch][n_rows] = x[batch][n_columns] times the transposed weights. Up to kVectorBatch rows, and weights that are not F16: activations
-// are rounded to 8 bits with a scale per 32, sums of 8-bit products are exact. Otherwise weights and activations are rounded to F16 and
-// summed in 32 bits.
+// y[batch][n_rows] = x[batch][n_columns] times the transposed weights. Up to kVectorBatch rows: with quantised weights, activations are
+// rounded to 8 bits with a scale per 32, and sums of 8-bit products are exact; with F16, to F16; with BF16 and F32 they stay as they are.
+// More rows: weights and activations are rounded to F16, which for F32 keeps as many digits as TF32 would, and summed in 32 bits.
 void multiply(const GpuProduct& shape, const void* weights, const float* x, float* y, void* scratch, GpuStream stream);
 
 // Routed experts: `batch` tokens, each with n_used of the n_experts matrices, which follow each other in `weights`.

@@ -21,6 +21,7 @@ __device__ inline uint4 load16(const void* from) { return __ldg(static_cast<cons
 __device__ inline uint2 load8(const void* from) { return __ldg(static_cast<const uint2*>(from)); }
 __device__ inline uint32_t load4(const void* from) { return __ldg(static_cast<const unsigned*>(from)); }
 __device__ inline uint16_t load2(const void* from) { return __ldg(static_cast<const unsigned short*>(from)); }
+__device__ inline uint8_t load1(const void* from) { return __ldg(static_cast<const unsigned char*>(from)); }
 __device__ inline void store16(void* to, uint4 value) { *static_cast<uint4*>(to) = value; }
 
 // c + a . b, of four signed bytes each.
@@ -114,6 +115,12 @@ namespace {
 constexpr int kWarp = 32;
 
 __device__ inline uint32_t pack(uint16_t low, uint16_t high) { return low | static_cast<uint32_t>(high) << 16; }
+__device__ inline uint16_t low_half(uint32_t word) { return static_cast<uint16_t>(word & 0xffffU); }
+__device__ inline uint16_t high_half(uint32_t word) { return static_cast<uint16_t>(word >> 16); }
+
+// Of two BF16 in a word, each the upper half of a float.
+__device__ inline float lower_bfloat(uint32_t word) { return as_float(word << 16); }
+__device__ inline float upper_bfloat(uint32_t word) { return as_float(word & 0xffff0000U); }
 
 // Of 4 * n bytes at an address that is only even, as blocks of odd numbers of words are.
 template <int n>

@@ -22,8 +22,6 @@ __device__ inline int64_t place_in_tile(int64_t column) {
   return column / 16 * 16 + column % 16 / 4 * 2 + in_four % 2 + in_four / 2 * 8;
 }
 
-__device__ inline bool is_late(const uint8_t* at) { return (reinterpret_cast<uintptr_t>(at) & 2U) != 0; }
-
 // Word `i` of those that hold `at` and what follows. Nothing is read at `end` or behind it, which may be in the middle of a word.
 __device__ inline void copy_word(uint32_t* to, const uint8_t* at, int i, const uint8_t* end) {
   const uint8_t* from = at - (is_late(at) ? 2 : 0) + 4 * i;
@@ -50,23 +48,11 @@ __device__ inline void scaled(uint32_t bytes, uint32_t thousand, uint32_t scale,
   for (uint32_t& two : out) two = multiply_halves(subtract_halves(two, thousand), scale);
 }
 
-// Where scales are products themselves, halves would round more than once. A float of 2^23 + n has n for its last bits.
-__device__ inline float float_of_byte(uint32_t bytes, int index) {
-  return as_float(permute_bytes(bytes, 0x4b000000U, 0x7540U + static_cast<uint32_t>(index))) - 8388608.0F;
-}
-template <typename Value>
-__device__ inline void through_floats(uint32_t bytes, Value value, uint32_t (&out)[2]) {
-  out[0] = pack_halves(value(float_of_byte(bytes, 0)), value(float_of_byte(bytes, 1)));
-  out[1] = pack_halves(value(float_of_byte(bytes, 2)), value(float_of_byte(bytes, 3)));
-}
-
 // words: from one row to the next in shared memory, so that 8 rows lie in different banks. copies: that bring a piece, in any order.
-// decode: of each 16 columns, the halves that lane t of four multiplies.
-template <WeightType type>
-struct Piece;
-
-template <>
-struct Piece<WeightType::f16> {
+// decode: of each 16 columns, the halves that lane t of four multiplies. Types whose codes take long to become halves are decoded once, by
+// the thread that reads them, and lie in shared memory as F16.
+struct HalvesPiece {
+  static constexpr bool is_decoded_before = true;
   static constexpr int words = 24;
   static constexpr int copies = 4;
 
@@ -84,8 +70,17 @@ struct Piece<WeightType::f16> {
   }
 };
 
+template <WeightType type>
+struct Piece : HalvesPiece {};
+
+template <>
+struct Piece<WeightType::f16> : HalvesPiece {
+  static constexpr bool is_decoded_before = false;
+};
+
 template <>
 struct Piece<WeightType::q8_0> {
+  static constexpr bool is_decoded_before = false;
   static constexpr int words = 12;
   static constexpr int copies = 9;
 
@@ -106,6 +101,7 @@ struct Piece<WeightType::q8_0> {
 
 template <>
 struct Piece<WeightType::q4_0> {
+  static constexpr bool is_decoded_before = false;
   static constexpr int words = 12;
   static constexpr int copies = 5;
 
@@ -122,91 +118,81 @@ struct Piece<WeightType::q4_0> {
   }
 };
 
-// Types whose codes take long to become halves are decoded once, by the thread that reads them, and lie in shared memory as F16. What it
-// holds meanwhile, of 16 columns; slices are numbered along the row.
+// What a thread holds that decodes 16 columns, between reading and decoding them; slices are numbered along the row.
 constexpr int kSliceColumns = 16;
 
 template <WeightType type>
 struct Slice {
-  static constexpr bool is_used = false;
-  __device__ static Slice load(const uint8_t*, int) { return {}; }
-  __device__ void decode(uint32_t (&)[4][2]) const {}
-};
-
-// 16 bytes at an even address.
-__device__ inline void load_late(uint32_t (&out)[4], const uint8_t* from) {
-  const bool late = is_late(from);
-  const uint8_t* first = from - (late ? 2 : 0);
-  uint32_t words[5];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) words[i] = load4(first + 4 * i);
-  words[4] = late ? load2(first + 16) : 0;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) out[i] = permute_bytes(words[i], words[i + 1], late ? 0x5432U : 0x3210U);
-}
-
-template <>
-struct Slice<WeightType::q4_k> {
-  static constexpr bool is_used = true;
-  uint4 header;  // scale, min, and the 12 bytes of scales
-  uint4 codes;   // of this sub-block and of one beside it
-  int sub;
+  using Of = Run<type, kSliceColumns / 4>;
+  Of run;
 
   __device__ static Slice load(const uint8_t* row, int slice) {
-    const uint8_t* block = row + int64_t{144} * (slice / 16);
-    const int sub = slice % 16 / 2;
-    return {load16(block), load16(block + 16 + 32 * (sub / 2) + 16 * (slice % 2)), sub};
-  }
-  __device__ void decode(uint32_t (&out)[4][2]) const {
-    const uint32_t scales[3] = {header.y, header.z, header.w};
-    uint32_t sub_scale;
-    uint32_t sub_min;
-    scale_and_min(scales, sub, sub_scale, sub_min);
-    const float scale = to_float(half_at(&header.x, false)) * static_cast<float>(sub_scale);
-    const float min = to_float(half_at(&header.x, true)) * static_cast<float>(sub_min);
-    const uint32_t words[4] = {codes.x, codes.y, codes.z, codes.w};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      through_floats(
-          words[i] >> (4 * (sub % 2)) & 0x0f0f0f0fU, [=](float code) { return scale * code - min; }, out[i]);
-    }
-  }
-};
-
-template <>
-struct Slice<WeightType::q6_k> {
-  static constexpr bool is_used = true;
-  uint32_t low[4], high[4];  // bits of this quarter and of others
-  uint16_t scale;
-  int8_t sub_scale;
-  int quarter;
-
-  __device__ static Slice load(const uint8_t* row, int slice) {
-    const uint8_t* block = row + int64_t{210} * (slice / 16);
-    const int half = slice % 16 / 8;
-    Slice found;
-    found.quarter = slice % 8 / 2;
-    load_late(found.low, block + 64 * half + 32 * (found.quarter % 2) + 16 * (slice % 2));
-    load_late(found.high, block + 128 + 32 * half + 16 * (slice % 2));
-    found.sub_scale = static_cast<int8_t>(block[192 + slice % 16]);
-    found.scale = load2(block + 208);
+    constexpr int slices = Of::stripe / kSliceColumns;  // of a stripe
+    Slice found{Of::load(row, slice / (slices * Of::parts), slice % slices * kSliceColumns)};
+    found.run.take(slice / slices % Of::parts);
     return found;
   }
+  // A float of 2^23 + n has n, of a byte, for its last bits. Halves would round more than once: scales are products themselves.
   __device__ void decode(uint32_t (&out)[4][2]) const {
-    const float s = to_float(scale) * static_cast<float>(sub_scale);
+    uint32_t codes[4];
+    const Scale by = run.decode(codes);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const uint32_t codes = (low[i] >> (4 * (quarter / 2)) & 0x0f0f0f0fU) | (high[i] >> (2 * quarter) & 0x03030303U) << 4;
-      through_floats(
-          codes, [=](float code) { return s * (code - 32.0F); }, out[i]);
+      float values[4];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const float above = as_float(permute_bytes(codes[i] ^ 0x80808080U, 0x4b000000U, 0x7540U + static_cast<uint32_t>(j)));
+        values[j] = by.scale * (above - (8388608.0F + 128.0F));
+        if (Of::mins != Mins::none) values[j] -= by.min;
+      }
+      out[i][0] = pack_halves(values[0], values[1]);
+      out[i][1] = pack_halves(values[2], values[3]);
     }
   }
 };
 
+// Of numbers that are no halves.
+template <int n>
+struct NumberSlice {
+  uint32_t words[n];
+
+  __device__ static NumberSlice load(const uint8_t* row, int slice) {
+    NumberSlice found;
+#pragma unroll
+    for (int i = 0; i < n; i += 4) {
+      const uint4 four = load16(row + int64_t{4 * n} * slice + 4 * i);
+      found.words[i] = four.x;
+      found.words[i + 1] = four.y;
+      found.words[i + 2] = four.z;
+      found.words[i + 3] = four.w;
+    }
+    return found;
+  }
+};
+
 template <>
-struct Piece<WeightType::q4_k> : Piece<WeightType::f16> {};
+struct Slice<WeightType::bf16> : NumberSlice<kSliceColumns / 2> {
+  __device__ static Slice load(const uint8_t* row, int slice) { return {NumberSlice::load(row, slice)}; }
+  __device__ void decode(uint32_t (&out)[4][2]) const {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) out[i / 2][i % 2] = pack_halves(lower_bfloat(words[i]), upper_bfloat(words[i]));
+  }
+};
+
 template <>
-struct Piece<WeightType::q6_k> : Piece<WeightType::f16> {};
+struct Slice<WeightType::f32> : NumberSlice<kSliceColumns> {
+  __device__ static Slice load(const uint8_t* row, int slice) { return {NumberSlice::load(row, slice)}; }
+  __device__ void decode(uint32_t (&out)[4][2]) const {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) out[i / 2][i % 2] = pack_halves(as_float(words[2 * i]), as_float(words[2 * i + 1]));
+  }
+};
+
+// Of types that are decoded later.
+struct NoSlice {
+  __device__ static NoSlice load(const uint8_t*, int) { return {}; }
+  __device__ void decode(uint32_t (&)[4][2]) const {}
+};
 
 }  // namespace
 }  // namespace pshard

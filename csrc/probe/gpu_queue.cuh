@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cmath>
+#include <type_traits>
+#include <utility>
 
 #include "probe/gpu_attention.cuh"
 #include "probe/gpu_shapes.hpp"
@@ -27,34 +29,31 @@ T* at(void* scratch, int64_t offset) {
 }
 
 // Calls `use` with the type as a constant.
+template <typename Use, std::size_t... types>
+void with_type(WeightType type, Use use, std::index_sequence<types...> /*all*/) {
+  const auto one = [&](auto same) {
+    if (same() == type) use(same);
+  };
+  (one(std::integral_constant<WeightType, static_cast<WeightType>(types)>()), ...);
+}
 template <typename Use>
 void with_type(WeightType type, Use use) {
-  switch (type) {
-    case WeightType::f16:
-      return use(std::integral_constant<WeightType, WeightType::f16>());
-    case WeightType::q8_0:
-      return use(std::integral_constant<WeightType, WeightType::q8_0>());
-    case WeightType::q4_0:
-      return use(std::integral_constant<WeightType, WeightType::q4_0>());
-    case WeightType::q4_k:
-      return use(std::integral_constant<WeightType, WeightType::q4_k>());
-    case WeightType::q6_k:
-      return use(std::integral_constant<WeightType, WeightType::q6_k>());
-  }
+  with_type(type, use, std::make_index_sequence<kWeightTypes>());
 }
 
 template <typename Queue>
 Rounded queue_rounding(Queue& queue, const ProductLayout& layout, int64_t n_columns, const float* x, void* scratch) {
   const int64_t n_values = layout.n_x_rows * n_columns;
-  if (layout.has_halves) {
+  if (layout.rounding == GpuRounding::none) return {nullptr, nullptr, nullptr, x};
+  if (layout.rounding == GpuRounding::halves) {
     queue.launch("round_to_halves", layout.is_vector ? round_to_halves : round_to_tile_halves, grid_over(n_values), kPlainThreads, x,
                  n_values, at<uint16_t>(scratch, 0));
-    return {nullptr, nullptr, at<uint16_t>(scratch, 0)};
+    return {nullptr, nullptr, at<uint16_t>(scratch, 0), nullptr};
   }
   auto* codes = at<int8_t>(scratch, 0);
   auto* scales = at<float2>(scratch, layout.scales_offset);
   queue.launch("round_to_bytes", round_to_bytes, grid_over(n_values), kPlainThreads, x, n_values, codes, scales);
-  return {codes, scales, nullptr};
+  return {codes, scales, nullptr, nullptr};
 }
 
 // One row of weights in each block, for the first n rows of activations.

@@ -34,10 +34,11 @@ std::string compare(double got, const Expected& expected, double tolerance, cons
 
 double as_half(double value) { return half_to_float(float_to_half(static_cast<float>(value))); }
 
-// As kernels round activations: to a byte with a scale per 32, or to halves.
-std::vector<double> rounded(const float* x, int64_t n_columns, bool to_halves) {
+// As kernels round activations: to a byte with a scale per 32, to halves, or not at all.
+std::vector<double> rounded(const float* x, int64_t n_columns, GpuRounding rounding) {
   std::vector<double> values(x, x + n_columns);
-  if (to_halves) {
+  if (rounding == GpuRounding::none) return values;
+  if (rounding == GpuRounding::halves) {
     std::transform(values.begin(), values.end(), values.begin(), as_half);
     return values;
   }
@@ -56,8 +57,8 @@ std::vector<double> rounded(const float* x, int64_t n_columns, bool to_halves) {
 Expected expected_of_output(WeightType type, const ProductLayout& layout, const uint8_t* weights_row, const float* x, int64_t n_columns) {
   std::vector<double> weights(static_cast<std::size_t>(n_columns));
   dequantise_row(type, weights_row, n_columns, weights.data());
-  if (layout.has_halves) std::transform(weights.begin(), weights.end(), weights.begin(), as_half);
-  const std::vector<double> values = rounded(x, n_columns, layout.has_halves);
+  if (layout.rounding == GpuRounding::halves) std::transform(weights.begin(), weights.end(), weights.begin(), as_half);
+  const std::vector<double> values = rounded(x, n_columns, layout.rounding);
   Expected expected;
   for (std::size_t i = 0; i < weights.size(); ++i) {
     expected.sum += weights[i] * values[i];

@@ -40,13 +40,22 @@ int64_t take(int64_t& scratch, int64_t n_bytes) {
   return at;
 }
 
+GpuRounding rounding_of(WeightType type, bool is_vector) {
+  if (!is_vector || type == WeightType::f16) return GpuRounding::halves;
+  return type == WeightType::bf16 || type == WeightType::f32 ? GpuRounding::none : GpuRounding::bytes;
+}
+
 void take_activations(ProductLayout& layout, WeightType type, int64_t n_columns) {
-  layout.has_halves = !layout.is_vector || type == WeightType::f16;
-  take(layout.scratch_bytes, layout.n_x_rows * n_columns * (layout.has_halves ? 2 : 1));
-  layout.scales_offset = take(layout.scratch_bytes, layout.has_halves ? 0 : layout.n_x_rows * n_columns / 32 * 8);
+  layout.rounding = rounding_of(type, layout.is_vector);
+  const int64_t n_values = layout.n_x_rows * n_columns;
+  const int64_t value_bytes = layout.rounding == GpuRounding::none ? 0 : layout.rounding == GpuRounding::halves ? 2 : 1;
+  take(layout.scratch_bytes, n_values * value_bytes);
+  layout.scales_offset = take(layout.scratch_bytes, layout.rounding == GpuRounding::bytes ? n_values / 32 * 8 : 0);
 }
 
 }  // namespace
+
+bool gpu_multiplies(WeightType /*type*/) { return true; }
 
 void check(const GpuProduct& shape) {
   check_matrix(shape.type, shape.n_rows, shape.n_columns);

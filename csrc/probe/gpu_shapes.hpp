@@ -6,10 +6,13 @@
 
 namespace pshard {
 
+// What activations become before they are multiplied.
+enum class GpuRounding : uint8_t { none, halves, bytes };
+
 // Offsets into scratch, and how a product is divided.
 struct ProductLayout {
-  bool is_vector = false;     // rows of weights one by one, without matrix units
-  bool has_halves = false;    // activations are rounded to halves, otherwise to bytes
+  bool is_vector = false;  // rows of weights one by one, without matrix units
+  GpuRounding rounding = GpuRounding::bytes;
   int64_t n_x_rows = 0;       // of activations
   int64_t tile_batch = 0;     // rows of activations of one block
   int64_t n_parts = 1;        // of the columns, summed apart

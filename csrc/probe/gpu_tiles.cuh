@@ -2,6 +2,8 @@
 // nobody waits for until they are multiplied, and are multiplied by the matrix units.
 #pragma once
 
+#include <type_traits>
+
 #include "probe/gpu_pieces.cuh"
 #include "probe/gpu_routing.cuh"
 
@@ -23,7 +25,8 @@ struct Tile {
   static constexpr int warp_rows = kTileRows * warps_over_batch / kTileWarps;
   static constexpr int row_groups = warp_rows / 16;
 
-  static constexpr bool is_decoded_before = Slice<type>::is_used;  // before it lies in shared memory; otherwise when it is multiplied
+  static constexpr bool is_decoded_before = Piece<type>::is_decoded_before;  // before it lies in shared memory; otherwise when multiplied
+  using Kept = std::conditional_t<is_decoded_before, Slice<type>, NoSlice>;
   static_assert(kTileRows * kTileColumns == kTileThreads * kSliceColumns, "each thread decodes one slice of a stage");
 
   static constexpr int weight_words = kTileRows * Piece<type>::words;
@@ -118,8 +121,8 @@ __global__ void __launch_bounds__(kTileThreads, 2) tile_product(const TileArgume
   };
 
   const uint8_t* const slice_row = weights + bytes_to(thread / 2);
-  const auto load_slice = [&](int column) { return Slice<type>::load(slice_row, column / kSliceColumns + thread % 2); };
-  const auto keep_slice = [&](int stage, const auto& slice) {
+  const auto load_slice = [&](int column) { return T::Kept::load(slice_row, column / kSliceColumns + thread % 2); };
+  const auto keep_slice = [&](int stage, const typename T::Kept& slice) {
     uint32_t halves[4][2];
     slice.decode(halves);
     uint32_t* to = weight_stages[stage] + thread / 2 * Piece<type>::words + thread % 2 * (kSliceColumns / 2);
@@ -148,7 +151,7 @@ __global__ void __launch_bounds__(kTileThreads, 2) tile_product(const TileArgume
     __syncthreads();
     const int next_column = column + (T::stages - 1) * kTileColumns;
     copy(next_stage, next_column);  // where all have multiplied a step ago
-    Slice<type> slice;
+    typename T::Kept slice;
     if (T::is_decoded_before && next_column < end) slice = load_slice(next_column);
 
     const int piece = column / kPieceColumns;

@@ -2,7 +2,7 @@
 // them.
 #pragma once
 
-#include "probe/gpu_decode.cuh"
+#include "probe/gpu_dots.cuh"
 #include "probe/gpu_routing.cuh"
 
 namespace pshard {

@@ -6,6 +6,9 @@
 namespace pshard {
 namespace {
 
+// Whether multiply_add() takes unsigned codes of all eight bits.
+constexpr bool kTakesAllBits = false;
+
 // Pairs of unsigned with signed bytes stay within 16 bits: codes are at most 63, or 128 times 127.
 inline __m256i multiply_add(__m256i sum, __m256i codes, __m256i x) {
   return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(codes, x), _mm256_set1_epi16(1)));

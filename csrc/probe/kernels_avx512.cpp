@@ -6,6 +6,9 @@
 namespace pshard {
 namespace {
 
+// Whether multiply_add() takes unsigned codes of all eight bits.
+constexpr bool kTakesAllBits = true;
+
 inline __m256i multiply_add(__m256i sum, __m256i codes, __m256i x) { return _mm256_dpbusd_epi32(sum, codes, x); }
 
 }  // namespace
@@ -50,6 +53,10 @@ struct Sixteen {
   static Floats zero() { return _mm512_setzero_ps(); }
   static Floats load(const float* at) { return _mm512_loadu_ps(at); }
   static Floats load_half(const uint16_t* at) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at))); }
+  static Floats load_bfloat(const uint16_t* at) {
+    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+  }
   static void store_half(uint16_t* to, Floats v) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
   }

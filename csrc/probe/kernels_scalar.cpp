@@ -2,63 +2,14 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "probe/kernels.hpp"
+#include "probe/scalar_decode.hpp"
 #include "probe/softmax_row.hpp"
 
 namespace pshard {
 namespace {
-
-// A block as whole numbers: weight = scale * code - min, one scale and min per sub-block.
-struct Decoded {
-  int8_t codes[256];
-  float scales[16];
-  float mins[16];
-};
-
-void decode(const BlockQ8_0& block, Decoded& out) {
-  std::memcpy(out.codes, block.codes, sizeof block.codes);
-  out.scales[0] = half_to_float(block.scale);
-}
-
-void decode(const BlockQ4_0& block, Decoded& out) {
-  for (int i = 0; i < 16; ++i) {
-    out.codes[i] = static_cast<int8_t>((block.codes[i] & 15) - 8);
-    out.codes[i + 16] = static_cast<int8_t>((block.codes[i] >> 4) - 8);
-  }
-  out.scales[0] = half_to_float(block.scale);
-}
-
-void decode(const BlockQ4_K& block, Decoded& out) {
-  for (int pair = 0; pair < 4; ++pair) {
-    for (int i = 0; i < 32; ++i) {
-      const uint8_t byte = block.codes[32 * pair + i];
-      out.codes[64 * pair + i] = static_cast<int8_t>(byte & 15);
-      out.codes[64 * pair + 32 + i] = static_cast<int8_t>(byte >> 4);
-    }
-  }
-  for (int sub = 0; sub < 8; ++sub) {
-    const SubBlock both = sub_block(block.scales, sub);
-    out.scales[sub] = half_to_float(block.scale) * both.scale;
-    out.mins[sub] = half_to_float(block.min) * both.min;
-  }
-}
-
-void decode(const BlockQ6_K& block, Decoded& out) {
-  for (int half = 0; half < 2; ++half) {
-    for (int i = 0; i < 32; ++i) {
-      const int low = block.low[64 * half + i];
-      const int next = block.low[64 * half + 32 + i];
-      const int high = block.high[32 * half + i];
-      int8_t* codes = out.codes + 128 * half + i;
-      codes[0] = static_cast<int8_t>(((low & 15) | (high & 3) << 4) - 32);
-      codes[32] = static_cast<int8_t>(((next & 15) | (high >> 2 & 3) << 4) - 32);
-      codes[64] = static_cast<int8_t>((low >> 4 | (high >> 4 & 3) << 4) - 32);
-      codes[96] = static_cast<int8_t>((next >> 4 | high >> 6 << 4) - 32);
-    }
-  }
-  for (int sub = 0; sub < 16; ++sub) out.scales[sub] = half_to_float(block.scale) * block.scales[sub];
-}
 
 // Block `index` of row `row`, taken together again from a group of interleaved rows.
 template <typename Block, Layout kLayout>
@@ -79,17 +30,17 @@ Block block_of(const uint8_t* weights, int64_t n_blocks, int64_t row, int64_t in
   return block;
 }
 
-template <typename Block, WeightType kType, Layout kLayout>
+template <WeightType kType, Layout kLayout = Layout::plain>
 void multiply(const uint8_t* weights, int64_t n_rows, const Activations& x, int64_t first, int64_t last, float* out, int64_t out_stride,
               uint8_t* /*scratch*/) {
-  const BlockShape& shape = block_shape(kType);
+  const WeightFormat& shape = format_of(kType);
   const int64_t n_blocks = x.n_columns / shape.columns;
   const int64_t subs = shape.columns / shape.sub_columns;
   for (int64_t row = 0; row < n_rows; ++row) {
     for (int64_t j = first; j < last; ++j) out[j * out_stride + row] = 0.0F;
     for (int64_t index = 0; index < n_blocks; ++index) {
       Decoded block;
-      decode(block_of<Block, kLayout>(weights, n_blocks, row, index), block);
+      decode(block_of<BlockOf<kType>, kLayout>(weights, n_blocks, row, index), block);
       for (int64_t j = first; j < last; ++j) {
         const int8_t* codes = x.codes + j * x.n_columns + index * shape.columns;
         float part = 0.0F;
@@ -97,24 +48,44 @@ void multiply(const uint8_t* weights, int64_t n_rows, const Activations& x, int6
           int32_t sum = 0;
           for (int64_t i = sub * shape.sub_columns; i < (sub + 1) * shape.sub_columns; ++i) sum += block.codes[i] * codes[i];
           part += block.scales[sub] * static_cast<float>(sum);
-          if constexpr (kType == WeightType::q4_k) part -= block.mins[sub] * x.sums[j * x.n_sub_blocks + index * subs + sub];
+          if constexpr (kHasMins<BlockOf<kType>>) part -= block.mins[sub] * x.sums[j * x.n_sub_blocks + index * subs + sub];
         }
-        out[j * out_stride + row] += part * x.scales[j * x.n_scales + index * shape.columns / shape.activation_columns];
+        out[j * out_stride + row] += part * x.scales[j * x.n_scales + index * shape.columns * x.n_scales / x.n_columns];
       }
     }
   }
 }
 
-void half_products(Rows<const uint16_t> rows, Rows<const uint16_t> x, int64_t n_columns, Rows<float> out) {
+template <WeightType kType>
+float dot_blocks(const uint8_t* row, const Activations& x, int64_t j) {
+  float sum = 0.0F;
+  multiply<kType>(row, 1, x, j, j + 1, &sum, 0, nullptr);
+  return sum;
+}
+
+template <WeightType kType>
+float number(float stored) {
+  return stored;
+}
+template <WeightType kType>
+float number(uint16_t bits) {
+  return kType == WeightType::f16 ? half_to_float(bits) : bfloat_to_float(bits);
+}
+
+template <WeightType kType, typename Stored>
+void number_products(Rows<const Stored> rows, Rows<const Stored> x, int64_t n_columns, Rows<float> out) {
   for (int64_t i = 0; i < rows.n; ++i) {
     for (int64_t j = 0; j < x.n; ++j) {
       float sum = 0.0F;
-      for (int64_t c = 0; c < n_columns; ++c) {
-        sum += half_to_float(rows.data[i * rows.stride + c]) * half_to_float(x.data[j * x.stride + c]);
-      }
+      for (int64_t c = 0; c < n_columns; ++c)
+        sum += number<kType>(rows.data[i * rows.stride + c]) * number<kType>(x.data[j * x.stride + c]);
       out.data[j * out.stride + i] = sum;
     }
   }
+}
+
+void half_products(Rows<const uint16_t> rows, Rows<const uint16_t> x, int64_t n_columns, Rows<float> out) {
+  number_products<WeightType::f16>(rows, x, n_columns, out);
 }
 
 void half_mix(Rows<const float> shares, Rows<const uint16_t> rows, int64_t n_columns, Rows<float> out) {
@@ -126,29 +97,52 @@ void half_mix(Rows<const float> shares, Rows<const uint16_t> rows, int64_t n_col
   }
 }
 
-Softmax half_attend(const uint16_t* query, Rows<const uint16_t> keys, Rows<const uint16_t> values, const uint16_t* mask, int64_t n_columns,
-                    uint16_t* sums) {
-  float largest = 0.0F;
+float dot_halves(const uint8_t* row, const Activations& x, int64_t j) {
+  const auto* halves = reinterpret_cast<const uint16_t*>(row);
+  float sum = 0.0F;
+  for (int64_t c = 0; c < x.n_columns; ++c) sum += half_to_float(halves[c]) * half_to_float(x.halves[j * x.n_columns + c]);
+  return sum;
+}
+
+Softmax attend(const Query& query, const Cells& cells, int64_t n_columns, const ValueSums& sums) {
+  float largest = -std::numeric_limits<float>::infinity();
   float total = 0.0F;
-  for (int64_t i = 0; i < keys.n; ++i) {
-    float score = half_to_float(mask[i]);
-    for (int64_t c = 0; c < n_columns; ++c) score += half_to_float(keys.data[i * keys.stride + c]) * half_to_float(query[c]);
-    const float before = i == 0 ? score : largest;
+  for (int64_t i = 0; i < cells.keys.n; ++i) {
+    const float mask = query.slope * half_to_float(cells.mask[i]);
+    if (std::isinf(mask)) continue;
+    float score = query.scale * cells.dot(cells.keys.data + i * cells.keys.stride, query.x, query.row);
+    if (query.softcap != 0.0F) score = query.softcap * std::tanh(score);
+    score += mask;
+    const float before = largest;
     largest = std::max(before, score);
     const float keep = std::exp(before - largest);
     const float share = std::exp(score - largest);
-    const uint16_t* value = values.data + i * values.stride;
-    for (int64_t c = 0; c < n_columns; ++c) sums[c] = float_to_half(keep * half_to_float(sums[c]) + share * half_to_float(value[c]));
+    const uint8_t* value = cells.values.data + i * cells.values.stride;
+    if (cells.decode == nullptr) {
+      const auto* halves = reinterpret_cast<const uint16_t*>(value);
+      for (int64_t c = 0; c < n_columns; ++c) {
+        sums.halves[c] = float_to_half(keep * half_to_float(sums.halves[c]) + share * half_to_float(halves[c]));
+      }
+    } else {
+      cells.decode(value, n_columns, sums.room);
+      for (int64_t c = 0; c < n_columns; ++c) sums.floats[c] = keep * sums.floats[c] + share * sums.room[c];
+    }
     total = keep * total + share;
   }
   return {largest, total};
 }
 
-void multiply_halves(const uint8_t* weights, int64_t n_rows, const Activations& x, int64_t first, int64_t last, float* out,
-                     int64_t out_stride, uint8_t* /*scratch*/) {
+template <WeightType kType>
+void multiply_numbers(const uint8_t* weights, int64_t n_rows, const Activations& x, int64_t first, int64_t last, float* out,
+                      int64_t out_stride, uint8_t* /*scratch*/) {
   const int64_t k = x.n_columns;
-  half_products({reinterpret_cast<const uint16_t*>(weights), k, n_rows}, {x.halves + first * k, k, last - first}, k,
-                {out + first * out_stride, out_stride, last - first});
+  const Rows<float> to{out + first * out_stride, out_stride, last - first};
+  if constexpr (kType == WeightType::f32) {
+    number_products<kType, float>({reinterpret_cast<const float*>(weights), k, n_rows}, {x.floats + first * k, k, last - first}, k, to);
+  } else {
+    number_products<kType, uint16_t>({reinterpret_cast<const uint16_t*>(weights), k, n_rows}, {x.halves + first * k, k, last - first}, k,
+                                     to);
+  }
 }
 
 void decay_rows(const StateRows& state, float decay, const float* input, const float* key, const float* query, float* out) {
@@ -204,29 +198,34 @@ double spin_floats(int64_t n) {
   return total;
 }
 
+template <WeightType... kTypes>
+constexpr void set(MultiplyTable& table) {
+  ((table.of(kTypes) = multiply<kTypes>), ...);
+}
+
+template <WeightType... kTypes>
+constexpr void set_interleaved(MultiplyTable& table) {
+  ((table.of(kTypes, Layout::interleaved) = multiply<kTypes, Layout::interleaved>), ...);
+}
+
+constexpr MultiplyTable table() {
+  using enum WeightType;
+  MultiplyTable table;
+  table.of(f32) = multiply_numbers<f32>;
+  table.of(f16) = multiply_numbers<f16>;
+  table.of(bf16) = multiply_numbers<bf16>;
+  set<q8_0, q4_0, q4_1, q5_0, q5_1, iq4_nl, mxfp4, q2_k, q3_k, q4_k, q5_k, q6_k, iq4_xs>(table);
+  set_interleaved<q4_0, iq4_nl, mxfp4, q4_k>(table);
+  return table;
+}
+
 }  // namespace
 
-constexpr Layout kPlain = Layout::plain;
-constexpr Layout kInterleaved = Layout::interleaved;
-
 const Kernels kScalarKernels{
-    1,
-    sum_words,
-    spin_bytes,
-    spin_floats,
-    {
-        {multiply_halves, nullptr},
-        {multiply<BlockQ8_0, WeightType::q8_0, kPlain>, nullptr},
-        {multiply<BlockQ4_0, WeightType::q4_0, kPlain>, multiply<BlockQ4_0, WeightType::q4_0, kInterleaved>},
-        {multiply<BlockQ4_K, WeightType::q4_k, kPlain>, multiply<BlockQ4_K, WeightType::q4_k, kInterleaved>},
-        {multiply<BlockQ6_K, WeightType::q6_k, kPlain>, nullptr},
-    },
-    half_products,
-    exp_row,
-    half_mix,
-    half_attend,
-    decay_rows,
-    delta_rows,
+    1,           sum_words,  spin_bytes,
+    spin_floats, table(),    half_products,
+    exp_row,     half_mix,   dot_table(dot_halves, dot_blocks<WeightType::q8_0>, dot_blocks<WeightType::q4_0>),
+    attend,      decay_rows, delta_rows,
 };
 
 const Kernels& kernels(CpuPath path) {
@@ -237,5 +236,8 @@ const Kernels& kernels(CpuPath path) {
   static_cast<void>(path);
   return kScalarKernels;
 }
+
+bool cpu_multiplies(WeightType type) { return kScalarKernels.multiply.of(type) != nullptr; }
+bool cpu_interleaves(WeightType type) { return kScalarKernels.multiply.of(type, Layout::interleaved) != nullptr; }
 
 }  // namespace pshard

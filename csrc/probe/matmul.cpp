@@ -12,14 +12,15 @@ namespace {
 
 constexpr int64_t kChunksPerThread = 4;  // so that a thread that falls behind leaves its share to others
 constexpr int64_t kWholeRows = 16;       // the largest group or panel
-constexpr int64_t kExpertChunk = 16;     // rows of an expert, and of its activations, that a thread multiplies before it takes the next
+constexpr int64_t kExpertChunk = 16;     // rows without tiles, and of their activations, that a thread multiplies before it takes the next
 constexpr int kSamples = 64;
 constexpr double kTolerance = 1e-4;  // of the sum of magnitudes; sums in single precision stay well below
 
 MultiplyRows kernel_for(const Kernels& kernels, WeightType type, Layout layout) {
-  const MultiplyRows kernel = kernels.multiply[static_cast<int>(type)][static_cast<int>(layout)];
-  if (kernel == nullptr) throw std::invalid_argument("only Q4_0 and Q4_K have an interleaved layout");
-  return kernel;
+  const MultiplyRows kernel = kernels.multiply.of(type, layout);
+  if (kernel != nullptr) return kernel;
+  if (!cpu_multiplies(type)) throw std::invalid_argument("no kernel multiplies " + name_of(type) + ", only " + names_of(cpu_multiplies));
+  throw std::invalid_argument(name_of(type) + " has no interleaved layout, only " + names_of(cpu_interleaves));
 }
 
 int64_t parts_of(int64_t n, int64_t part) { return (n + part - 1) / part; }
@@ -29,10 +30,11 @@ int64_t rows_per_chunk(int64_t n_rows, int n_threads) {
   return std::min(up_to(parts_of(n_rows, n_threads * kChunksPerThread), kWholeRows), kRowsPerCall);
 }
 
-// K types as they lie in a file are multiplied in panels either way.
+// Blocks of 256 columns as they lie in a file are multiplied in panels either way; for some others there are no tiles at all.
 bool goes_row_by_row(WeightType type, Layout layout, Routing routing) {
-  const bool is_k = type == WeightType::q4_k || type == WeightType::q6_k;
-  return routing == Routing::experts && (layout == Layout::interleaved || !is_k);
+  if (layout == Layout::interleaved) return routing == Routing::experts;
+  if (type == WeightType::q4_1 || type == WeightType::q5_1 || type == WeightType::mxfp4) return true;
+  return routing == Routing::experts && format_of(type).rounding != Rounding::by_256;
 }
 
 }  // namespace

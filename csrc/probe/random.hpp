@@ -17,7 +17,7 @@ class Random {
   uint64_t state_;
 };
 
-// Plain rows with random codes and scales near 1/64; of F16, numbers in [-1, 1).
+// Plain rows with random codes and scales near 1/64; of F32, F16 and BF16, numbers in [-1, 1).
 void fill_random(WeightType type, int64_t n_rows, int64_t n_columns, uint64_t seed, uint8_t* out);
 
 }  // namespace pshard

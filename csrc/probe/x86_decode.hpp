@@ -32,12 +32,17 @@ inline void clear(Panel& panel, int64_t n_rows, int64_t n_blocks) {
   }
 }
 
-struct PlainQ4_K {
-  static constexpr int kColumns = 256, kSubs = 8, kSubColumns = 32;
-  static constexpr bool kHasMins = true, kHasOffset = false;
+// Blocks of 256 columns as they lie in a file. Signed codes are stored with an offset where products take all eight bits of unsigned ones.
+template <typename Block>
+struct PlainBlocks {
+  using Unpack = Unpacked<Block>;
+  static constexpr int kColumns = 256, kSubs = pshard::kSubs<Block>, kSubColumns = Unpack::kSubColumns;
+  static constexpr bool kIsWidened = kIsSigned<Block> && kTakesAllBits;
+  static constexpr bool kHasMins = Unpack::kHasMins, kHasOffset = Unpack::kOffset != 0 || kIsWidened;
 
   template <typename V>
   static typename V::Ints multiply(typename V::Ints sum, typename V::Ints codes, typename V::Ints x) {
+    if constexpr (kIsSigned<Block> && !kIsWidened) return V::multiply_signed(sum, codes, x);
     return V::multiply_add(sum, codes, x);
   }
   template <typename V>
@@ -48,60 +53,28 @@ struct PlainQ4_K {
   template <typename V>
   static void decode(const uint8_t* weights, int64_t row_blocks, int64_t first, int64_t n_rows, int64_t block, int64_t n_blocks,
                      Panel& panel) {
-    const auto* blocks = reinterpret_cast<const BlockQ4_K*>(weights) + first * row_blocks + block;
+    const auto* blocks = reinterpret_cast<const Block*>(weights) + first * row_blocks + block;
     clear<V>(panel, n_rows, n_blocks);
     for (int64_t row = 0; row < n_rows; ++row) {
       for (int64_t b = 0; b < n_blocks; ++b) {
-        const BlockQ4_K& from = blocks[row * row_blocks + b];
-        const Q4_K_Scales unpacked = unpack_scales(from);
-        alignas(16) uint8_t scales[16];
-        alignas(16) uint8_t mins[16];
+        const Block& from = blocks[row * row_blocks + b];
+        const SubScales unpacked = Unpack::sub_scales(from);
+        alignas(16) int8_t scales[16];
+        alignas(16) int8_t mins[16];
         _mm_store_si128(reinterpret_cast<__m128i*>(scales), unpacked.scales);
         _mm_store_si128(reinterpret_cast<__m128i*>(mins), unpacked.mins);
         for (int64_t sub = 0; sub < kSubs; ++sub) {
           panel.sub_scales[(b * kSubs + sub) * V::kLanes + row] = scales[sub];
-          panel.sub_mins[(b * kSubs + sub) * V::kLanes + row] = mins[sub];
+          if constexpr (kHasMins) panel.sub_mins[(b * kSubs + sub) * V::kLanes + row] = mins[sub];
         }
         panel.scales[b * V::kLanes + row] = _cvtsh_ss(from.scale);
-        panel.mins[b * V::kLanes + row] = _cvtsh_ss(from.min);
+        if constexpr (kHasMins) panel.mins[b * V::kLanes + row] = _cvtsh_ss(from.min);
         uint8_t* to = panel.codes + (b * kColumns * V::kLanes + 4 * row);
-        for (int pair = 0; pair < 4; ++pair, to += 64 * V::kLanes) {
-          const __m256i bytes = load(from.codes + 32 * pair);
-          scatter<V>(low_nibbles(bytes), to);
-          scatter<V>(high_nibbles(bytes), to + 32 * V::kLanes);
-        }
-      }
-    }
-  }
-};
-
-struct PlainQ6_K {
-  static constexpr int kColumns = 256, kSubs = 16, kSubColumns = 16;
-  static constexpr bool kHasMins = false, kHasOffset = true;
-
-  template <typename V>
-  static typename V::Ints multiply(typename V::Ints sum, typename V::Ints codes, typename V::Ints x) {
-    return V::multiply_add(sum, codes, x);
-  }
-  template <typename V>
-  static typename V::Ints scale(typename V::Ints sum, typename V::Ints scales) {
-    return V::mul_ints(sum, scales);
-  }
-
-  template <typename V>
-  static void decode(const uint8_t* weights, int64_t row_blocks, int64_t first, int64_t n_rows, int64_t block, int64_t n_blocks,
-                     Panel& panel) {
-    const auto* blocks = reinterpret_cast<const BlockQ6_K*>(weights) + first * row_blocks + block;
-    clear<V>(panel, n_rows, n_blocks);
-    for (int64_t row = 0; row < n_rows; ++row) {
-      for (int64_t b = 0; b < n_blocks; ++b) {
-        const BlockQ6_K& from = blocks[row * row_blocks + b];
-        for (int64_t sub = 0; sub < kSubs; ++sub) panel.sub_scales[(b * kSubs + sub) * V::kLanes + row] = from.scales[sub];
-        panel.scales[b * V::kLanes + row] = _cvtsh_ss(from.scale);
-        uint8_t* to = panel.codes + (b * kColumns * V::kLanes + 4 * row);
-        for (int half = 0; half < 2; ++half) {
-          const Q6_K_Codes codes = codes_of(from, half);
-          for (int i = 0; i < 4; ++i, to += 32 * V::kLanes) scatter<V>(codes.by_32_columns[i], to);
+#pragma GCC unroll 8
+        for (int group = 0; group < 8; ++group, to += 32 * V::kLanes) {
+          __m256i codes = Unpack::codes(from, group);
+          if constexpr (kIsWidened) codes = _mm256_xor_si256(codes, _mm256_set1_epi8(-128));
+          scatter<V>(codes, to);
         }
       }
     }

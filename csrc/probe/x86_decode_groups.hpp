@@ -14,8 +14,9 @@ inline void store_piece(uint8_t* to, typename V::Ints low, typename V::Ints high
   V::store_ints(to + 4 * V::kLanes, V::in_order(V::last_fours(low, high)));
 }
 
-// Interleaved groups have as many rows as a panel. Codes of Q4_0 multiply with their sign, as in llama.cpp.
-struct InterleavedQ4_0 {
+// Interleaved groups have as many rows as a panel. Codes of Q4_0, IQ4_NL and MXFP4 multiply with their sign, as in llama.cpp.
+template <typename Block>
+struct InterleavedSteps {
   static constexpr int kColumns = 32, kSubs = 1, kSubColumns = 32;
   static constexpr bool kHasMins = false, kHasOffset = false;
   static constexpr int64_t kRowsPerDecoding = kNearRows;  // of activations, before codes are decoded anew
@@ -28,16 +29,18 @@ struct InterleavedQ4_0 {
   template <typename V>
   static void decode(const uint8_t* weights, int64_t row_blocks, int64_t first, int64_t /*n_rows*/, int64_t block, int64_t n_blocks,
                      Panel& panel) {
-    const uint8_t* from = weights + (first * row_blocks + block * V::kLanes) * static_cast<int64_t>(sizeof(BlockQ4_0));
+    const uint8_t* from = weights + (first * row_blocks + block * V::kLanes) * static_cast<int64_t>(sizeof(Block));
     uint8_t* to = panel.codes;
     for (int64_t b = 0; b < n_blocks; ++b, to += kColumns * V::kLanes) {
-      V::store(panel.scales + b * V::kLanes, V::load_half(reinterpret_cast<const uint16_t*>(from)));
-      from += 2 * V::kLanes;
+      V::store(panel.scales + b * V::kLanes, scales_of_group<V, Block>(from));
+      from += kScaleBytes<Block> * V::kLanes;
       for (int piece = 0; piece < 2; ++piece, from += 8 * V::kLanes) {
         const typename V::Ints low = V::load_ints(from);
         const typename V::Ints high = V::load_ints(from + 4 * V::kLanes);
-        store_piece<V>(to + piece * 8 * V::kLanes, V::signed_codes(V::low_nibbles(low)), V::signed_codes(V::low_nibbles(high)));
-        store_piece<V>(to + (piece + 2) * 8 * V::kLanes, V::signed_codes(V::high_nibbles(low)), V::signed_codes(V::high_nibbles(high)));
+        store_piece<V>(to + piece * 8 * V::kLanes, V::looked_up(kStepsOf<Block>, V::low_nibbles(low)),
+                       V::looked_up(kStepsOf<Block>, V::low_nibbles(high)));
+        store_piece<V>(to + (piece + 2) * 8 * V::kLanes, V::looked_up(kStepsOf<Block>, V::high_nibbles(low)),
+                       V::looked_up(kStepsOf<Block>, V::high_nibbles(high)));
       }
     }
   }

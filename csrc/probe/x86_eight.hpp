@@ -41,10 +41,10 @@ struct Eight {
   static Ints add_ints(Ints a, Ints b) { return _mm256_add_epi32(a, b); }
   static Ints mul_ints(Ints a, Ints b) { return _mm256_mullo_epi32(a, b); }
   static Ints to_ints(Floats v) { return _mm256_cvtps_epi32(v); }
-  // Codes of four bits less eight, from a table.
-  static Ints signed_codes(Ints v) {
-    const __m128i table = _mm_setr_epi8(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
-    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), v);
+  // What codes of four bits stand for, from a table.
+  static Ints looked_up(const int8_t table[16], Ints v) {
+    const __m128i values = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
+    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(values), v);
   }
   // Sixteen bytes in either half, and four of them in all lanes.
   static Ints both_halves(const int8_t* at) { return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at))); }
@@ -61,6 +61,17 @@ struct Eight {
   static Floats zero() { return _mm256_setzero_ps(); }
   static Floats load(const float* at) { return _mm256_loadu_ps(at); }
   static Floats load_half(const uint16_t* at) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at))); }
+  // 2^(e - 128) of eight bytes e; the two smallest are subnormal.
+  static Floats powers_of_two(const uint8_t* at) {
+    const __m256i e = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(at)));
+    const __m256i normal = _mm256_slli_epi32(_mm256_sub_epi32(e, _mm256_set1_epi32(1)), 23);
+    const __m256i subnormal = _mm256_sllv_epi32(_mm256_set1_epi32(0x00200000), e);
+    return _mm256_castsi256_ps(_mm256_blendv_epi8(normal, subnormal, _mm256_cmpgt_epi32(_mm256_set1_epi32(2), e)));
+  }
+  static Floats load_bfloat(const uint16_t* at) {
+    const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(at));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+  }
   static void store_half(uint16_t* to, Floats v) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
   }

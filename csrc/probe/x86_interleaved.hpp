@@ -2,7 +2,9 @@
 // x86_panels.hpp, whose lanes are the rows of a group. Codes come in pieces of eight columns, so the lanes are the rows in pairs.
 #pragma once
 
-#include "probe/kernels.hpp"
+#include <type_traits>
+
+#include "probe/x86_codes.hpp"
 
 namespace pshard {
 namespace {
@@ -44,9 +46,10 @@ struct InterleavedScales {
 // Activations come to the lanes from a register with sixteen of them, and 4-bit codes by way of a table, as in llama.cpp: with weights in a
 // near cache, where experts of a prompt are multiplied, the permutations are what limits it.
 template <typename V, int kPiece>
-inline typename V::Ints add_signed_piece(typename V::Ints sum, typename V::Ints low, typename V::Ints high, typename V::Ints x) {
-  low = V::signed_codes(low);
-  high = V::signed_codes(high);
+inline typename V::Ints add_signed_piece(typename V::Ints sum, const int8_t table[16], typename V::Ints low, typename V::Ints high,
+                                         typename V::Ints x) {
+  low = V::looked_up(table, low);
+  high = V::looked_up(table, high);
   sum = V::multiply_signed(sum, V::first_fours(low, high), V::template four<2 * kPiece>(x));
   return V::multiply_signed(sum, V::last_fours(low, high), V::template four<2 * kPiece + 1>(x));
 }
@@ -57,23 +60,35 @@ inline typename V::Ints add_piece(typename V::Ints pairs, typename V::Ints low, 
   return V::add_pairs(pairs, V::last_fours(low, high), V::template four<2 * kPiece + 1>(x));
 }
 
-template <typename V>
-inline typename V::Floats interleaved_dots(const BlockQ4_0* group, const Activations& x, int64_t j) {
+// The scales that a group of such blocks begins with, and how many bytes they are.
+template <typename V, typename Block>
+inline typename V::Floats scales_of_group(const uint8_t* from) {
+  if constexpr (std::is_same_v<Block, BlockMXFP4>) {
+    return V::powers_of_two(from);
+  } else {
+    return V::load_half(reinterpret_cast<const uint16_t*>(from));
+  }
+}
+template <typename Block>
+inline constexpr int64_t kScaleBytes = sizeof(Block) - 16;
+
+template <typename V, typename Block>
+inline typename V::Floats interleaved_dots(const Block* group, const Activations& x, int64_t j) {
   const auto* from = reinterpret_cast<const uint8_t*>(group);
   const int8_t* codes = x.codes + j * x.n_columns;
   typename V::Floats total = V::zero();
   for (int64_t b = 0; b < x.n_scales; ++b, codes += 32) {
-    const typename V::Floats scale = V::in_pairs(V::load_half(reinterpret_cast<const uint16_t*>(from)));
-    from += 2 * V::kLanes;
+    const typename V::Floats scale = V::in_pairs(scales_of_group<V, Block>(from));
+    from += kScaleBytes<Block> * V::kLanes;
     const typename V::Ints near = V::both_halves(codes);
     const typename V::Ints far = V::both_halves(codes + 16);
     typename V::Ints pieces[4];
     for (int i = 0; i < 4; ++i, from += 4 * V::kLanes) pieces[i] = V::load_ints(from);
     typename V::Ints sum = V::broadcast_int(0);
-    sum = add_signed_piece<V, 0>(sum, V::low_nibbles(pieces[0]), V::low_nibbles(pieces[1]), near);
-    sum = add_signed_piece<V, 1>(sum, V::low_nibbles(pieces[2]), V::low_nibbles(pieces[3]), near);
-    sum = add_signed_piece<V, 0>(sum, V::high_nibbles(pieces[0]), V::high_nibbles(pieces[1]), far);
-    sum = add_signed_piece<V, 1>(sum, V::high_nibbles(pieces[2]), V::high_nibbles(pieces[3]), far);
+    sum = add_signed_piece<V, 0>(sum, kStepsOf<Block>, V::low_nibbles(pieces[0]), V::low_nibbles(pieces[1]), near);
+    sum = add_signed_piece<V, 1>(sum, kStepsOf<Block>, V::low_nibbles(pieces[2]), V::low_nibbles(pieces[3]), near);
+    sum = add_signed_piece<V, 0>(sum, kStepsOf<Block>, V::high_nibbles(pieces[0]), V::high_nibbles(pieces[1]), far);
+    sum = add_signed_piece<V, 1>(sum, kStepsOf<Block>, V::high_nibbles(pieces[2]), V::high_nibbles(pieces[3]), far);
     total = V::fma(V::to_floats(sum), V::mul(scale, V::broadcast(x.scales[j * x.n_scales + b])), total);
   }
   return total;
@@ -117,7 +132,7 @@ inline typename V::Floats interleaved_dots(const BlockQ4_K* group, const Activat
 
 template <typename V, typename Block>
 void multiply_interleaved(const uint8_t* weights, int64_t n_rows, const Activations& x, int64_t j, float* out, int64_t out_stride) {
-  constexpr int64_t columns = sizeof(Block) == sizeof(BlockQ4_0) ? 32 : 256;
+  constexpr int64_t columns = std::is_same_v<Block, BlockQ4_K> ? 256 : 32;
   const int64_t row_blocks = x.n_columns / columns;
   for (int64_t row = 0; row < n_rows; row += V::kLanes) {
     const typename V::Floats dots = interleaved_dots<V>(reinterpret_cast<const Block*>(weights) + row * row_blocks, x, j);

@@ -1,32 +1,11 @@
 // Dot products of rows of 256-bit vectors, for the AVX2 and the AVX-512 kernels. Each includes it once, after defining multiply_add(): sums
-// of four products of unsigned with signed bytes. Nothing inline of the standard library is used: one copy of it, compiled for these CPUs,
-// would serve the whole program.
+// of four products of unsigned with signed bytes.
 #pragma once
 
-#include <immintrin.h>
-
-#include "probe/kernels.hpp"
+#include "probe/x86_codes.hpp"
 
 namespace pshard {
 namespace {
-
-inline __m256i load(const void* at) { return _mm256_loadu_si256(static_cast<const __m256i*>(at)); }
-
-inline float sum_lanes(__m256 v) {
-  __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-  four = _mm_add_ps(four, _mm_movehl_ps(four, four));
-  return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
-}
-
-inline __m256i low_nibbles(__m256i bytes) { return _mm256_and_si256(bytes, _mm256_set1_epi8(15)); }
-inline __m256i high_nibbles(__m256i bytes) { return low_nibbles(_mm256_srli_epi16(bytes, 4)); }
-
-// Codes of a block of 32 columns, signed.
-inline __m256i codes_of(const BlockQ8_0& block) { return load(block.codes); }
-inline __m256i codes_of(const BlockQ4_0& block) {
-  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(block.codes));
-  return _mm256_sub_epi8(low_nibbles(_mm256_set_m128i(_mm_srli_epi16(bytes, 4), bytes)), _mm256_set1_epi8(8));
-}
 
 // The scales of a block of up to four rows, in each half of a vector.
 template <int kRows, typename Block>
@@ -82,14 +61,50 @@ inline void multiply_columns(const Block* weights, int64_t n_blocks, const Activ
 // One row of each. Its loop is as short as it can be: the fewer instructions a block takes, the further ahead a core asks for the next
 // blocks, and one thread alone does not ask for as much as memory gives.
 template <typename Block>
-inline float dot(const Block* weights, int64_t n_blocks, const int8_t* x, const float* scales) {
+inline float dot_of_32s(const Block* weights, int64_t n_blocks, const int8_t* x, const float* scales) {
   __m256 sum = _mm256_setzero_ps();
   for (int64_t b = 0; b < n_blocks; ++b) {
     const __m256i codes = codes_of(weights[b]);
     const __m256i products = multiply_add(_mm256_setzero_si256(), _mm256_abs_epi8(codes), _mm256_sign_epi8(load(x + 32 * b), codes));
-    sum = _mm256_fmadd_ps(_mm256_set1_ps(_cvtsh_ss(weights[b].scale) * scales[b]), _mm256_cvtepi32_ps(products), sum);
+    sum = _mm256_fmadd_ps(_mm256_set1_ps(scale_of(weights[b]) * scales[b]), _mm256_cvtepi32_ps(products), sum);
   }
   return sum_lanes(sum);
+}
+
+// Of types that add a least weight, which lies behind the scale.
+template <typename Block>
+inline float dot_with_least(const Block* weights, int64_t n_blocks, const int8_t* x, const float* scales, const float* sums) {
+  __m256 sum = _mm256_setzero_ps();
+  __m128 rest = _mm_setzero_ps();
+  for (int64_t b = 0; b < n_blocks; ++b) {
+    int32_t halves;
+    __builtin_memcpy(&halves, &weights[b], sizeof halves);
+    const __m128 both = _mm_mul_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(halves)), _mm_set1_ps(scales[b]));
+    const __m256i products = multiply_add(_mm256_setzero_si256(), codes_of(weights[b]), load(x + 32 * b));
+    sum = _mm256_fmadd_ps(_mm256_broadcastss_ps(both), _mm256_cvtepi32_ps(products), sum);
+    rest = _mm_fmadd_ps(both, _mm_set1_ps(sums[b]), rest);
+  }
+  return sum_lanes(sum) + _mm_cvtss_f32(_mm_movehdup_ps(rest));
+}
+
+// Each row with each of the activations, for types that have no tiles.
+template <typename Block>
+void multiply_by_rows(const uint8_t* weights, int64_t n_rows, const Activations& x, int64_t first, int64_t last, float* out,
+                      int64_t out_stride, uint8_t* /*scratch*/) {
+  const int64_t n_blocks = x.n_columns / 32;
+  const auto* rows = reinterpret_cast<const Block*>(weights);
+  for (int64_t j = first; j < last; ++j) {
+    const int8_t* codes = x.codes + j * x.n_columns;
+    for (int64_t row = 0; row < n_rows; ++row) {
+      const Block* at = rows + row * n_blocks;
+      const float* scales = x.scales + j * x.n_scales;
+      if constexpr (kHasLeast<Block>) {
+        out[j * out_stride + row] = dot_with_least(at, n_blocks, codes, scales, x.sums + j * x.n_sub_blocks);
+      } else {
+        out[j * out_stride + row] = dot_of_32s(at, n_blocks, codes, scales);
+      }
+    }
+  }
 }
 
 template <typename Block, int kTileRows, int kTileColumns>
@@ -97,13 +112,7 @@ void multiply_blocks(const uint8_t* weights, int64_t n_rows, const Activations& 
                      int64_t out_stride, uint8_t* /*scratch*/) {
   const int64_t n_blocks = x.n_columns / 32;
   const auto* rows = reinterpret_cast<const Block*>(weights);
-  if (last - first == 1) {
-    const int8_t* codes = x.codes + first * x.n_columns;
-    for (int64_t row = 0; row < n_rows; ++row) {
-      out[first * out_stride + row] = dot(rows + row * n_blocks, n_blocks, codes, x.scales + first * x.n_scales);
-    }
-    return;
-  }
+  if (last - first == 1) return multiply_by_rows<Block>(weights, n_rows, x, first, last, out, out_stride, nullptr);
   for (int64_t j = first; j < last; j += kNearRows) {
     const int64_t end = last - j < kNearRows ? last : j + kNearRows;
     int64_t row = 0;

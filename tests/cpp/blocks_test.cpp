@@ -38,10 +38,28 @@ TEST(Half, RoundsToNearestAndTiesToEven) {
   EXPECT_EQ(float_to_half(65520.0F), 0x7c00);
 }
 
+TEST(Half, BFloatsRoundToNearestAndTiesToEven) {
+  EXPECT_EQ(bfloat_to_float(0x3f80), 1.0F);
+  EXPECT_EQ(float_to_bfloat(1.0F + 0x1p-8F), 0x3f80);
+  EXPECT_EQ(float_to_bfloat(1.0F + 0x1.8p-7F), 0x3f82);
+  EXPECT_EQ(float_to_bfloat(-1.0F - 0x1.02p-8F), 0xbf81);
+}
+
+TEST(Half, PowersOfTwoReachIntoSubnormals) {
+  EXPECT_EQ(power_of_two(0), 0x1p-128F);
+  EXPECT_EQ(power_of_two(1), 0x1p-127F);
+  EXPECT_EQ(power_of_two(2), 0x1p-126F);
+  EXPECT_EQ(power_of_two(128), 1.0F);
+  EXPECT_EQ(power_of_two(255), 0x1p127F);
+}
+
 TEST(Blocks, NamesAreThoseOfGguf) {
   EXPECT_EQ(weight_type("Q6_K"), WeightType::q6_k);
   EXPECT_EQ(layout("interleaved"), Layout::interleaved);
-  EXPECT_THROW(static_cast<void>(weight_type("Q5_K")), std::invalid_argument);
+  EXPECT_THROW(static_cast<void>(weight_type("IQ2_S")), std::invalid_argument);
+  EXPECT_EQ(weight_type_of(39), WeightType::mxfp4);
+  EXPECT_EQ(weight_type_of(4), std::nullopt);
+  for (int i = 0; i < kWeightTypes; ++i) EXPECT_EQ(weight_type(name_of(static_cast<WeightType>(i))), static_cast<WeightType>(i));
   EXPECT_THROW(static_cast<void>(layout("rows")), std::invalid_argument);
 }
 

@@ -59,7 +59,16 @@ TEST(CpuProbe, ProbesFollowEachOtherInAnyOrder) {
   for (const ProductShape& shape : {half, one, many, one, interleaved, one, half}) {
     EXPECT_NO_THROW(probe.product(shape, 2, shortest()));
   }
-  probe.attention({4, 2, 64, 500, 2}, 2, shortest());
+  const AttentionShape halves{4, 2, 64, 500, 2};
+  AttentionShape quantised = halves;
+  quantised.key_type = quantised.value_type = WeightType::q8_0;
+  AttentionShape mixed = quantised;
+  mixed.value_type = WeightType::q4_0;
+  AttentionShape deeper = halves;
+  deeper.depth = 501;
+  for (const AttentionShape& shape : {halves, halves, quantised, mixed, quantised, deeper, halves}) {
+    EXPECT_NO_THROW(probe.attention(shape, 2, shortest()));
+  }
   EXPECT_NO_THROW(probe.product(half, 2, shortest()));
   probe.read(2, shortest());
   EXPECT_NO_THROW(probe.product(half, 2, shortest()));
@@ -98,11 +107,8 @@ TEST(CpuProbe, RefusesWhatBrokenKernelsGive) {
   Kernels broken = kScalarKernels;
   broken.sum = [](const uint64_t* words, int64_t n) { return kScalarKernels.sum(words, n) + 1; };
   broken.spin_bytes = [](int64_t) { return int64_t{0}; };
-  broken.half_attend = [](const uint16_t*, Rows<const uint16_t>, Rows<const uint16_t>, const uint16_t*, int64_t, uint16_t*) {
-    return Softmax{0.0F, 1.0F};
-  };
-  broken.multiply[static_cast<int>(WeightType::q4_0)][0] = [](const uint8_t*, int64_t, const Activations&, int64_t, int64_t, float*,
-                                                              int64_t, uint8_t*) {};
+  broken.attend = [](const Query&, const Cells&, int64_t, const ValueSums&) { return Softmax{0.0F, 1.0F}; };
+  broken.multiply.of(WeightType::q4_0) = [](const uint8_t*, int64_t, const Activations&, int64_t, int64_t, float*, int64_t, uint8_t*) {};
   broken.decay_rows = [](const StateRows&, float, const float*, const float*, const float*, float*) {};
   CpuProbe probe(test_cpus(2), kMaxBytes, CpuPath::scalar, broken);
   EXPECT_THROW(probe.scan({ScanKind::mamba2, 4, 8, 32, 3}, 2, shortest()), ProbeError);

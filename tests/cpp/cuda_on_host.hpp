@@ -1,7 +1,7 @@
 // CUDA's words for a host compiler, so that kernels of csrc/probe/*.cuh run on a CPU: every thread of a block is a fiber, which runs until
-// it waits for its warp or its block. Threads take turns in either direction, so that a missing barrier shows as a wrong result; wide loads
-// check their alignment; lanes that meet each other at different places, or not at all, are an error. The matrix units do what the PTX ISA
-// says of `ldmatrix` and `mma.m16n8k16`. Include before any .cuh file.
+// it waits for its warp or its block. Threads take turns in either direction, so that a missing barrier shows as a wrong result; loads
+// check that they are aligned and stay inside of arrays; lanes that meet each other at different places, or not at all, are an error. The
+// matrix units do what the PTX ISA says of `ldmatrix` and `mma.m16n8k16`. Include before any .cuh file.
 #pragma once
 
 #if !defined(__CUDACC__)
@@ -183,9 +183,30 @@ inline float to_float(uint16_t half) {
 }
 inline uint16_t to_half(float value) { return float_to_half(value); }
 
+// What lies behind an array: a load that takes any of it is an error.
+class Behind {
+ public:
+  Behind(const void* begin, const void* end) : begin_(address(begin)), end_(address(end)) { all.push_back(this); }
+  Behind(const Behind&) = delete;
+  Behind& operator=(const Behind&) = delete;
+  ~Behind() { all.erase(std::find(all.begin(), all.end(), this)); }
+
+  static void check(const void* from, std::size_t n_bytes) {
+    for (const Behind* behind : all) {
+      if (address(from) < behind->end_ && address(from) + n_bytes > behind->begin_) HostBlock::current->fail("a load ends behind an array");
+    }
+  }
+
+ private:
+  static std::uintptr_t address(const void* at) { return reinterpret_cast<std::uintptr_t>(at); }
+  static inline std::vector<const Behind*> all;
+  std::uintptr_t begin_, end_;
+};
+
 template <typename T>
 T load_aligned(const void* from) {
   if (reinterpret_cast<std::uintptr_t>(from) % sizeof(T) != 0) HostBlock::current->fail("a load is not aligned to its size");
+  Behind::check(from, sizeof(T));
   T value;
   std::memcpy(&value, from, sizeof value);
   return value;
@@ -194,6 +215,7 @@ inline uint4 load16(const void* from) { return load_aligned<uint4>(from); }
 inline uint2 load8(const void* from) { return load_aligned<uint2>(from); }
 inline uint32_t load4(const void* from) { return load_aligned<uint32_t>(from); }
 inline uint16_t load2(const void* from) { return load_aligned<uint16_t>(from); }
+inline uint8_t load1(const void* from) { return load_aligned<uint8_t>(from); }
 inline void store16(void* to, uint4 value) {
   if (reinterpret_cast<std::uintptr_t>(to) % sizeof value != 0) HostBlock::current->fail("a store is not aligned to its size");
   std::memcpy(to, &value, sizeof value);
@@ -230,6 +252,7 @@ inline void copy_async(void* shared, const void* from, std::size_t n_bytes) {
   if (reinterpret_cast<std::uintptr_t>(shared) % n_bytes != 0 || reinterpret_cast<std::uintptr_t>(from) % n_bytes != 0) {
     HostBlock::current->fail("a copy is not aligned to its size");
   }
+  Behind::check(from, n_bytes);
   HostBlock::current->async().back().push_back({shared, from, n_bytes});
 }
 inline void copy_async4(void* shared, const void* from) { copy_async(shared, from, 4); }

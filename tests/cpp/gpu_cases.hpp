@@ -15,8 +15,9 @@ inline std::vector<GpuProduct> products(WeightType type) {
                                {type, 16, 256, 130},    // of 128, two of them
                                {type, 20, 1280, 10},    // columns in two parts
                                {type, 20, 1792, 10}});  // in three, the last shorter, none at the edge of a block of 256
-  // Blocks at every other multiple of two bytes, and an odd number of them.
-  if (type == WeightType::f16 || type == WeightType::q8_0 || type == WeightType::q4_0) shapes.push_back({type, 33, 288, 9});
+  if (format_of(type).columns > 32) return shapes;
+  // An odd number of blocks: they begin wherever their size allows, and the last ends there.
+  shapes.insert(shapes.end(), {{type, 33, 288, 9}, {type, 5, 288, 2}, {type, 1, 32, 1}, {type, 1, 32, 9}, {type, 3, 32, 9}});
   return shapes;
 }
 
@@ -39,6 +40,12 @@ inline std::vector<AttentionShape> attention(int64_t head_size) {
 }
 
 inline const std::vector<int64_t> kHeadSizes{64, 96, 128, 192, 256};
-inline const std::vector<WeightType> kTypes{WeightType::f16, WeightType::q8_0, WeightType::q4_0, WeightType::q4_k, WeightType::q6_k};
+inline const std::vector<WeightType> kTypes = [] {
+  std::vector<WeightType> types;
+  for (int i = 0; i < kWeightTypes; ++i) {
+    if (const auto type = static_cast<WeightType>(i); gpu_multiplies(type)) types.push_back(type);
+  }
+  return types;
+}();
 
 }  // namespace pshard::gpu_cases

@@ -14,7 +14,8 @@
 namespace pshard {
 namespace {
 
-// As large as is asked for and no larger, so that a sanitizer finds what is read or written beside it; at odd multiples of 16 bytes.
+// As large as is asked for and no larger, so that a sanitizer finds what is read or written beside it, and loads what is read of the few
+// bytes up to there; at odd multiples of 16 bytes.
 template <typename T>
 class Exact {
  public:
@@ -22,6 +23,7 @@ class Exact {
     void* start = bytes_.data() + bytes_.size() - static_cast<std::size_t>(n) * sizeof(T);
     const auto address = reinterpret_cast<std::uintptr_t>(start);
     data_ = reinterpret_cast<T*>(address / 16 * 16);
+    behind_ = std::make_unique<Behind>(data_ + n, bytes_.data() + bytes_.size() + 1);
   }
   [[nodiscard]] T* data() const { return data_; }
   [[nodiscard]] int64_t size() const { return n_; }
@@ -31,6 +33,7 @@ class Exact {
   int64_t n_;
   std::vector<uint8_t> bytes_;
   T* data_;
+  std::unique_ptr<Behind> behind_;
 };
 
 Exact<float> random_values(int64_t n, uint64_t seed) {
@@ -90,7 +93,7 @@ TEST_P(GpuProducts, OfSmallestAndLargestBlocksAreRight) {
   const Exact<uint8_t> weights(weight_bytes(shape));
   const Exact<float> x = random_values(shape.n_columns, 3);
   const Exact<uint8_t> scratch(scratch_bytes(shape));
-  for (const int byte : {0x00, 0x7b, 0x81}) {  // of F16: 0, 61280 and small negative numbers; none is infinite
+  for (const int byte : {0x00, 0x01, 0x7b, 0x81}) {  // of F16: 0, subnormal, 61280 and small negative numbers; none is infinite
     std::fill_n(weights.data(), weights.size(), static_cast<uint8_t>(byte));
     const Exact<float> y = unwritten(shape.n_rows);
     HostQueue queue;
@@ -203,6 +206,17 @@ TEST(CudaOnHost, AMissingBarrierShows) {
   int seen[64] = {};
   HostQueue{true}.launch("write_without_waiting", write_without_waiting, Grid{}, 64, static_cast<int*>(seen));
   EXPECT_NE(seen[63], 5);
+}
+
+__global__ void load_words_of(const uint8_t* from, uint32_t* to) { to[threadIdx.x] = load4(from + 4 * threadIdx.x); }
+
+TEST(CudaOnHost, ALoadBehindAnArrayIsAnError) {
+  uint32_t to[32];
+  const Exact<uint8_t> whole(128);
+  EXPECT_NO_THROW(HostQueue{}.launch("load_words_of", load_words_of, Grid{}, 32, whole.data(), static_cast<uint32_t*>(to)));
+  const Exact<uint8_t> short_of_two(126);
+  EXPECT_THROW(HostQueue{}.launch("load_words_of", load_words_of, Grid{}, 32, short_of_two.data(), static_cast<uint32_t*>(to)),
+               std::logic_error);
 }
 
 TEST(CudaOnHost, ThreadsThatWaitApartAreAnError) {

@@ -38,8 +38,8 @@ std::vector<Case> all_kernels() {
   for (const CpuPath path : cpu_paths()) {
     for (int type = 0; type < kWeightTypes; ++type) {
       for (int layout = 0; layout < kLayouts; ++layout) {
-        if (kernels(path).multiply[type][layout] != nullptr)
-          cases.push_back({path, static_cast<WeightType>(type), static_cast<Layout>(layout)});
+        const Case kernel{path, static_cast<WeightType>(type), static_cast<Layout>(layout)};
+        if (kernels(path).multiply.of(kernel.type, kernel.layout) != nullptr) cases.push_back(kernel);
       }
     }
   }
@@ -53,7 +53,14 @@ class EveryKernel : public testing::TestWithParam<Case> {
   Layout layout = GetParam().layout;
 };
 
-TEST(Kernels, EveryPathHasEveryTypeAndTwoAreInterleaved) { EXPECT_EQ(all_kernels().size(), 7 * cpu_paths().size()); }
+TEST(Kernels, EveryPathHasTheSame) {
+  int n = 0;
+  for (int type = 0; type < kWeightTypes; ++type) {
+    n += (cpu_multiplies(static_cast<WeightType>(type)) ? 1 : 0) + (cpu_interleaves(static_cast<WeightType>(type)) ? 1 : 0);
+  }
+  EXPECT_GE(n, 7);
+  EXPECT_EQ(all_kernels().size(), n * cpu_paths().size());
+}
 
 // Every count of rows that a tile or a group leaves over, and columns over more than one panel.
 TEST_P(EveryKernel, EqualsDoublePrecision) {
@@ -141,7 +148,7 @@ TEST(Matmul, ThreadsShareAllRowsOfAllExperts) {
 TEST(Matmul, ExpertsGoRowByRow) {
   static int64_t most = 0;
   Kernels counting = kScalarKernels;
-  for (auto& layouts : counting.multiply) {
+  for (auto& layouts : counting.multiply.kernels) {
     for (MultiplyRows& multiply : layouts) {
       if (multiply != nullptr) {
         multiply = [](const uint8_t*, int64_t, const Activations&, int64_t first, int64_t last, float*, int64_t, uint8_t*) {
@@ -158,12 +165,15 @@ TEST(Matmul, ExpertsGoRowByRow) {
     matmul.run(0);
     return most;
   };
-  for (const WeightType type : {WeightType::f16, WeightType::q8_0, WeightType::q4_0}) {
+  for (const WeightType type : {WeightType::f32, WeightType::bf16, WeightType::q8_0, WeightType::q5_0, WeightType::iq4_nl}) {
     EXPECT_EQ(most_of(type, Layout::plain, Routing::experts), 1);
     EXPECT_EQ(most_of(type, Layout::plain, Routing::dense), 19);
   }
+  for (const WeightType type : {WeightType::q4_1, WeightType::q5_1, WeightType::mxfp4}) {
+    for (const Routing routing : {Routing::experts, Routing::dense}) EXPECT_EQ(most_of(type, Layout::plain, routing), 1);
+  }
   for (const WeightType type : {WeightType::q4_0, WeightType::q4_k}) EXPECT_EQ(most_of(type, Layout::interleaved, Routing::experts), 1);
-  for (const WeightType type : {WeightType::q4_k, WeightType::q6_k}) EXPECT_EQ(most_of(type, Layout::plain, Routing::experts), 19);
+  for (const WeightType type : {WeightType::q4_k, WeightType::iq4_xs}) EXPECT_EQ(most_of(type, Layout::plain, Routing::experts), 19);
 }
 
 // What a sample of a measurement would be.
@@ -174,9 +184,9 @@ double sample_of(Matmul& matmul) {
 
 TEST(Matmul, AKernelThatLeavesOutAColumnIsRefused) {
   Kernels broken = kScalarKernels;
-  broken.multiply[static_cast<int>(WeightType::q8_0)][0] = [](const uint8_t* weights, int64_t n_rows, const Activations& x, int64_t first,
-                                                              int64_t last, float* out, int64_t stride, uint8_t* scratch) {
-    kScalarKernels.multiply[static_cast<int>(WeightType::q8_0)][0](weights, n_rows, x, first, last, out, stride, scratch);
+  broken.multiply.of(WeightType::q8_0) = [](const uint8_t* weights, int64_t n_rows, const Activations& x, int64_t first, int64_t last,
+                                            float* out, int64_t stride, uint8_t* scratch) {
+    kScalarKernels.multiply.of(WeightType::q8_0)(weights, n_rows, x, first, last, out, stride, scratch);
     for (int64_t row = 0; row < n_rows; ++row) {
       std::vector<double> numbers(static_cast<std::size_t>(x.n_columns));
       dequantise_row(WeightType::q8_0, weights + row * row_bytes(WeightType::q8_0, x.n_columns), x.n_columns, numbers.data());

@@ -96,6 +96,7 @@ def test_rows_by_hand(form, read):
 @pytest.mark.parametrize(
     "other",
     [
+        record("FLASH_ATTN_EXT", ATTENTION.format(1, 1).replace("type_V=f16", "type_V=q8_0"), 1e-3),
         record("RMS_NORM", "type=f32,ne=[64,5,4,3],v=0,eps=0.000001", 1e-6),
         record("MUL_MAT", PRODUCT.format("q4_0", 1).replace("bs=[1,1]", "bs=[8,1]"), 1e-3),
         record("MUL_MAT", PRODUCT.format("q4_0", 1).replace("o=1", "o=2"), 1e-3),
@@ -206,9 +207,9 @@ def test_weights_are_not_read_faster_than_memory(read):
 
 def test_a_type_that_nothing_measured_is_added(read):
     changed, sentences = with_engine_rows(
-        measured(), read(sql([record("MUL_MAT", PRODUCT.format("q5_K", 1), 4e-3)])), 4
+        measured(), read(sql([record("MUL_MAT", PRODUCT.format("iq3_s", 1), 4e-3)])), 4
     )
-    assert series_of(changed.cpu, "mul_mat", "Q5_K", 4).source == "imported"
+    assert series_of(changed.cpu, "mul_mat", "IQ3_S", 4).source == "imported"
     assert not any("replace" in sentence for sentence in sentences)
 
 
@@ -279,12 +280,13 @@ def test_recorded_attention_goes_into_a_profile_by_type_and_depth(tmp_path):
     assert attention == {
         ("F16", 7680): (1, 4, 32, 64, 512),  # the tool has 1 and 4, the rest is the profile's own
         ("Q4_0", 7680): (1, 512),
-        ("Q8_0", 512): (1,),
-        ("Q8_0", 2048): (1,),
+        ("Q8_0", 512): (1, 8),
+        ("Q8_0", 2048): (1, 8),
         ("Q8_0", 7680): (1, 512),
     }
     assert sentences[0] == "Measured by llama.cpp on CPU at 4 threads: attention F16, attention Q4_0, attention Q8_0."
-    assert sentences[1] == "They replace attention F16 at 4 threads (measured)."
+    before = [f"attention {kind} at 4 threads (measured)" for kind in ("F16", "Q8_0", "Q4_0")]
+    assert sentences[1] == f"They replace {'; '.join(before)}."
     assert list(problems(changed)) == []
 
 

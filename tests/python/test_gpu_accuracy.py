@@ -75,8 +75,8 @@ def test_vram_is_what_llama_cpp_took(run: dict) -> None:
 def test_predictions_are_as_near_as_the_page_says(run: dict) -> None:
     if not run["is_routed"]:
         assert abs(error(run, "prompt_seconds")) <= 0.10
-    # The whole pass on one GPU is replayed as a CUDA graph, whose starts are not priced.
-    assert abs(error(run, "generate_seconds")) <= (0.27 if run["vram_gib"] == 70 else 0.10)
+    # Neither the starts of kernels in a CUDA graph nor copies that wait at the border of the CPU are priced.
+    assert abs(error(run, "generate_seconds")) <= 0.18
 
 
 if __name__ == "__main__":

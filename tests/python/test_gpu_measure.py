@@ -23,7 +23,6 @@ from pshard.planning.planner import plan
 from pshard.probe.gpu_measure import set_up_and_seconds_per_byte
 from pshard.probe.gpu_work import (
     FULL_CHUNKS,
-    TYPES,
     BesideCpu,
     BothWays,
     Copy,
@@ -43,6 +42,7 @@ from pshard.probe.plots import draw_profile
 from pshard.probe.probes import full_tasks, quick_tasks, tasks_for
 from pshard.probe.running import run
 from pshard.probe.works import ProbeFailed
+from pshard.weight_types import COMMON, gpu_types
 
 KEY = Key(cpu="Example CPU", n_cores=4, n_threads=4, ram_bytes=32 << 30, kernel="Linux 6.1", gpu="GeForce RTX 3060")
 LIMIT = 24 << 30
@@ -74,6 +74,17 @@ def test_a_full_run_leaves_no_reference():
     assert profile.notes == ()
 
 
+def test_a_quick_run_measures_common_types_and_a_full_one_all_that_the_gpu_multiplies():
+    def types(works, *, routed):
+        return {work.type for work in works if isinstance(work, GpuProduct) and bool(work.n_used) == routed}
+
+    assert types(quick_gpu_works(LIMIT), routed=False) == set(COMMON)
+    assert types(quick_gpu_works(LIMIT), routed=True) == set(COMMON[:1])
+    for routed in (False, True):
+        assert types(full_gpu_works(LIMIT), routed=routed) == set(gpu_types())
+    assert set(COMMON) < set(gpu_types())
+
+
 def test_rates_are_those_of_the_gpu():
     profile = measured()
     gpu = profile.gpu
@@ -82,7 +93,7 @@ def test_rates_are_those_of_the_gpu():
     assert gpu.copy_bytes_per_second.value == pytest.approx(fake.GPU_BYTES_PER_SECOND / 2)
     assert gpu.event_wait_seconds.value == fake.HOP_SECONDS
     assert gpu.synchronise_seconds.value == fake.SYNCHRONISE_SECONDS
-    for kind in TYPES:
+    for kind in COMMON:
         found = series_of(profile, "mul_mat", kind)
         assert found.batch == (1, 2, 4, 8, 16, 64, 512, 2048, 8192)
         # the start is taken off again, so a product reads at the memory's rate exactly

@@ -5,6 +5,8 @@ Kernels run on the CPU too, thread by thread, in tests/cpp/gpu_kernels_test.cpp.
 
 from __future__ import annotations
 
+import math
+
 import gguf
 import numpy as np
 import pytest
@@ -12,8 +14,9 @@ import pytest
 from pshard import _core
 from pshard.machine.cpus import physical_cpus
 from pshard.probe.gpu_probes import GpuProber
-from pshard.probe.gpu_work import TYPES, BesideCpu, GpuWork, full_gpu_works
+from pshard.probe.gpu_work import BesideCpu, GpuWork, full_gpu_works
 from pshard.probe.probes import CpuProber
+from pshard.weight_types import gpu_types
 
 DEVICES = _core.query_gpus()
 SHORT = _core.MeasurePolicy(budget_seconds=0.05)
@@ -29,19 +32,9 @@ def probe() -> _core.GpuProbe:
 
 def random_weights(kind: str, shape: tuple[int, ...], seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Blocks as in a file, and what gguf says they stand for."""
-    rng = np.random.default_rng(seed)
     type_ = gguf.GGMLQuantizationType[kind]
-    block, n_bytes = gguf.GGML_QUANT_SIZES[type_]
-    raw = rng.integers(0, 256, (*shape[:-1], shape[-1] // block * n_bytes), dtype=np.uint8)
-    blocks = raw.reshape(-1, n_bytes)
-    scale = (rng.uniform(0.5, 1.0, len(blocks)) / 64).astype(np.float16).view(np.uint8).reshape(-1, 2)
-    if kind == "F16":
-        blocks[:] = rng.standard_normal(len(blocks)).astype(np.float16).view(np.uint8).reshape(-1, 2)
-    else:
-        at = {"Q6_K": 208}.get(kind, 0)
-        blocks[:, at : at + 2] = scale
-        if kind == "Q4_K":
-            blocks[:, 2:4] = scale
+    raw = _core.random_rows(kind, n_rows=math.prod(shape[:-1]), n_columns=shape[-1], seed=seed)
+    raw = raw.reshape(*shape[:-1], -1)
     return raw, gguf.quants.dequantize(raw, type_).reshape(shape).astype(np.float64)
 
 
@@ -58,7 +51,7 @@ def close(got: np.ndarray, weights: np.ndarray, x: np.ndarray) -> None:
 
 
 @on_gpu
-@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("kind", gpu_types())
 @pytest.mark.parametrize("batch", [1, 2, 3, 5, 8, 9, 32, 33, 64, 65, 200])
 def test_products(probe: _core.GpuProbe, kind: str, batch: int) -> None:
     for rows, columns in ((4096, 4096), (131, 512)):
@@ -68,7 +61,7 @@ def test_products(probe: _core.GpuProbe, kind: str, batch: int) -> None:
 
 
 @on_gpu
-@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("kind", gpu_types())
 @pytest.mark.parametrize("tokens", [1, 8, 9, 100, 2000])
 @pytest.mark.parametrize("has_own_rows", [False, True])
 def test_experts(probe: _core.GpuProbe, kind: str, tokens: int, has_own_rows: bool) -> None:

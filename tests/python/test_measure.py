@@ -20,6 +20,7 @@ from pshard.probe.measure import peak_shares, profile_from, reference_parts, wit
 from pshard.probe.probes import full_tasks, quick_tasks
 from pshard.probe.running import run
 from pshard.probe.works import Attention, Product, Read, RecurrentScan, Start, Storage
+from pshard.weight_types import COMMON
 
 KEY = Key(cpu="Example CPU", n_cores=4, n_threads=4, ram_bytes=32 << 30, kernel="Linux 6.1")
 GPU_KEY = replace(KEY, gpu="GeForce RTX 3060")
@@ -64,7 +65,7 @@ def test_rates_are_those_of_the_machine():
         (4, pytest.approx(20e9)),
     ]
     assert {m.op_seconds for m in profile.cpu.memory} == {5e-6}
-    for kind in ("F16", "Q8_0", "Q4_0", "Q4_K", "Q6_K"):
+    for kind in COMMON:
         found = series_of(profile, "mul_mat", kind)
         assert found.batch == (1, 4, 16, 64, 512)
         # the start of the operation is taken off again, so batch 1 reads at the memory's rate exactly
@@ -85,7 +86,7 @@ def test_each_value_keeps_what_was_measured_for_it():
 
 
 def attention_of(profile):
-    return {s.depth: s for s in profile.cpu.series if s.operation == "attention"}
+    return {s.depth: s for s in profile.cpu.series if s.operation == "attention" and s.type == "F16"}
 
 
 def test_attention_is_kept_for_each_depth_of_the_cache():
@@ -115,6 +116,19 @@ def test_first_reads_of_a_cache_are_told_from_arithmetic():
     assert parse_profile(encode_profile(profile)) == profile
     (at_depth, *_) = Machine("here", profile).core(4).cpu.attention
     assert (at_depth.depth, at_depth.first_bytes_per_second) == (1024, pytest.approx(5e9))
+
+
+def test_attention_over_quantised_caches_is_kept_by_type():
+    profile = measured()
+    found = {(s.type, s.depth): s.batch for s in profile.cpu.series if s.operation == "attention" and s.type != "F16"}
+    assert found == {(kind, depth): (1, 8) for kind in ("Q8_0", "Q4_0") for depth in (1024, 4096, 16384)}
+
+
+# Those of F16 are of another kind of kernel: a reference for them stays where they alone were not measured.
+def test_quantised_caches_do_not_stand_in_for_f16():
+    tasks = [task for task in full_tasks(4) if not isinstance(task.work, Attention) or task.work.type != "F16"]
+    found = {s.type: s.source for s in measured(tasks=tasks).cpu.series if s.operation == "attention"}
+    assert found == {"F16": "reference", "Q8_0": "measured", "Q4_0": "measured"}
 
 
 def slow_scans(work, result):

@@ -42,6 +42,14 @@ def test_attention_reads_the_whole_cache(probe: _core.CpuProbe) -> None:
     assert result.n_flop == 4 * 8 * 64 * 1000 * 4
 
 
+def test_attention_takes_caches_of_other_types(probe: _core.CpuProbe) -> None:
+    shape = {"n_heads": 8, "n_kv_heads": 2, "head_size": 64, "depth": 1000, "batch": 4, "n_threads": 1}
+    result = probe.attention(**shape, policy=SHORTEST, key_type="Q8_0", value_type="Q4_0")
+    assert result.n_bytes == 1000 * 2 * 64 * (34 + 18) / 32
+    with pytest.raises(ValueError, match="key_type is Q6_K, for which attention has no kernel"):
+        probe.attention(**shape | {"head_size": 256}, policy=SHORTEST, key_type="Q6_K", value_type="Q6_K")
+
+
 def test_a_probe_that_cannot_be_cold_says_so(probe: _core.CpuProbe) -> None:
     if _core.last_level_cache_bytes() <= 16 << 20:
         pytest.skip("32 MiB are cold here")

@@ -8,9 +8,11 @@ from fake_probes import FakeProber, noisy
 from pshard.errors import SettingError
 from pshard.machine.profile import SCANS
 from pshard.model.model import read_model
+from pshard.probe.gpu_work import GpuProduct
 from pshard.probe.probes import FULL_SECONDS, QUICK_SECONDS, full_tasks, quick_tasks, tasks_for, thread_counts
 from pshard.probe.running import run
 from pshard.probe.works import Attention, Peak, ProbeFailed, Product, Read, RecurrentScan, Start, Storage, Task
+from pshard.weight_types import COMMON, cpu_types, gpu_types, interleaved_types
 
 
 def test_thread_counts_double_up_to_all():
@@ -34,12 +36,17 @@ def test_full_measures_all_that_quick_does():
 def test_what_a_profile_must_hold_is_measured():
     works = [task.work for task in full_tasks(8, "/m.gguf")]
     dense = {(w.type, w.layout, w.batch) for w in works if isinstance(w, Product) and not w.n_used}
-    types = ("F16", "Q8_0", "Q4_0", "Q4_K", "Q6_K")
-    plain = {(name, "plain", batch) for name in types for batch in (1, 4, 16, 64, 512)}
-    assert dense - plain == {(name, "interleaved", batch) for name in ("Q4_0", "Q4_K") for batch in (1, 4, 16, 64, 512)}
-    assert {w.type for w in works if isinstance(w, Product) and w.n_used} == set(types)
-    assert {w.batch for w in works if isinstance(w, Attention)} == {1, 32, 64, 512}
-    assert len({w.depth for w in works if isinstance(w, Attention)}) == 3
+    for layout, names in (("plain", cpu_types()), ("interleaved", interleaved_types())):
+        for name in names:
+            batches = {1, 4, 16, 64, 512} if name in COMMON else {1, 16, 512}
+            assert {batch for kind, of, batch in dense if (kind, of) == (name, layout)} == batches
+    assert {w.type for w in works if isinstance(w, Product) and w.n_used} == set(cpu_types())
+    attention = [w for w in works if isinstance(w, Attention)]
+    assert {w.batch for w in attention if w.type == "F16"} == {1, 32, 64, 512}
+    assert {(w.type, w.batch) for w in attention if w.type != "F16"} == {
+        (kind, batch) for kind in ("Q8_0", "Q4_0") for batch in (1, 8)
+    }
+    assert len({w.depth for w in attention}) == 3
     assert {w.n_threads for w in works if isinstance(w, Read)} == {1, 2, 4, 8}
     assert {(w.kind, w.batch) for w in works if isinstance(w, RecurrentScan)} == {
         (kind, batch) for kind in SCANS for batch in (1, 64)
@@ -109,18 +116,41 @@ def test_models_without_a_scan_have_none():
 
 
 def test_types_without_a_kernel_are_said():
-    _, missing = tasks_for(read_model("llama-3.1-8b:Q5_K_M"), 8, 55.0)
-    assert missing == ["Q5_K"]
-    with pytest.raises(SettingError, match=r"no native kernel for its types \(.*MXFP4.*pshard profile import"):
-        tasks_for(without_native_types(), 8, 55.0)
+    model = read_model("llama-3.1-8b:Q5_K_M")
+    assert tasks_for(model, 8, 55.0)[1] == []
+    assert tasks_for(retyped(model, "Q5_K", "IQ2_S"), 8, 55.0)[1] == ["IQ2_S"]
+    none = retyped(retyped(model, "Q5_K", "IQ2_S"), "Q6_K", "IQ1_M")
+    with pytest.raises(SettingError, match=r"no native kernel for its types \(IQ1_M, IQ2_S\).*pshard profile import"):
+        tasks_for(none, 8, 55.0)
 
 
-def without_native_types():
+def test_types_that_only_the_cpu_multiplies_are_said_where_there_is_a_gpu():
+    for name in cpu_types():
+        if name not in COMMON:
+            tasks, missing = tasks_for(retyped(read_model("llama-3.1-8b:Q5_K_M"), "Q5_K", name), 8, 55.0, "", 1 << 30)
+            assert missing == ([] if name in gpu_types() else [f"{name} on a GPU"])
+            assert any(isinstance(task.work, Product) and task.work.type == name for task in tasks)
+            on_gpu = any(isinstance(task.work, GpuProduct) and task.work.type == name for task in tasks)
+            assert on_gpu == (name in gpu_types())
+
+
+def retyped(model, old, new):
     from dataclasses import replace
 
-    model = read_model("gpt-oss-20b:MXFP4")
-    kept = tuple(tensor for tensor in model.tensors if tensor.name.endswith("_exps.weight"))
-    return replace(model, header=replace(model.header, tensors=kept))
+    from gguf import GGMLQuantizationType
+
+    kinds = {GGMLQuantizationType[old]: GGMLQuantizationType[new].value}
+    tensors = tuple(replace(tensor, type=kinds.get(tensor.type, tensor.type)) for tensor in model.tensors)
+    return replace(model, header=replace(model.header, tensors=tensors))
+
+
+@pytest.mark.parametrize("name", ["gpt-oss-20b:MXFP4", "qwen3-30b-a3b:Q4_K_M"])
+def test_experts_and_routers_are_measured_by_their_own_types(name):
+    works = [task.work for task in tasks_for(read_model(name), 8, 55.0)[0]]
+    routed = {work.type for work in works if isinstance(work, Product) and work.n_used}
+    assert routed == ({"MXFP4"} if "MXFP4" in name else {"Q4_K", "Q6_K"})
+    (router,) = {(w.n_rows, w.n_columns) for w in works if isinstance(w, Product) and w.type == "F32"}
+    assert router == ((32, 2880) if "MXFP4" in name else (128, 2048))
 
 
 # --- the run ----------------------------------------------------------------------------------------------------------

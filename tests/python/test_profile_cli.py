@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 
 import fake_probes
+import gguf_cases
 import pytest
 from fake_probes import FakeProber, noisy
 from msgspec.structs import replace
 from test_engine_rows import PRODUCT, record, sql, unpacked
+from test_run_cli import header
 
 from pshard import _core
 from pshard.cli import main
@@ -17,6 +19,7 @@ from pshard.machine import nvidia
 from pshard.machine.machine import load_machine, stored_machine
 from pshard.machine.nvidia import Device, State
 from pshard.machine.profile import SCANS, read_profile, write_profile
+from pshard.machine.rates import type_ids
 from pshard.machine.stored import current_key, store, stored_path
 from pshard.probe import profiling
 from pshard.probe.probes import CpuProber, quick_tasks
@@ -85,15 +88,31 @@ def test_extents(probes, capsys):
     assert set(quick) < set(full)
 
 
-def test_one_model_and_then_nothing_else_is_lost(probes, capsys):
+def test_one_model_and_then_nothing_else_is_lost(probes, capsys, folder):
     document(capsys)
     found = document(capsys, "--for", "qwen3-30b-a3b:Q4_K_M")
     assert any("experts, Q4_K" in text for text in found["measured"])
-    assert not any("Q8_0" in text or "storage" in text for text in found["measured"])
+    assert not any(text.startswith(("Q8_0", "experts, Q8_0", "storage")) for text in found["measured"])
+    assert any("tokens of Q8_0" in text for text in found["measured"])  # what its cache may be
     kept = {entry["type"] for entry in found["profile"]["cpu"]["series"] if entry["operation"] == "mul_mat"}
     assert {"Q8_0", "F16"} <= kept
-    assert main(["profile", "--for", "llama-3.1-8b:Q5_K_M"]) == 0
-    assert "Q5_K have no native kernel here: estimated, until" in capsys.readouterr().err
+    iq2_s = 22
+    keys, tensors = header(kind=iq2_s)
+    path = gguf_cases.write_sparse(folder / "m.gguf", "llama", keys, tensors)
+    assert main(["profile", "--for", str(path)]) == 0
+    assert "IQ2_S have no native kernel here: estimated, until" in capsys.readouterr().err
+
+
+def test_a_types_own_rate_is_used_and_others_stay_wider(probes, capsys):
+    document(capsys)
+    estimated = stored_machine().core().cpu
+    document(capsys, "--for", "llama-3.1-8b:Q5_K_M")
+    measured = stored_machine().core().cpu
+    q5_k, q3_k = type_ids()["Q5_K"], type_ids()["Q3_K"]
+    assert estimated.mul_mat[q5_k].basis == _core.Basis.estimated
+    assert measured.mul_mat[q5_k].basis == _core.Basis.measured
+    assert measured.mul_mat[q5_k].spread < estimated.mul_mat[q5_k].spread
+    assert measured.mul_mat[q3_k].basis == _core.Basis.estimated
 
 
 def test_the_disk_of_a_model_is_measured_unless_the_file_is_all_holes(probes, folder, monkeypatch):

@@ -12,8 +12,9 @@ from msgspec.structs import replace
 
 from pshard import _core
 from pshard.errors import SettingError
+from pshard.machine.attention_rates import estimated_types, series_by_query, series_of_any_cache
 from pshard.machine.profile import LAYOUTS, SCANS, Curve, Entry, Layout, Profile, Series, read_profile
-from pshard.machine.rates import Rates, bits_per_weight, estimate, type_ids
+from pshard.machine.rates import Rates, estimate, type_ids
 from pshard.machine.reference_rates import build_profile
 from pshard.machine.references import (
     GIB,
@@ -30,6 +31,8 @@ from pshard.machine.references import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pshard.machine.profile import Operation, Processor
 
 __all__ = ["Machine", "load_machine", "machine_from_text_profiles", "machines_of_gpus", "stored_machine"]
@@ -126,6 +129,15 @@ class Machine:
         if priced == n_threads:
             return self.notes
         return (*self.notes, f"The profile has no CPU figures for {n_threads} threads; those for {priced} are used.")
+
+    def estimated_caches(self, n_threads: int, *types: str) -> list[str]:
+        """Return those types of a KV cache, as GGUF writes them, whose attention on the CPU was not measured.
+
+        Those of a machine of which no attention was measured are references like all else, and left out.
+        """
+        priced = self.threads_priced(n_threads)
+        series = [entry for entry in self.profile.cpu.series if entry.operation == "attention"]
+        return estimated_types((entry for entry in series if entry.n_threads == priced), types)
 
     def core(self, n_threads: int | None = None, layout: Layout = "plain") -> _core.Machine:
         """Build the form in which the core prices.
@@ -486,19 +498,24 @@ def _core_processor(processor: Processor, n_threads: int | None, layout: Layout)
     for scan in (series for series in at_threads if series.operation in SCANS):
         setattr(core, scan.operation, _core_series(_rates(scan), _basis(scan)))
     attention = [series for series in at_threads if series.operation == "attention"]
-    if attention:
-        # One type for every cache: F16 where it was measured.
-        chosen = min(attention, key=lambda series: (series.type != "F16", bits_per_weight(series.type), series.type))
-        core.attention = [
-            _core.AttentionRates(
-                depth=series.depth or 1.0,
-                rates=_core_series(_rates(series), _basis(series)),
-                first_bytes_per_second=series.first_bytes_per_second or 0.0,
-            )
-            for series in sorted(attention, key=lambda series: series.depth or 0)
-            if series.type == chosen.type
-        ]
+    core.attention = _attention_table(series_of_any_cache(attention))
+    if n_threads is not None:
+        ids = type_ids()
+        core.attention_by_query = {
+            ids[name]: _attention_table(found) for name, found in series_by_query(attention).items()
+        }
     return core
+
+
+def _attention_table(series: Sequence[Series]) -> list[_core.AttentionRates]:
+    return [
+        _core.AttentionRates(
+            depth=entry.depth or 1.0,
+            rates=_core_series(_rates(entry), _basis(entry)),
+            first_bytes_per_second=entry.first_bytes_per_second or 0.0,
+        )
+        for entry in series
+    ]
 
 
 def _all_types(

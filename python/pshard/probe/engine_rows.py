@@ -357,7 +357,9 @@ def _experts(parameters: Mapping[str, str]) -> _Work | None:
 
 
 def _attention(parameters: Mapping[str, str]) -> _Work | None:
-    kind = _type(parameters.get("type_K", parameters.get("type_KV", "")))
+    of_keys = parameters.get("type_K", parameters.get("type_KV", ""))
+    # Of keys and values of two types no profile holds a series: it prices them by those of both.
+    kind = _type(of_keys) if parameters.get("type_V", of_keys) == of_keys else None
     n_groups, n_sequences = (int(part) for part in parameters["nr23"].strip("[]").split(","))
     if kind is None or n_sequences != 1 or parameters.get("n_kv_max", "0") != "0":
         return None

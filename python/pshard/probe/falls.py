@@ -59,7 +59,7 @@ def _kernel(work: Product | Attention | GpuProduct | GpuAttention) -> Hashable:
             return Product, work.type, work.layout, work.n_columns, work.n_threads, work.n_used
         case Attention():  # the cells of a single query are shared among threads, of several each has its own
             heads = work.n_heads, work.n_kv_heads, work.head_size
-            return Attention, heads, work.depth, work.n_threads, work.batch == 1
+            return Attention, work.type, heads, work.depth, work.n_threads, work.batch == 1
         case GpuProduct():
             return GpuProduct, work.type, work.n_columns, work.n_experts, work.n_used, work.n_tokens <= FEW_ON_GPU
         case GpuAttention():

@@ -8,13 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from pshard.weight_types import COMMON, gpu_types
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pshard.machine.profile import Layout
-
-# Types that have kernels, those first that most files consist of.
-TYPES = ("Q4_K", "Q6_K", "Q8_0", "F16", "Q4_0")
 
 KIB, MIB = 1 << 10, 1 << 20
 
@@ -191,8 +190,8 @@ def quick_gpu_works(lock_limit_bytes: int) -> list[GpuWork]:
     return [
         *_starts(),
         *_copies(QUICK_CHUNKS),
-        *_products(TYPES, QUICK_BATCHES),
-        *_experts(TYPES[:1], QUICK_EXPERT_BATCHES),
+        *_products(COMMON, QUICK_BATCHES),
+        *_experts(COMMON[:1], QUICK_EXPERT_BATCHES),
         *_attention(DEPTHS[:1], QUICK_ATTENTION),
         *_contention(),
         PageLock(lock_limit_bytes),
@@ -207,12 +206,15 @@ def full_gpu_works(lock_limit_bytes: int) -> list[GpuWork]:
     lock_limit_bytes : int
         As of `quick_gpu_works`.
     """
+    rarer = [name for name in gpu_types() if name not in COMMON]
     return [
         *_starts(),
         *_copies(FULL_CHUNKS),
-        *_products(TYPES, FULL_BATCHES),
-        *_experts(TYPES, FULL_EXPERT_BATCHES),
+        *_products(COMMON, FULL_BATCHES),
+        *_experts(COMMON, FULL_EXPERT_BATCHES),
         *_attention(DEPTHS, FULL_ATTENTION),
+        *_products(rarer, QUICK_BATCHES),
+        *_experts(rarer, QUICK_EXPERT_BATCHES),
         *_contention(),
         GpuRead(copies=True),
         Copy(direction="down", chunk_bytes=PAGEABLE_CHUNK, memory="pageable"),

@@ -69,14 +69,18 @@ def merged_series(
         key: entry for key, entry in measured.items() if entry.operation not in SCANS or wanted[key] <= set(entry.batch)
     }
     replaced = {key for key, _ in measured}
-    done = {(entry.operation, entry.layout) for entry in measured.values()}
+    done = {_estimable(entry) for entry in measured.values()}
     kept = [
         entry
         for entry in base
-        if series_key(entry) not in replaced
-        and (entry.source != "reference" or (entry.operation, entry.layout) not in done)
+        if series_key(entry) not in replaced and (entry.source != "reference" or _estimable(entry) not in done)
     ]
     return (*kept, *measured.values())
+
+
+def _estimable(entry: Series) -> tuple[Operation, Layout, bool]:
+    """Return what series have in common that are estimated from each other; F16 caches are attended in tiles."""
+    return entry.operation, entry.layout, entry.operation == "attention" and entry.type == "F16"
 
 
 def series_key(entry: Series) -> SeriesKey:
@@ -126,7 +130,9 @@ def _wanted_batches(run: Run) -> dict[PointsKey, set[float]]:
 def _key_of(work: Rated) -> PointsKey:
     if isinstance(work, RecurrentScan):
         return (work.kind, "F32", "plain", work.n_threads), None
-    if isinstance(work, Attention | GpuAttention):
+    if isinstance(work, Attention):
+        return ("attention", work.type, "plain", work.n_threads), work.depth
+    if isinstance(work, GpuAttention):
         return ("attention", "F16", "plain", work.n_threads), work.depth
     return ("mul_mat_id" if work.n_used else "mul_mat", work.type, work.layout, work.n_threads), None
 

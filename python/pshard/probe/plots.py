@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pshard.errors import MachineError, SettingError
 from pshard.machine.rates import bits_per_weight
+from pshard.weight_types import common_first
 
 if TYPE_CHECKING:
     import os
@@ -21,8 +22,7 @@ GIGA, TERA, MIB = 1e9, 1e12, 1 << 20
 # Distinct in colour blindness and in grey: Okabe and Ito's palette, without its yellow.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-# More types than this make a cloud; those that most files consist of are drawn.
-SHOWN_TYPES = ("Q4_K", "Q6_K", "Q8_0", "Q4_0", "F16")
+MOST_TYPES = 5  # more make a cloud
 
 
 def draw_profile(profile: Profile, path: str | os.PathLike[str]) -> None:
@@ -85,11 +85,9 @@ def intensity(series: Series, batch: float) -> float:
 def _draw_roofline(axis: Any, label: str, processor: Processor) -> None:
     n_threads = max((entry.n_threads or 0 for entry in processor.series), default=0) or None
     memory = next((entry for entry in processor.memory if entry.n_threads == n_threads), processor.memory[-1])
-    series = [
-        entry
-        for entry in processor.series
-        if entry.operation == "mul_mat" and entry.type in SHOWN_TYPES and entry.n_threads == n_threads
-    ]
+    series = [entry for entry in processor.series if entry.operation == "mul_mat" and entry.n_threads == n_threads]
+    shown = common_first({entry.type for entry in series})[:MOST_TYPES]
+    series = [entry for entry in series if entry.type in shown]
     bandwidth = memory.bytes_per_second
     roof = max((rate for entry in series for rate in entry.flop_per_second), default=processor.peak_flop_per_second)
     ridge = roof / bandwidth
@@ -128,7 +126,7 @@ def _draw_roofline(axis: Any, label: str, processor: Processor) -> None:
     axis.annotate(
         f"best product: {_flop(roof)}", (high, roof), xytext=(-4, 5), textcoords="offset points", ha="right", fontsize=8
     )
-    for index, name in enumerate(SHOWN_TYPES):
+    for index, name in enumerate(shown):
         for entry in series:
             if entry.type != name:
                 continue

@@ -13,6 +13,7 @@ from pshard.errors import SettingError
 from pshard.machine.profile import Sample
 from pshard.probe.gpu_work import GpuWork, gpu_works_for
 from pshard.probe.works import Attention, Peak, ProbeFailed, Product, Read, RecurrentScan, Result, Start, Storage, Task
+from pshard.weight_types import COMMON, cpu_types, gpu_types, interleaved_types
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -21,10 +22,6 @@ if TYPE_CHECKING:
     from pshard.machine.profile import Layout, Scan
     from pshard.model.model import Model
     from pshard.probe.works import Work
-
-# Types that have native kernels, those first that most files consist of.
-TYPES = ("Q4_K", "Q6_K", "Q8_0", "F16", "Q4_0")
-INTERLEAVED_TYPES = ("Q4_K", "Q4_0")
 
 # A minute and six, less what a slow machine may overrun in its last probe, and the start of the program.
 QUICK_SECONDS, FULL_SECONDS = 50.0, 335.0
@@ -39,11 +36,17 @@ EXPERT_ROWS, EXPERT_COLUMNS, EXPERTS_USED = 768, 2048, 8
 # More rows of weights make a product of a large batch longer and its rate hardly another: enough that rounding the
 # activations, which is done once for all rows, is a small part.
 ROWS_OF_LARGE_BATCHES, ROWS_PER_THREAD, LARGE_BATCH = 2048, 128, 16
+# Kernels multiply columns by so many at least.
+KERNEL_COLUMNS = 32
 N_HEADS, N_KV_HEADS, HEAD_SIZE = 32, 8, 128
 # Cells of the cache: of a shallow one the key heads stay in a core's cache while all their query heads pass.
 QUICK_DEPTHS, FULL_DEPTHS = (4096,), (4096, 1024, 16384)
-# Query tokens. From 64 on llama.cpp attends in tiles, below token by token, so the rate jumps between 32 and 64.
+# Query tokens. From 64 on llama.cpp attends in tiles, below token by token, so the rate jumps between 32 and 64. Over a
+# quantised cache every token goes by itself, however many there are.
 ATTENTION_BATCHES = (1, 512, 32, 64)
+QUANTISED_CACHES, QUANTISED_BLOCK, QUANTISED_BATCHES = ("Q8_0", "Q4_0"), 32, (1, 8)
+# Every token reads all cells of its head again: from a core's second-level cache, where they fit.
+QUICK_QUANTISED_DEPTHS = (4096, 1024)
 # Scans by kind: heads, outputs of a head, columns of the state for each. Of Qwen3-Next, Granite 4 and Falcon Mamba.
 SCAN_SHAPES: dict[Scan, tuple[int, int, int]] = {
     "delta_net": (32, 128, 128),
@@ -132,6 +135,8 @@ class CpuProber:
                     batch=work.batch,
                     n_threads=work.n_threads,
                     policy=policy,
+                    key_type=work.type,
+                    value_type=work.type,
                 )
             case RecurrentScan():
                 return probe.scan(
@@ -183,11 +188,12 @@ def quick_tasks(n_threads: int, gpu_works: Sequence[GpuWork] = ()) -> list[Task]
         Their budgets sum to two thirds of `QUICK_SECONDS`; setting up takes the rest.
     """
     works: list[Work] = [Start(n_threads), Read(n_threads), Peak(n_threads)]
-    works += _products(TYPES, "plain", QUICK_BATCHES, n_threads)
+    works += _products(COMMON, "plain", QUICK_BATCHES, n_threads)
     works += _attention(QUICK_DEPTHS, n_threads)
-    works += _products(INTERLEAVED_TYPES, "interleaved", QUICK_BATCHES, n_threads)
-    works += _experts(TYPES[:1], "plain", QUICK_EXPERT_BATCHES, n_threads)
-    works += _experts(INTERLEAVED_TYPES[:1], "interleaved", QUICK_EXPERT_BATCHES, n_threads)
+    works += _products(_interleaved(COMMON), "interleaved", QUICK_BATCHES, n_threads)
+    works += _experts(COMMON[:1], "plain", QUICK_EXPERT_BATCHES, n_threads)
+    works += _experts(_interleaved(COMMON)[:1], "interleaved", QUICK_EXPERT_BATCHES, n_threads)
+    works += _quantised_attention(QUICK_QUANTISED_DEPTHS, n_threads)
     works += [Read(count) for count in thread_counts(n_threads)[:1] if count < n_threads]
     works += _scans(SCAN_SHAPES, n_threads)
     return _within(_in_turns(works, gpu_works), QUICK_SECONDS)
@@ -211,11 +217,17 @@ def full_tasks(n_threads: int, storage_path: str = "", gpu_works: Sequence[GpuWo
         Their budgets sum to two thirds of `FULL_SECONDS`.
     """
     works: list[Work] = [Start(n_threads), Read(n_threads), Peak(n_threads)]
-    works += _products(TYPES, "plain", FULL_BATCHES, n_threads)
+    works += _products(COMMON, "plain", FULL_BATCHES, n_threads)
     works += _attention(FULL_DEPTHS, n_threads)
-    works += _products(INTERLEAVED_TYPES, "interleaved", FULL_BATCHES, n_threads)
-    works += _experts(TYPES, "plain", FULL_EXPERT_BATCHES, n_threads)
-    works += _experts(INTERLEAVED_TYPES, "interleaved", FULL_EXPERT_BATCHES, n_threads)
+    works += _products(_interleaved(COMMON), "interleaved", FULL_BATCHES, n_threads)
+    works += _experts(COMMON, "plain", FULL_EXPERT_BATCHES, n_threads)
+    works += _experts(_interleaved(COMMON), "interleaved", FULL_EXPERT_BATCHES, n_threads)
+    works += _quantised_attention(FULL_DEPTHS, n_threads)
+    rarer = [name for name in cpu_types() if name not in COMMON]
+    layouts: dict[Layout, list[str]] = {"plain": rarer, "interleaved": _interleaved(rarer)}
+    for layout, names in layouts.items():
+        works += _products(names, layout, QUICK_BATCHES, n_threads)
+        works += _experts(names, layout, QUICK_EXPERT_BATCHES, n_threads)
     works += [Read(count) for count in thread_counts(n_threads) if count < n_threads]
     works += _scans(SCAN_SHAPES, n_threads)
     works += [Storage(storage_path, STORAGE_BYTES)] if storage_path else []
@@ -244,7 +256,7 @@ def tasks_for(
     list of Task
         For each type the shape that most of its bytes have, the types with most bytes first.
     list of str
-        Types of the model that have no native kernel.
+        Types of the model that have no native kernel, on the CPU or on a GPU that is measured.
 
     Raises
     ------
@@ -256,12 +268,15 @@ def tasks_for(
     shapes: dict[tuple[bool, str], dict[tuple[int, int], int]] = defaultdict(lambda: defaultdict(int))
     for tensor in model.tensors:
         is_table = tensor.name.startswith("token_embd.") and not model.tied_head  # looked up, not multiplied
-        if len(tensor.shape) in (2, 3) and not is_table:
-            columns, rows = tensor.shape[:2]
+        columns = tensor.shape[0]
+        if len(tensor.shape) in (2, 3) and not is_table and columns % KERNEL_COLUMNS == 0:
+            rows = tensor.shape[1]
             shapes[len(tensor.shape) == 3, type_name(tensor.type)][rows, columns] += tensor.n_bytes
-    missing = sorted({name for _, name in shapes if name not in TYPES} - {"F32"})
+    missing = sorted({name for _, name in shapes if name not in cpu_types()})
+    if lock_limit_bytes is not None:
+        missing += sorted({f"{name} on a GPU" for _, name in shapes if name in cpu_types() and name not in gpu_types()})
     by_bytes = sorted(shapes, key=lambda kind: (-sum(shapes[kind].values()), kind))
-    wanted = [kind for kind in by_bytes if kind[1] in TYPES]
+    wanted = [kind for kind in by_bytes if kind[1] in cpu_types()]
     if not wanted:
         msg = (
             f"{model.name}: no native kernel for its types ({', '.join(missing)}); measure the common ones "
@@ -273,8 +288,9 @@ def tasks_for(
     for routed, name in wanted:
         rows, columns = max(shapes[routed, name], key=lambda shape: (shapes[routed, name][shape], shape))
         experts = (model.hyperparameters.n_expert, max(1, model.hyperparameters.n_expert_used)) if routed else (0, 0)
-        on_gpu.append((name, rows, columns, *experts))
-        layouts: tuple[Layout, ...] = ("plain", "interleaved") if name in INTERLEAVED_TYPES else ("plain",)
+        if name in gpu_types():
+            on_gpu.append((name, rows, columns, *experts))
+        layouts: tuple[Layout, ...] = ("plain", "interleaved") if name in interleaved_types() else ("plain",)
         for layout in layouts:
             if routed:
                 works += _experts([name], layout, FULL_EXPERT_BATCHES, n_threads, rows, columns, experts[1])
@@ -283,7 +299,9 @@ def tasks_for(
     attending = [layer.parameters for layer in model.layers if layer.parameters.head_dim_v > 0]
     heads = attending[len(attending) // 2] if attending else None
     if heads is not None:
-        works += _attention(FULL_DEPTHS, n_threads, heads.n_head, heads.n_head_kv, heads.head_dim_k)
+        of_head = heads.n_head, heads.n_head_kv, heads.head_dim_k
+        works += _attention(FULL_DEPTHS, n_threads, *of_head)
+        works += _quantised_attention(FULL_DEPTHS, n_threads, *of_head)
     works += _scans(_scan_shapes(model), n_threads)
     works += [Storage(storage_path, STORAGE_BYTES)] if storage_path else []
     gpu_works: list[GpuWork] = []
@@ -297,6 +315,10 @@ def thread_counts(n_threads: int) -> list[int]:
     """Thread counts that reading is measured at: powers of two up to `n_threads`, and itself."""
     counts = {1 << power for power in range(n_threads.bit_length())}
     return sorted({count for count in counts if count < n_threads} | {n_threads})
+
+
+def _interleaved(names: Iterable[str]) -> list[str]:
+    return [name for name in names if name in interleaved_types()]
 
 
 def _products(
@@ -353,18 +375,40 @@ def _attention(
     n_heads: int = N_HEADS,
     n_kv_heads: int = N_KV_HEADS,
     head_size: int = HEAD_SIZE,
+    batches: Sequence[int] = ATTENTION_BATCHES,
+    kind: str = "F16",
 ) -> list[Work]:
     """All batches at each depth, and one token with one query head per key head: so reading is told from arithmetic."""
-    shapes = [(n_heads, batch) for batch in ATTENTION_BATCHES]
+    shapes = [(n_heads, batch) for batch in batches]
     if n_heads > n_kv_heads:
         shapes.insert(1, (n_kv_heads, 1))
     return [
         Attention(
-            n_heads=heads, n_kv_heads=n_kv_heads, head_size=head_size, depth=depth, batch=batch, n_threads=n_threads
+            n_heads=heads,
+            n_kv_heads=n_kv_heads,
+            head_size=head_size,
+            depth=depth,
+            batch=batch,
+            n_threads=n_threads,
+            type=kind,
         )
         for depth in depths
         for heads, batch in shapes
     ]
+
+
+def _quantised_attention(
+    depths: Sequence[int],
+    n_threads: int,
+    n_heads: int = N_HEADS,
+    n_kv_heads: int = N_KV_HEADS,
+    head_size: int = HEAD_SIZE,
+) -> list[Work]:
+    """Attention over caches of all quantised types that there are kernels for, and whose blocks divide the heads."""
+    works: list[Work] = []
+    for kind in QUANTISED_CACHES if head_size % QUANTISED_BLOCK == 0 else ():
+        works += _attention(depths, n_threads, n_heads, n_kv_heads, head_size, QUANTISED_BATCHES, kind)
+    return works
 
 
 def _scans(shapes: Mapping[Scan, tuple[int, int, int]], n_threads: int) -> list[Work]:

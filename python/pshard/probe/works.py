@@ -67,7 +67,7 @@ class Product:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attention:
-    """Fused attention of `batch` query tokens over an F16 cache of `depth` tokens."""
+    """Fused attention of `batch` query tokens over a cache of `depth` tokens, keys and values of one `type`."""
 
     n_heads: int
     n_kv_heads: int
@@ -75,10 +75,12 @@ class Attention:
     depth: int
     batch: int
     n_threads: int
+    type: str = "F16"
 
     def __str__(self) -> str:
         heads = "" if self.n_heads > self.n_kv_heads else ", heads alone"
-        return f"attention, batch {self.batch}, {self.depth} tokens{heads}"
+        cache = "" if self.type == "F16" else f" of {self.type}"
+        return f"attention, batch {self.batch}, {self.depth} tokens{cache}{heads}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
