@@ -1,7 +1,10 @@
 #include <pybind11/native_enum.h>
 
+#include <algorithm>
+#include <numeric>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "bindings/bindings.hpp"
 #include "memory/compute_buffers.hpp"
@@ -10,6 +13,7 @@
 #include "memory/memory.hpp"
 #include "model/encoder.hpp"
 #include "model/forward.hpp"
+#include "model/fusion.hpp"
 #include "model/layer_split.hpp"
 #include "model/placement.hpp"
 #include "model/schedule.hpp"
@@ -28,6 +32,7 @@ using pshard::Group;
 using pshard::KernelDemand;
 using pshard::LayerPlacement;
 using pshard::MemoryReport;
+using pshard::MemoryStage;
 using pshard::Model;
 using pshard::OpKind;
 using pshard::Pass;
@@ -80,6 +85,8 @@ void bind_placement(py::module_& m) {
       .def_readwrite("head", &Placement::head)
       .def_readwrite("n_gpu", &Placement::n_gpu)
       .def_readwrite("pipeline", &Placement::pipeline)
+      .def_readwrite("offload_kqv", &Placement::offload_kqv)
+      .def_readwrite("offloads_all", &Placement::offloads_all)
       .def_readwrite("op_offload", &Placement::op_offload)
       .def_readwrite("head_op_offload", &Placement::head_op_offload);
 }
@@ -112,6 +119,12 @@ void bind_pass(py::module_& m) {
 // A block's operations as Python sees them: one dict each, for tests and for looking.
 py::list describe(const pshard::Block& block) {
   py::list list;
+  std::vector<size_t> kernels(block.operations.size());
+  std::iota(kernels.begin(), kernels.end(), size_t{0});
+  const pshard::Fusion fusion = pshard::fusion_of(block);
+  for (const pshard::KernelRun& run : fusion.runs) {
+    std::fill(kernels.begin() + run.first, kernels.begin() + run.last + 1, static_cast<size_t>(run.first));
+  }
   for (const pshard::Operation& operation : block.operations) {
     py::dict entry;
     entry["kind"] = operation.kind;
@@ -131,6 +144,10 @@ py::list describe(const pshard::Block& block) {
     entry["output"] = operation.output;
     entry["output_bytes"] = operation.output == pshard::kNoValue ? 0 : block.values[static_cast<size_t>(operation.output)].n_bytes;
     entry["in_place"] = operation.overwrites != 0;
+    entry["is_view"] = operation.is_view;
+    const auto index = static_cast<size_t>(py::len(list));
+    entry["kernel"] = kernels[index];  // the first operation of the kernel that a GPU computes it in
+    entry["inner_bytes"] = fusion.inner_bytes[index];
     list.append(entry);
   }
   return list;
@@ -231,7 +248,12 @@ void bind_memory(py::module_& m) {
   m.def("host_head_bytes", &pshard::host_head_bytes, "model"_a);
   m.def("embedding_bytes", &pshard::embedding_bytes, "model"_a);
   m.def("resident_memory", &pshard::resident_memory, "model"_a, "placement"_a, "context"_a, "Weights and caches alone.");
-  m.def("memory", &pshard::memory, "model"_a, "placement"_a, "context"_a, "n_tokens"_a, "Bytes per device for one placement.");
+  py::native_enum<MemoryStage>(m, "MemoryStage", "enum.IntEnum")
+      .value("stated", MemoryStage::stated)
+      .value("running", MemoryStage::running)
+      .finalize();
+  m.def("memory", &pshard::memory, "model"_a, "placement"_a, "context"_a, "n_tokens"_a, "stage"_a = MemoryStage::stated,
+        "Bytes per device for one placement.");
   m.def("kernel_demand", &pshard::kernel_demand, "model"_a, "placement"_a, "context"_a, "n_tokens"_a,
         "What CUDA kernels take besides the compute buffers, by GPU.");
   m.def(

@@ -45,9 +45,9 @@ size_t hash_of(const ReplayState& state) {
 ComputeBuffers::ComputeBuffers(const Model& model, const ContextParameters& context, int64_t n_tokens, int n_gpu)
     : n_states_(model.hyperparameters().n_states),
       has_encoder_(model.hyperparameters().traits.has_encoder),
-      n_devices_(static_cast<size_t>(n_gpu) + 1),
-      few_tokens_(n_tokens < kOffloadMinTokens) {
+      n_devices_(static_cast<size_t>(n_gpu) + 1) {
   const Pass pass = reserved_pass(model, context, n_tokens);
+  few_tokens_ = pass.n_tokens < kOffloadMinTokens;
   const std::vector<Layer>& layers = model.layers();
   for (size_t i = 0; i < layers.size(); ++i) describe_layer(model, context, pass, i);
   loads_before_norm_ = loads_state_before_norm(model);
@@ -60,6 +60,7 @@ ComputeBuffers::ComputeBuffers(const Model& model, const ContextParameters& cont
   for (const Block& block : blocks_) {
     for (const Operation& operation : block.operations) {
       if (operation.is_first_layers) reads_first_layer_ = operation.weight;
+      if (reads_rope_factors(operation)) input_bytes_[static_cast<size_t>(GraphInput::rope_factors)] = operation.weight->n_bytes;
     }
   }
   list_leaves();
@@ -189,11 +190,11 @@ ComputeBuffers::Cell& ComputeBuffers::cell(size_t pattern, size_t block, const N
 
 // Searches hand over the same patterns again and again, so they are looked up once: each by itself, and with a layer behind it whose state
 // it reads, by that one's pattern.
-void ComputeBuffers::intern_patterns(const Placement& placement, bool ties_norms) {
-  if (placement.patterns == interned_ && placement.op_offload == interned_op_offload_ && ties_norms == interned_ties_norms_) return;
+void ComputeBuffers::intern_patterns(const Placement& placement, Ties ties) {
+  if (placement.patterns == interned_ && placement.op_offload == interned_op_offload_ && ties == interned_ties_) return;
   interned_ = placement.patterns;
   interned_op_offload_ = placement.op_offload;
-  interned_ties_norms_ = ties_norms;
+  interned_ties_ = ties;
   placement_pattern_.assign(interned_.size() * (interned_.size() + 1), kUnknownPattern);
 }
 
@@ -210,7 +211,8 @@ size_t ComputeBuffers::layer_pattern(const Placement& placement, size_t layer, s
         {.layer = where,
          .head = makes_states ? placement.head : Where::cpu,
          .op_offload = interned_op_offload_,
-         .ties_norms = interned_ties_norms_,
+         .ties_norms = interned_ties_.norms,
+         .ties_heads = interned_ties_.heads,
          .next_cache = loads ? interned_[next][Group::cache] : Where::cpu,
          .exceptions = std::move(exceptions),
          .first_attention = reads_first_layer_ ? std::optional(place_in_first_layer(*reads_first_layer_, placement)) : std::nullopt});
@@ -231,13 +233,14 @@ size_t ComputeBuffers::embedding_pattern(const Placement& placement) {
   return pattern_index({.layer = first,
                         .head = Where::cpu,
                         .op_offload = interned_op_offload_,
-                        .ties_norms = interned_ties_norms_,
+                        .ties_norms = interned_ties_.norms,
+                        .ties_heads = interned_ties_.heads,
                         .next_cache = first[Group::cache],
                         .exceptions = exceptions_of(placement, kNoLayer)});
 }
 
-void ComputeBuffers::lay_path(const Placement& placement, bool ties_norms) {
-  intern_patterns(placement, ties_norms);
+void ComputeBuffers::lay_path(const Placement& placement, Ties ties) {
+  intern_patterns(placement, ties);
   const auto lay = [](Step& step, size_t block, size_t pattern) {
     step.block = block;
     step.pattern = pattern;
@@ -255,6 +258,7 @@ void ComputeBuffers::lay_path(const Placement& placement, bool ties_norms) {
                      .exceptions = exceptions_of(placement, kNoLayer)}));
 
   Neighbours neighbours;
+  neighbours.split_reads = false;
   for (size_t i = 0; i < path_.size(); ++i) {
     Step& step = path_[i];
     neighbours.after = i + 1 < path_.size() ? patterns_[path_[i + 1].pattern].ends[path_[i + 1].block].first : Where::cpu;
@@ -263,7 +267,9 @@ void ComputeBuffers::lay_path(const Placement& placement, bool ties_norms) {
     neighbours.last_lane.reset();  // in a lane that streams, what its own blocks decide
     const Where last_lane = step.scheduled().last_lane;
     if (!is_streamed(last_lane) && !is_streamed(neighbours.before)) neighbours.last_lane = last_lane;
-    neighbours.copied_inputs |= step.scheduled().copied_inputs;
+    const InputsByDevice& copied = step.scheduled().copied_inputs;
+    for (size_t d = 0; d < copied.size(); ++d) neighbours.copied_inputs[d] |= copied[d];
+    neighbours.split_reads = step.scheduled().split_reads;
     step.scheduled().hand_on_shared(neighbours);
   }
 }
@@ -362,13 +368,18 @@ void ComputeBuffers::look_ahead_at_inputs() {
       wanted[lane] |= step.outlook.ahead.bits() & ~cast;
     }
     InputBits& read = step.outlook.last_reads[Where::cpu];
-    read = wanted[Where::cpu] | step.scheduled().viewed_later | step.outlook.ahead.viewed();
+    read = wanted[Where::cpu] | step.scheduled().viewed_later;
+    const bool opens_last = !step.outlook.continues || step.scheduled().streamed.size() > 1;  // the split that goes on behind it
+    if (opens_last) read |= step.outlook.ahead.viewed();
     if (!step.outlook.continues) read |= step.scheduled().first_split.viewed();
     for (const Where place : places_) {
       if (place == Where::cpu) continue;
       read |= wanted[place] & ~copied[place];
       copied[place] |= wanted[place];
     }
+    // Rope factors on the host are a copy of a GPU's, and no other copies are made of it.
+    constexpr InputBits kFactors = input_bit(GraphInput::rope_factors);
+    read = (read & ~kFactors) | (wanted[Where::cpu] & kFactors);
   }
   InputBits later_host = 0;
   for (size_t i = path_.size(); i-- > 0;) {
@@ -436,8 +447,12 @@ ComputeBuffers::Transition ComputeBuffers::advance(size_t state, const Step& ste
   return states_[state].transitions.emplace_back(Transition{.variant = variant, .next = next, .peaks = peaks_.size() - 1});
 }
 
-ComputeBytes ComputeBuffers::operator()(const Placement& placement) {
-  lay_path(placement, false);
+ComputeBytes ComputeBuffers::running(const Placement& placement) {
+  return bytes(placement, {.norms = few_tokens_ || placement.offloads_all, .heads = !placement.offload_kqv});
+}
+
+ComputeBytes ComputeBuffers::bytes(const Placement& placement, Ties ties) {
+  lay_path(placement, ties);
   look_ahead(placement.pipeline);
   ComputeBytes result;
   size_t state = has_rooms_ ? state_index(state_before(placement.pipeline)) : placement.pipeline ? 1 : 0;
@@ -463,7 +478,7 @@ ComputeBytes ComputeBuffers::operator()(const Placement& placement) {
 
 // While a split runs, what the next one reads arrives.
 int64_t ComputeBuffers::gpu_at_least(const Placement& placement) {
-  lay_path(placement, false);
+  lay_path(placement, {});
   int64_t least = 0;
   int64_t last_split = 0;
   for (const Step& step : path_) {
@@ -477,7 +492,7 @@ int64_t ComputeBuffers::gpu_at_least(const Placement& placement) {
 }
 
 bool ComputeBuffers::attends_in_place(const Placement& placement) {
-  lay_path(placement, few_tokens_ || placement.layer(0).device != Where::cpu);
+  lay_path(placement, {.norms = few_tokens_ || placement.layer(0).device != Where::cpu});
   for (size_t i = 0; i < layer_block_.size(); ++i) {
     const ScheduledBlock& layer = path_[i + 1].cell->scheduled;
     const Device home = device_of(placement.layer(i).device);

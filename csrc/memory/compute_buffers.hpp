@@ -9,6 +9,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "memory/block_key.hpp"
 #include "memory/memory.hpp"
 #include "memory/replay.hpp"
 
@@ -27,7 +28,9 @@ class ComputeBuffers {
 
   // O(layers) once its combinations of block and state have been seen. The placement must have the model's number of layers and at most
   // `n_gpu` GPUs. Not thread-safe: the tables grow.
-  [[nodiscard]] ComputeBytes operator()(const Placement& placement);
+  [[nodiscard]] ComputeBytes operator()(const Placement& placement) { return bytes(placement, {}); }
+  // What llama.cpp allocates when it runs, where that differs from what it states before: it then heeds the ties of BlockPlacement.
+  [[nodiscard]] ComputeBytes running(const Placement& placement);
 
   // Whether every fused attention runs on its layer's device, which llama.cpp asks of a pass of one token per sequence.
   [[nodiscard]] bool attends_in_place(const Placement& placement);
@@ -43,6 +46,12 @@ class ComputeBuffers {
   [[nodiscard]] int64_t n_replays() const { return n_replays_; }
 
  private:
+  // See BlockPlacement.
+  struct Ties {
+    bool norms = false;
+    bool heads = false;
+    bool operator==(const Ties&) const = default;
+  };
   // A scheduled block with one outlook: what a transition depends on besides the state.
   struct Variant {
     ReplayOutlook outlook;
@@ -78,27 +87,17 @@ class ComputeBuffers {
     [[nodiscard]] const ScheduledBlock& scheduled() const { return cell->scheduled; }
   };
 
-  struct BlockKey {
-    int32_t layer_class = 0;
-    int32_t loads_for = -1;   // class of the layer whose state it loads
-    int32_t passes_for = -1;  // or passes on
-    bool is_last = false;
-    bool loads_own_state = false;
-    int64_t embeddings_part = 0;
-    bool passes_selection = false;
-    bool operator==(const BlockKey&) const = default;
-  };
-
   void describe_layer(const Model& model, const ContextParameters& context, const Pass& pass, size_t index);
   size_t pattern_index(const BlockPlacement& placement);
   size_t embedding_pattern(const Placement& placement);
   size_t layer_pattern(const Placement& placement, size_t layer, size_t loads_state_of);
-  void intern_patterns(const Placement& placement, bool ties_norms);
+  void intern_patterns(const Placement& placement, Ties ties);
   Cell& cell(size_t pattern, size_t block, const Neighbours& neighbours);
   size_t state_index(const ReplayState& state);
   void list_leaves();
   [[nodiscard]] ReplayState state_before(bool pipeline) const;
-  void lay_path(const Placement& placement, bool ties_norms);
+  [[nodiscard]] ComputeBytes bytes(const Placement& placement, Ties ties);
+  void lay_path(const Placement& placement, Ties ties);
   void look_ahead(bool pipeline);
   void look_ahead_at_lanes();
   void look_ahead_at_inputs();
@@ -144,7 +143,7 @@ class ComputeBuffers {
   std::vector<size_t> placement_pattern_;  // scratch: index into patterns_ by the placement's own
   std::vector<LayerPlacement> interned_;   // whose numbers placement_pattern_ holds
   bool interned_op_offload_ = false;
-  bool interned_ties_norms_ = false;
+  Ties interned_ties_{};
 };
 
 }  // namespace pshard

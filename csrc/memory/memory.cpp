@@ -187,7 +187,9 @@ Pass reserved_pass(const Model& model, const ContextParameters& context, int64_t
   const CacheCells cells = cache_cells(model, context);
   Pass pass;
   pass.n_seqs = context.n_seq_max;
-  const bool limits_outputs = context.n_outputs_max > 0 && !model.hyperparameters().traits.has_encoder;
+  const std::vector<Tensor>& tensors = model.layers().front().tensors;
+  const bool encodes = std::any_of(tensors.begin(), tensors.end(), [](const Tensor& t) { return is_of_encoder(t.name); });
+  const bool limits_outputs = context.n_outputs_max > 0 && !encodes;  // a model with an encoder hands out all
   pass.n_outputs = limits_outputs ? std::min(n_tokens, context.n_outputs_max) : n_tokens;
   pass.n_tokens = pad(n_tokens, pass.n_seqs);  // equal parts for all sequences
   pass.n_streams = cells.n_streams;
@@ -244,8 +246,8 @@ MemoryReport resident_memory(const Model& model, const Placement& placement, con
   return report;
 }
 
-MemoryReport memory(const Model& model, const Placement& placement, const ContextParameters& context, int64_t n_tokens) {
-  return Meter(model, context, n_tokens, placement.n_gpu)(placement);
+MemoryReport memory(const Model& model, const Placement& placement, const ContextParameters& context, int64_t n_tokens, MemoryStage stage) {
+  return Meter(model, context, n_tokens, placement.n_gpu)(placement, stage);
 }
 
 }  // namespace pshard

@@ -93,11 +93,15 @@ struct MemoryReport {
   [[nodiscard]] DeviceBytes& home(Where where) { return is_pinned(where) ? gpus[static_cast<size_t>(gpu_of(where))] : host; }
 };
 
+// What llama.cpp states before it allocates (`--fit` decides by that), or allocates when it runs: see BlockPlacement's ties.
+enum class MemoryStage : uint8_t { stated, running };
+
 // Weights and caches only: what a loaded model holds whether it computes or not. Of flash attention, `context` says what was decided.
 [[nodiscard]] MemoryReport resident_memory(const Model& model, const Placement& placement, const ContextParameters& context);
 
 // One placement, everything; `n_tokens` sizes the graph, `context` the cache, with flash_attn_auto resolved. Throws std::invalid_argument
 // where the placement does not match the model.
-[[nodiscard]] MemoryReport memory(const Model& model, const Placement& placement, const ContextParameters& context, int64_t n_tokens);
+[[nodiscard]] MemoryReport memory(const Model& model, const Placement& placement, const ContextParameters& context, int64_t n_tokens,
+                                  MemoryStage stage = MemoryStage::stated);
 
 }  // namespace pshard

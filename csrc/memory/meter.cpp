@@ -14,13 +14,13 @@ ContextParameters Meter::resolved(const Placement& placement) {
   return context;
 }
 
-MemoryReport Meter::operator()(const Placement& placement) {
+MemoryReport Meter::operator()(const Placement& placement, MemoryStage stage) {
   check(placement, model_.layers().size());
   const ContextParameters context = resolved(placement);
   MemoryReport report = resident_memory(model_, placement, context);
   std::optional<ComputeBuffers>& reserved = reserved_[context.flash_attn ? 1 : 0];
   if (!reserved) reserved.emplace(model_, context, n_tokens_, n_gpu_);
-  const ComputeBytes compute = (*reserved)(placement);
+  const ComputeBytes compute = stage == MemoryStage::stated ? (*reserved)(placement) : reserved->running(placement);
   for (size_t gpu = 0; gpu < report.gpus.size(); ++gpu) report.gpus[gpu].compute_bytes = compute.gpu_bytes[gpu];
   if (!report.gpus.empty()) report.gpus.front().stream_bytes = compute.gpu_stream_bytes;
   report.host.compute_bytes = compute.host_bytes;

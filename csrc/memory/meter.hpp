@@ -18,7 +18,7 @@ class Meter {
   Meter(const Model& model, const ContextParameters& context, int64_t n_tokens, int n_gpu);
 
   // What `memory` says of the placement. O(tensors) once the parts of its graph have been seen. Not thread-safe: the tables grow.
-  [[nodiscard]] MemoryReport operator()(const Placement& placement);
+  [[nodiscard]] MemoryReport operator()(const Placement& placement, MemoryStage stage = MemoryStage::stated);
   // What `resolve_flash_attention` says of it.
   [[nodiscard]] ContextParameters resolved(const Placement& placement);
 

@@ -330,6 +330,10 @@ class Replay {
     int32_t n_inputs = 0;
     for (const GraphInput input : outlook_.ahead.inputs) {
       copy_up_to(n_inputs++);
+      if (input == GraphInput::rope_factors) {
+        copy_rope_factors(input_bytes_[static_cast<size_t>(input)], place_on(device_of(scheduled_.last_lane)));
+        continue;
+      }
       const Where place = place_of(input, scheduled_.last_lane, scheduled_.cast_inputs);
       if (place == Where::cpu || input_offset(input, place) != kNowhere) continue;
       copy_input(input, place);
@@ -344,9 +348,9 @@ class Replay {
     }
   }
 
-  void copy_rope_factors(const Tensor& factors, Where place) {
+  void copy_rope_factors(int64_t n_bytes, Where place) {
     int64_t& offset = input_offset(GraphInput::rope_factors, place);
-    if (offset == kNowhere) offset = allocate_copy(place, factors.n_bytes);
+    if (offset == kNowhere) offset = allocate_copy(place, n_bytes);
   }
 
   void release_rope_factors(const Tensor& factors, Device device) {
@@ -358,29 +362,28 @@ class Replay {
   void copy_weight(size_t operation) {
     const Operation& reader = block_.operations[operation];
     const Where place = place_on(scheduled_.operations[operation].device);
-    if (copies_rope_factors(scheduled_, operation)) return copy_rope_factors(*reader.weight, place);
-    // A weight that several operations read is copied once and stays to the last of them.
+    if (copies_rope_factors(scheduled_, operation)) return copy_rope_factors(reader.weight->n_bytes, place);
+    if (!copies_weight_first(scheduled_, operation)) return;
+    // What several operations read stays to the last of them.
     size_t last = operation;
-    for (size_t i = 0; i < block_.operations.size(); ++i) {
+    for (size_t i = operation + 1; i < block_.operations.size(); ++i) {
       const bool reads_it = block_.operations[i].weight == reader.weight && scheduled_.operations[i].copies_weight;
-      if (!reads_it || place_on(scheduled_.operations[i].device) != place) continue;
-      if (i < operation) return;
-      last = i;
+      if (reads_it && place_on(scheduled_.operations[i].device) == place) last = i;
     }
-    const int64_t whole = place != Where::cpu ? gpu_tensor_bytes(*reader.weight) : reader.weight->n_bytes;
-    copy(last, kWeight, reader.weight_part_bytes > 0 ? reader.weight_part_bytes : whole);
+    copy(operation, last, kWeight, weight_copy_bytes(scheduled_, operation));
   }
 
   void copy_cache(size_t i, int32_t operand) {
     const ScheduledOperation& scheduled = scheduled_.operations[i];
     if (!scheduled.copies_cache || is_streamed(scheduled.lane)) return;
-    copy(i, operand, cache_copy_bytes(scheduled_, i, operand));
+    copy(i, i, operand, cache_copy_bytes(scheduled_, i, operand));
   }
 
-  void copy(size_t operation, int32_t operand, int64_t n_bytes) {
+  // For the operation, and until behind the last that reads it.
+  void copy(size_t operation, size_t last, int32_t operand, int64_t n_bytes) {
     const Where place = place_on(scheduled_.operations[operation].device);
-    const int64_t offset = operand != kWeight && is_ahead(operation) ? take_ahead() : allocate_copy(place, n_bytes);
-    copies_.push_back({.operation = operation, .operand = operand, .place = place, .offset = offset, .n_bytes = n_bytes});
+    const int64_t offset = is_ahead(operation) ? take_ahead() : allocate_copy(place, n_bytes);
+    copies_.push_back({.operation = last, .operand = operand, .place = place, .offset = offset, .n_bytes = n_bytes});
   }
 
   // The next split's weights and KV arrive while this one runs.

@@ -61,6 +61,22 @@ int64_t cache_copy_bytes(const ScheduledBlock& scheduled, size_t i, int32_t oper
   return cache.n_bytes + (is_gpu(scheduled.operations[i].device) ? cache.gpu_padding_bytes : 0);
 }
 
+bool copies_weight_first(const ScheduledBlock& scheduled, size_t i) {
+  if (copies_rope_factors(scheduled, i)) return false;
+  for (size_t before = 0; before < i; ++before) {
+    if (scheduled.block->operations[before].weight != scheduled.block->operations[i].weight) continue;
+    const ScheduledOperation& operation = scheduled.operations[before];
+    if (operation.copies_weight && operation.device == scheduled.operations[i].device) return false;
+  }
+  return true;
+}
+
+int64_t weight_copy_bytes(const ScheduledBlock& scheduled, size_t i) {
+  const Operation& reader = scheduled.block->operations[i];
+  if (reader.weight_part_bytes > 0) return reader.weight_part_bytes;
+  return is_gpu(scheduled.operations[i].device) ? gpu_tensor_bytes(*reader.weight) : reader.weight->n_bytes;
+}
+
 GraphInput viewed_input(const ScheduledBlock& scheduled, int32_t value) {
   const int32_t base = scheduled.bases[static_cast<size_t>(value)];
   return base != value ? scheduled.block->values[static_cast<size_t>(base)].input : GraphInput::none;
@@ -146,13 +162,16 @@ ScheduledBlock schedule_block(const Block& block, const BlockPlacement& placemen
     if (i > 0 && scheduled.starts_split) first_split = false;
     if (copies_rope_factors(result, i)) {
       result.inputs[place_on(scheduled.device)] |= input_bit(GraphInput::rope_factors);
-      if (is_gpu(scheduled.device)) result.copied_inputs |= input_bit(GraphInput::rope_factors);
+      result.copied_inputs[index(scheduled.device)] |= input_bit(GraphInput::rope_factors);
     }
     for (const int32_t operand : operation.inputs) {
       if (operand == kNoValue) break;
       if (!is_value(operand)) {
         const bool copies = operand != kWeight && scheduled.copies_cache && !is_streamed(scheduled.lane);
         if (first_split && copies) result.first_split.add({.n_bytes = cache_copy_bytes(result, i, operand)});
+        if (!first_split || operand != kWeight || !scheduled.copies_weight) continue;
+        if (copies_rope_factors(result, i)) result.first_split.inputs.add(GraphInput::rope_factors);
+        if (copies_weight_first(result, i)) result.first_split.add({.n_bytes = weight_copy_bytes(result, i)});
         continue;
       }
       const Value& v = block.values[static_cast<size_t>(operand)];
@@ -182,7 +201,7 @@ ScheduledBlock schedule_block(const Block& block, const BlockPlacement& placemen
       if (!v.is_input) continue;
       const Where place = place_of(v.input, scheduled.lane, cast_inputs);
       result.inputs[place] |= input_bit(v.input);
-      if (place != Where::cpu) result.copied_inputs |= input_bit(v.input);
+      if (place != Where::cpu) result.copied_inputs[index(scheduled.device)] |= input_bit(v.input);
       if (first_split) result.first_split.inputs.add(v.input);
     }
   }
@@ -191,7 +210,9 @@ ScheduledBlock schedule_block(const Block& block, const BlockPlacement& placemen
     result.last_lane = result.operations.back().lane;
     const auto is_work = [](const Operation& operation) { return !operation.is_view; };
     const auto work = std::find_if(block.operations.begin(), block.operations.end(), is_work) - block.operations.begin();
-    result.may_continue = static_cast<size_t>(work) == n || !result.operations[static_cast<size_t>(work)].copies_weight;
+    const bool copies_at_once = static_cast<size_t>(work) < n && result.operations[static_cast<size_t>(work)].copies_weight;
+    result.may_continue = !copies_at_once || !neighbours.split_reads;
+    result.split_reads = result.operations.back().split_reads;
   }
   for (const FusedRun& run : block.fused) {
     if (is_fused(result, run)) result.fused.push_back(run);

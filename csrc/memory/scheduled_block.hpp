@@ -95,7 +95,8 @@ struct ScheduledBlock {
   std::array<bool, kHandedCount> reads_later{};  // of that, behind the first split
   InputBits cast_inputs = 0;                     // masks that their first reader on the GPU casts from f32 to f16, for all lanes
   bool may_continue = false;                     // the first operation needs no split of its own in the lane of the one before
-  InputBits copied_inputs = 0;                   // graph inputs that are read anywhere but on the host
+  bool split_reads = true;                       // the last split has read something from elsewhere
+  InputsByDevice copied_inputs{};                // graph inputs and rope factors that are read where they are not
   std::vector<StreamedCopies> streamed;          // by split, at least one
   std::vector<int64_t> stream_bytes;             // of these
   std::vector<int64_t> live_bytes;               // by split: the most that is alive at once on the first GPU, what streams for it included
@@ -117,6 +118,9 @@ struct ScheduledBlock {
 [[nodiscard]] size_t end_of_split(const ScheduledBlock& scheduled, size_t first);
 // Rope factors on another device than the rope.
 [[nodiscard]] bool copies_rope_factors(const ScheduledBlock& scheduled, size_t i);
+// The weight is copied for this operation, and for those behind it in the same place.
+[[nodiscard]] bool copies_weight_first(const ScheduledBlock& scheduled, size_t i);
+[[nodiscard]] int64_t weight_copy_bytes(const ScheduledBlock& scheduled, size_t i);
 [[nodiscard]] int64_t cache_copy_bytes(const ScheduledBlock& scheduled, size_t i, int32_t operand);
 [[nodiscard]] Where fused_in(const ScheduledBlock& scheduled, const FusedRun& run);
 // Where an operation has its copy of a graph input.

@@ -320,7 +320,7 @@ Block layer_block(const Model& model, const Layer& layer, const Pass& pass, bool
   if (const Tensor* direction = g.find("control_vector")) {
     g.in(Group::norms);
     result.output = g.add(result.output, *direction);
-    g.read_as_view(result.output);
+    g.read_aside(result.output);
   }
   MixerStates left;
   if (chain.loads_for != nullptr) {
@@ -363,7 +363,11 @@ Block head_block(const Model& model, const Pass& pass) {
     current = padded_logits(g, current);
     if (g.traits().scaled_logits) current = g.map(current);
     if (g.traits().logits_softcap > 0.0) {
+      g.expand(current);
+      const size_t first = g.n_listed();
       for (int i = 0; i < 3; ++i) current = g.map(current);  // divide, tanh, multiply
+      g.expand(current);
+      g.fuse(first, {}, 0);
     }
   }
   return finish(g, residual, current);

@@ -54,7 +54,8 @@ struct Block {
   std::vector<Operation> operations;
   std::vector<Value> values;
   std::vector<FusedRun> fused;
-  std::vector<int32_t> leaves;  // graph inputs and rooms among the values, in the order in which ggml's graph lists them
+  std::vector<KernelRun> kernels;  // those that the description knows; fusion.hpp has all
+  std::vector<int32_t> leaves;     // graph inputs and rooms among the values, in the order in which ggml's graph lists them
   int32_t residual_in = kNoValue;
   int32_t residual_out = kNoValue;
   std::array<Handed, kHandedCount> handed{};  // by Beside

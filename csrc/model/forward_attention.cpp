@@ -1,7 +1,9 @@
 // Attention as llama.cpp's graph computes it: projections, rope, cache writes, the attention itself, the output projection.
 #include <algorithm>
 #include <string>
+#include <utility>
 
+#include "model/gpu_attention.hpp"
 #include "model/graph.hpp"
 
 namespace pshard {
@@ -71,33 +73,6 @@ Node value_cells(Graph& g) {
   return g.input(one_of(g, GraphInput::value_cells, GraphInput::value_cells_window), Layout::packed({g.n_tokens() * each, 1, 1, 1}, kI64));
 }
 
-// CUDA's fused attention exists for these head sizes, and the wide ones only for so many query heads per key head (fattn.cu).
-bool gpu_attends(const LayerParameters& p, int64_t key_dim, int64_t value_dim) {
-  const int64_t queries_per_key = p.n_head / std::max<int64_t>(p.n_head_kv, 1);
-  const bool shares_keys = queries_per_key >= 2;
-  switch (key_dim) {
-    case 40:
-    case 64:
-    case 72:
-    case 80:
-    case 96:
-    case 112:
-    case 128:
-    case 256:
-      return value_dim == key_dim;
-    case 192:
-      return value_dim == 128 && shares_keys && queries_per_key % 8 == 0;
-    case 320:
-      return value_dim == 256 && shares_keys && queries_per_key % 32 == 0;
-    case 512:
-      return value_dim == 512 && shares_keys;
-    case 576:
-      return value_dim == 512 && shares_keys;
-    default:
-      return false;
-  }
-}
-
 // The attention itself. K and V lie in the cache, or (encoders) are `key` and `value`, [head size, heads, tokens] like the query.
 class Attention {
  public:
@@ -119,9 +94,8 @@ class Attention {
     const int64_t v_row = p.n_head_kv * p.head_dim_v;
     k_bytes_ = pass.type_k.row_bytes(k_row) * n;
     v_bytes_ = pass.type_v.row_bytes(v_row) * n;
-    k_ = cache_operand(pass.type_k, p.head_dim_k, k_row, n, k_row);
-    v_ = p.head_dim_v > 0 ? cache_operand(pass.type_v, p.head_dim_v, v_row, n, v_row)
-                          : cache_operand(pass.type_k, value_dim_, k_row, n, value_dim_);
+    k_ = heads_of_cells(pass.type_k, p.head_dim_k, k_row);
+    v_ = p.head_dim_v > 0 ? heads_of_cells(pass.type_v, p.head_dim_v, v_row) : heads_of_cells(pass.type_k, value_dim_, k_row);
     g_.in(Group::cache);
     Node out = pass.flash_attn && bias_ == kNoValue ? fused(query, latent) : unfused(query, latent);
     g_.expand(out);
@@ -150,6 +124,35 @@ class Attention {
   }
 
  private:
+  // The cells of a cache that holds `row` elements of each, as one matrix of `width` columns per head and stream.
+  [[nodiscard]] Layout heads_of_cells(const DataType& type, int64_t width, int64_t row) const {
+    const int64_t n_head = std::max<int64_t>(g_.parameters().n_head_kv, 1);
+    const int64_t cell = type.row_bytes(row);
+    return {
+        .type = type, .ne = {width, n_kv_, n_head, n_streams_}, .nb = {type.block_bytes, cell, type.row_bytes(row / n_head), cell * n_kv_}};
+  }
+  static Layout transposed(Layout x) {
+    std::swap(x.ne[0], x.ne[1]);
+    std::swap(x.nb[0], x.nb[1]);
+    return x;
+  }
+  // A cache that is kept transposed has room for the widest layer's values in every stream.
+  [[nodiscard]] Layout kept_transposed(const Layout& values) const {
+    Layout kept = Layout::packed(transposed(values).ne, values.type);
+    kept.nb[3] = values.type.row_bytes(n_kv_) * widest_value(g_);
+    return kept;
+  }
+  // Fused attention takes no f32: what lies in the cache as such is cast first.
+  int32_t for_fused(int32_t operand, Layout& read, int64_t& n_bytes) {
+    if (read.type.id != kF32.id) return operand;
+    const Node cast = g_.fresh(OpKind::copy, {operand}, Layout::packed(read.ne, kF16));
+    g_.operation(cast).cache_bytes = n_bytes;
+    g_.operation(cast).cache[operand == kCache ? 0 : 1] = cache_operand(read);
+    read = g_.layout(cast);
+    n_bytes = read.n_bytes();
+    return cast;
+  }
+
   // [head size, heads, tokens] as one matrix per head and stream.
   Node by_head(Node x) {
     const Layout in = g_.layout(x);
@@ -163,7 +166,9 @@ class Attention {
   // Heads side by side again.
   Node joined(Node x) {
     const Node rows = g_.permute(x, {0, 2, 1, 3});
-    return g_.cont(rows, {g_.ne(rows, 0) * g_.ne(rows, 1), g_.ne(rows, 2) * g_.ne(rows, 3), 1, 1});
+    const Node joined = g_.cont(rows, {g_.ne(rows, 0) * g_.ne(rows, 1), g_.ne(rows, 2) * g_.ne(rows, 3), 1, 1});
+    g_.operation(joined).joins_heads = true;
+    return joined;
   }
   void count(Node out) {
     Operation& operation = g_.operation(out);
@@ -175,16 +180,19 @@ class Attention {
         2.0 * static_cast<double>((key_dim_ + value_dim_) * g_.parameters().n_head) * static_cast<double>(g_.n_tokens() * n_kv_);
   }
 
+  // Values that are a part of the keys (latent attention) have their type.
+  [[nodiscard]] const DataType& value_type() const { return g_.parameters().head_dim_v > 0 ? g_.pass().type_v : g_.pass().type_k; }
+
   Node mask_of_cells() { return own_mask_ != kNoValue ? own_mask_ : mask(g_, n_kv_, n_streams_); }
 
   // Share of the pairs of a token and a cell that are not masked: a token sees itself and what lies before it, as far as a window reaches.
-  // A tile of tokens skips only the tiles of cells that all of its tokens do not see.
+  // A tile of tokens skips only the tiles of cells that all of its tokens do not see; a token that goes by itself skips each cell.
   [[nodiscard]] double unmasked() const {
     const Pass& pass = g_.pass();
     const int64_t n_tokens = g_.n_tokens() / n_streams_;
     const int64_t first = pass.n_filled - n_tokens;
     if (pass.n_filled == 0 || first < 0 || !g_.traits().causal) return 1.0;
-    const int64_t tile = n_tokens >= kTile ? kTile : 1;
+    const int64_t tile = n_tokens >= kTile && attends_together(pass.type_k.id, value_type().id) ? kTile : 1;
     const int64_t window = slides(g_) ? g_.parameters().window : pass.n_filled;
     int64_t pairs = 0;
     for (int64_t token = 0; token < n_tokens; token += tile) {
@@ -200,23 +208,29 @@ class Attention {
     const Pass& pass = g_.pass();
     const LayerParameters& p = g_.parameters();
     const Tensor* sinks = g_.find("attn_sinks");
-    Node out = g_.fresh(OpKind::attention, {by_head(query), kCache, kCacheV, mask_of_cells(), sinks != nullptr ? kWeight : kNoValue},
-                        result(), sinks);
+    const int32_t keys = for_fused(kCache, k_, k_bytes_);
+    const int32_t values = for_fused(kCacheV, v_, v_bytes_);
+    Node out = g_.fresh(OpKind::attention, {by_head(query), keys, values, mask_of_cells(), sinks != nullptr ? kWeight : kNoValue}, result(),
+                        sinks);
     count(out);
     Operation& operation = g_.operation(out);
+    operation.host_only |= !gpu_attends_to(k_.type) || !gpu_attends_to(v_.type);
+    operation.key_type = k_.type.id;
+    operation.value_type = v_.type.id;
     operation.unmasked = unmasked();
     operation.weight_decides = pass.pshard_runtime;
     operation.cache_bytes = k_bytes_ + v_bytes_;
     operation.cache_value_bytes = v_bytes_;
-    operation.cache = {k_, v_};
+    if (keys == kCache) operation.cache[0] = cache_operand(k_);
+    if (values == kCacheV) operation.cache[1] = cache_operand(v_);
     const int64_t elements = n_kv_ * n_streams_ * p.n_head_kv;
     int64_t unused = 0;
     int64_t& scratch = pass.pshard_runtime ? unused : g_.value(out).gpu_scratch_bytes;
-    if (pass.type_k.id != kF16.id) scratch += elements * key_dim_ * kF16.block_bytes;
+    if (k_.type.id != kF16.id) scratch += elements * key_dim_ * kF16.block_bytes;
     const bool own_values = p.head_dim_v > 0;
     const int64_t of_values = elements * value_dim_ * kF16.block_bytes;
-    if (own_values && pass.type_v.id != kF16.id) scratch += of_values;
-    if (!own_values && pass.type_k.id != kF16.id && !pass.pshard_runtime) g_.value(out).gpu_scratch_of_copies = of_values;
+    if (own_values && v_.type.id != kF16.id) scratch += of_values;
+    if (!own_values && v_.type.id != kF16.id && !pass.pshard_runtime) g_.value(out).gpu_scratch_of_copies = of_values;
     if (latent != nullptr) out = g_.cont(g_.permute(g_.mul_mat(*latent, g_.permute(out, {0, 2, 1, 3})), {0, 2, 1, 3}));
     return flat(out);
   }
@@ -234,7 +248,7 @@ class Attention {
   }
 
   // A product with what lies in the cache: `rows` rows per head of the right operand's length.
-  Node cache_product(int64_t rows, Node right, int32_t operand, int64_t cache_bytes, const CacheOperand& read) {
+  Node cache_product(int64_t rows, Node right, int32_t operand, int64_t cache_bytes, const Layout& read) {
     const std::array<int64_t, 4> ne = g_.layout(right).ne;
     const Node product = g_.fresh(OpKind::attention_kq, {operand, right}, Layout::packed({rows, ne[1], ne[2], ne[3]}));
     Operation& operation = g_.operation(product);
@@ -243,7 +257,7 @@ class Attention {
     operation.m = g_.n_tokens();
     operation.flop = 2.0 * static_cast<double>(rows * ne[0]) * static_cast<double>(ne[1] * ne[2] * ne[3]);
     operation.cache_bytes = cache_bytes;
-    operation.cache[operand == kCache ? 0 : 1] = read;
+    operation.cache[operand == kCache ? 0 : 1] = cache_operand(read);
     return product;
   }
 
@@ -251,15 +265,12 @@ class Attention {
     Node scores = soft_max(cache_product(n_kv_, by_head(query), kCache, k_bytes_, k_));
     Node out = kNoValue;
     if (g_.pass().transposed_v() && g_.parameters().head_dim_v > 0) {
-      out = cache_product(value_dim_, scores, kCacheV, v_bytes_, v_);
+      out = cache_product(value_dim_, scores, kCacheV, v_bytes_, kept_transposed(v_));
     } else {
-      const bool own = g_.parameters().head_dim_v > 0;
-      const int64_t heads = own ? g_.parameters().n_head_kv : 1;
-      const Node values = g_.fresh(OpKind::copy, {kCacheV},
-                                   Layout::packed({n_kv_, value_dim_, heads, n_streams_}, own ? g_.pass().type_v : g_.pass().type_k));
-      g_.value(values).gpu_scratch_bytes = cache_operand(g_.layout(values).type, n_kv_, n_kv_, 1, n_kv_).gpu_padding_bytes;
-      g_.operation(values).cache_bytes = own ? v_bytes_ : k_bytes_;
-      g_.operation(values).cache[1] = v_;
+      const Node values = g_.fresh(OpKind::copy, {kCacheV}, Layout::packed(transposed(v_).ne, v_.type));
+      g_.value(values).gpu_scratch_bytes = cache_operand(g_.layout(values)).gpu_padding_bytes;
+      g_.operation(values).cache_bytes = g_.parameters().head_dim_v > 0 ? v_bytes_ : k_bytes_;
+      g_.operation(values).cache[1] = cache_operand(transposed(v_));
       out = g_.mul_mat(values, scores);
       g_.operation(out).m = g_.n_tokens();
     }
@@ -276,15 +287,17 @@ class Attention {
   Node bias_ = kNoValue;
   int64_t k_bytes_ = 0;
   int64_t v_bytes_ = 0;
-  CacheOperand k_;
-  CacheOperand v_;
+  Layout k_;  // what lies in the cache, as it is read
+  Layout v_;
 };
 
 void store_key(Graph& g, Node key) {
   const LayerParameters& p = g.parameters();
   const Layout in = g.layout(key);
   const Node rows = g.view(key, {in.ne[0] * in.ne[1], in.ne[2], 1, 1}, {in.nb[2], in.nb[2] * in.ne[2], in.nb[2] * in.ne[2]});
-  g.store({rows, key_cells(g)}, g.pass().type_k.row_bytes(p.n_head_kv * p.head_dim_k) * g.n_tokens());
+  const DataType& type = g.pass().type_k;
+  const bool in_kernel_of_rope = type.id == kF16.id || type.id == kF32.id;
+  g.store({rows, key_cells(g)}, type.row_bytes(p.n_head_kv * p.head_dim_k) * g.n_tokens(), in_kernel_of_rope ? Step::write : Step::other);
 }
 
 void store_value(Graph& g, Node value) {
@@ -446,6 +459,7 @@ Node build_heads_attention(Graph& g, Node normed) {
     gate = half();
   }
   heads.query = prepare_head(g, "attn_q_norm", heads.query);
+  if (g.traits().scaled_query) heads.query = g.map(heads.query);
   heads.key = prepare_head(g, "attn_k_norm", heads.key);
   if (g.traits().norms_values) heads.value = g.rms(heads.value);
   const Temperature temperature = g.traits().temperature;
@@ -465,9 +479,9 @@ Node build_heads_attention(Graph& g, Node normed) {
   }
   g.in(Group::attention);
   out = g.norm("attn_sub_norm", out);
-  if (const Tensor* weight = g.find("attn_gate")) out = gated(g, out, g.map(g.mul_mat(*weight, normed)));
+  if (const Tensor* weight = g.find("attn_gate")) out = gated(g, out, g.activate(g.mul_mat(*weight, normed)));
   if (gate != kNoValue) {
-    const Node open = g.map(g.cont(gate, {p.head_dim_k * p.n_head, n, 1, 1}));  // sigmoid
+    const Node open = g.activate(g.cont(gate, {p.head_dim_k * p.n_head, n, 1, 1}));
     out = g.mul(out, open);
   }
   return g.project(g.find("attn_o") != nullptr ? "attn_o" : "attn_output", out);

@@ -120,7 +120,7 @@ Node project_experts(Graph& g, const std::string& name, Node x, const Routing& r
   const Node product = g.mul_mat_id(weight, x, routing.ids);
   const Tensor* bias = g.find_bias(name);
   if (bias == nullptr) return product;
-  const Node sum = g.element_wise({product, kWeight, routing.ids}, g.layout(product), bias);
+  const Node sum = g.add_id(product, *bias, routing.ids);
   g.operation(sum).group = group_of(weight.name);
   return sum;
 }
@@ -150,7 +150,8 @@ Node build_experts(Graph& g, Node normed, Node logits, const std::string& kind =
     activated = has_gate ? g.glu(gate, up) : activate(g, up);
   }
   Node experts = project_experts(g, "ffn_down" + kind, activated, routing);
-  if (g.traits().experts_down_on_host) {
+  const bool is_product = g.operation(experts).kind == OpKind::mul_mat_id;  // else the sum with what an adapter adds is asked for f32
+  if (g.traits().experts_down_on_host && is_product) {
     g.operation(experts).host_only = true;
     g.operation(experts).weight_decides = false;
   }

@@ -1,6 +1,7 @@
 // Which cells each token attends to, where an indexer chooses them (DeepSeek 3.2, GLM 5).
 #include <algorithm>
 
+#include "model/gpu_attention.hpp"
 #include "model/graph.hpp"
 
 namespace pshard {
@@ -41,12 +42,12 @@ class Indexer {
     Operation& operation = g_.operation(scores);
     const DataType& type = g_.pass().type_k;
     operation.cache_bytes = type.row_bytes(dim_) * n_kv * n_streams_;
-    operation.cache[0] = cache_operand(type, dim_, dim_, n_kv * n_streams_, dim_);
+    operation.cache[0] = cache_operand(Layout::packed({dim_, n_kv, 1, n_streams_}, type));
     operation.n = n_head_;
     operation.k = n_kv;
     operation.m = g_.n_tokens();
     operation.flop = 2.0 * static_cast<double>(dim_ * n_head_) * static_cast<double>(g_.n_tokens() * n_kv);
-    operation.host_only = dim_ != 128 || (n_head_ != 64 && n_head_ != 32);
+    operation.host_only = dim_ != 128 || (n_head_ != 64 && n_head_ != 32) || !gpu_attends_to(type);
     const int64_t chosen = std::min(n_kv, g_.hyperparameters().indexer_top_k);
     const Node best = g_.fresh(OpKind::elementwise, {scores}, Layout::packed({chosen, n, 1, n_streams_}, kI32));
     return g_.cont(best);

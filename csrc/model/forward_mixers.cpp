@@ -51,6 +51,7 @@ Node convolve(Graph& g, Node joined, const Tensor& kernel) {
   const Node output = g.fresh(OpKind::scan, {joined, kWeight}, Layout::packed({channels, g.n_seq_tokens(), g.pass().n_seqs, 1}), &kernel);
   g.operation(output).flop = 2.0 * static_cast<double>(kernel.shape[0] * channels * g.n_tokens());
   g.operation(output).host_only = channels % kConvolvedAtOnce != 0;
+  g.operation(output).step = Step::convolve;
   return output;
 }
 
@@ -118,7 +119,7 @@ Node build_mamba(Graph& g, Node normed, Node conv_state) {
   const Tensor& kernel = g.require("ssm_conv1d");
   Node x = convolve(g, join_state(g, g.slice(xz, inner), conv_state, kernel), kernel);
   if (const Tensor* bias = g.find_bias("ssm_conv1d")) x = g.add(x, *bias);
-  x = g.map(x);  // SiLU
+  x = g.activate(x);
   const Node x_db = g.project("ssm_x", x);
   const Layout parts = g.layout(x_db);
   const auto state_part = [&] { return g.view(x_db, {n_state, 1, t, s}, {n_state * kActivationBytes, parts.nb[1], parts.nb[2]}); };
@@ -156,7 +157,7 @@ Node build_mamba2(Graph& g, Node normed, Node conv_state) {
   const int64_t channels = inner + 2 * h.ssm_group_count * h.ssm_state_size;
   Node xbc = convolve(g, join_state(g, g.slice(zxbcdt, channels), conv_state, kernel), kernel);
   if (const Tensor* bias = g.find_bias("ssm_conv1d")) xbc = g.add(xbc, *bias);
-  xbc = g.map(xbc);  // SiLU
+  xbc = g.activate(xbc);
   const Node x = heads_of(g, xbc, head_dim, heads);
   const Node b = heads_of(g, xbc, h.ssm_state_size, h.ssm_group_count);
   const Node c = heads_of(g, xbc, h.ssm_state_size, h.ssm_group_count);
@@ -187,7 +188,7 @@ Node build_mamba_heads(Graph& g, Node normed, Node conv_state) {
   const Tensor& kernel = g.require("ssm_conv1d");
   const Node input = g.cont(g.slice(both, head_dim), {inner, t, s, 1});
   const Node z = g.slice(both, head_dim);
-  const Node convolved = g.map(convolve(g, join_state(g, input, conv_state, kernel), kernel));  // SiLU
+  const Node convolved = g.activate(convolve(g, join_state(g, input, conv_state, kernel), kernel));
   const Node projected = g.project("ssm_x", convolved);
   const int64_t dt_dim = g.ne(projected, 0) - 2 * n_state;
   const Node b = g.norm("ssm_b_norm", g.slice(projected, n_state));
@@ -251,19 +252,19 @@ Node build_gated_delta(Graph& g, Node normed) {
     beta = g.map(g.reshape(g.project("ssm_beta", normed), {1, heads, t, s}));
     alpha = g.reshape(g.project("ssm_alpha", normed), {heads, t, s, 1});
   }
-  alpha = g.map(g.add(alpha, *g.find_bias("ssm_dt")));  // softplus
+  alpha = g.activate(g.add(alpha, *g.find_bias("ssm_dt")));
   alpha = g.reshape(g.mul(alpha, g.require("ssm_a")), {1, heads, t, s});
   beta = g.reshape(beta, {1, heads, t, s});
   const Tensor& kernel = g.require("ssm_conv1d");
   const Node joined = join_state(g, parts.qkv, load_state(g, g.parameters().conv_state), kernel);
   const Node state = g.reshape(load_state(g, g.parameters().scan_state), {value_dim, value_dim, heads, s});
-  const Node convolved = g.map(convolve(g, joined, kernel));  // SiLU
+  const Node convolved = g.activate(convolve(g, joined, kernel));
   const Layout all = g.layout(convolved);
   const auto heads_from = [&](int64_t size, int64_t n) {
     return g.view(convolved, {size, n, t, s}, {size * kActivationBytes, all.nb[1], all.nb[2]});
   };
   const auto unit_heads = [&] {
-    const Node unit = g.map(g.rms(heads_from(key_dim, key_heads)));  // L2 norm
+    const Node unit = g.scale(g.rms(heads_from(key_dim, key_heads)));  // L2 norm
     if (key_heads == heads || !g.traits().repeats_key_heads) return unit;
     const Node spread = g.repeat(g.reshape(unit, {key_dim, 1, key_heads, t * s}), {key_dim, heads / key_heads, key_heads, t * s});
     return g.reshape(spread, {key_dim, heads, t, s});
@@ -277,7 +278,7 @@ Node build_gated_delta(Graph& g, Node normed) {
   const int64_t row = h.ssm_inner_size * kActivationBytes;
   Node output = g.view(scanned, {value_dim, heads, t, s}, {value_dim * kActivationBytes, row, row * t});
   output = g.norm("ssm_norm", output);
-  const Node open = g.map(g.reshape(parts.z, {value_dim, heads, t, s}));  // SiLU
+  const Node open = g.activate(g.reshape(parts.z, {value_dim, heads, t, s}));
   output = g.reshape(g.mul(output, open), {h.ssm_inner_size, t, s, 1});
   return by_token(g, g.project("ssm_out", output));
 }
@@ -293,7 +294,7 @@ Node convolve_part(Graph& g, Node x, Node states, const Tensor& kernel) {
   store_state(g, g.view(joined, {kept, channels, g.pass().n_seqs, 1}, {all.nb[1], all.nb[2], all.nb[3]}), kept * channels);
   const Node convolved = convolve(g, joined, kernel);
   g.read_as_view(convolved);
-  return g.map(by_token(g, g.reshape(convolved, {channels, g.n_tokens(), 1, 1})));  // SiLU
+  return g.activate(by_token(g, g.reshape(convolved, {channels, g.n_tokens(), 1, 1})));
 }
 
 // The gated delta rule with a decay for every channel; query, key and value are convolved apart.
@@ -322,14 +323,14 @@ Node build_channel_delta(Graph& g, Node normed, Node early_state) {
     return is_low_rank ? g.project(second, projected) : projected;
   };
   Node decay = g.add(maybe_low_rank("ssm_f_a", "ssm_f_b"), *g.find_bias("ssm_dt"));
-  if (is_low_rank) decay = g.map(decay);
+  if (is_low_rank) decay = g.activate(decay);
   decay = g.mul(g.reshape(decay, {head_dim, heads, g.n_tokens(), 1}), g.require("ssm_a"));
   g.read_as_view(decay);
   if (!is_low_rank) decay = g.map(g.map(decay));
   decay = g.reshape(decay, {head_dim, heads, t, s});
   const Node beta = g.map(g.reshape(g.project("ssm_beta", normed), {1, heads, t, s}));
   const Node state = g.reshape(load_state(g, g.parameters().scan_state), {head_dim, head_dim, heads, s});
-  const auto unit = [&](Node x) { return g.map(g.rms(x)); };  // L2 norm
+  const auto unit = [&](Node x) { return g.scale(g.rms(x)); };  // L2 norm
   const Node scanned = scan(g, Recurrence::delta_net, {unit(query), unit(key), value, decay, beta, state}, inner, nullptr);
   g.operation(scanned).cache_bytes = 0;  // the state came in as a value
   store_final_state(g, scanned);
@@ -338,7 +339,7 @@ Node build_channel_delta(Graph& g, Node normed, Node early_state) {
   if (is_low_rank) normed_rows = by_token(g, by_sequence(g, normed));
   const Node gate = maybe_low_rank("ssm_g_a", "ssm_g_b");
   const std::array<int64_t, 4> by_head{head_dim, heads, g.n_tokens(), 1};
-  const Node gated = g.mul(g.norm("ssm_norm", g.reshape(output, by_head)), g.map(g.reshape(gate, by_head)));
+  const Node gated = g.mul(g.norm("ssm_norm", g.reshape(output, by_head)), g.activate(g.reshape(gate, by_head)));
   return g.project("attn_output", g.cont(gated, {inner, g.n_tokens(), 1, 1}));
 }
 

@@ -76,9 +76,9 @@ Node Graph::adapted(const Tensor& weight, Node out, Node x, Product product) {
     if (!local.starts_with(name) || !local.substr(name.size()).starts_with(kAdapterDown)) continue;
     const std::string up = std::string(kAdapterUp) + std::string(local.substr(name.size() + kAdapterDown.size()));
     const Node narrow = product(down, x);
-    read_as_view(narrow);
+    read_aside(narrow);
     const Node wide = product(found(search(tensors_, name, up), name), narrow);
-    read_as_view(wide);
+    read_aside(wide);
     const Node scaled = map(wide);
     operation(scaled).group = group_of(weight.name);
     out = add(out, scaled);
@@ -118,9 +118,10 @@ Node Graph::project(std::string_view name, Node x) {
 }
 
 Node Graph::rope(Node x) {
-  const bool scales = !pass_.pshard_runtime && !(traits().full_layers_scale_rope && parameters().window > 0);
+  const bool in_window = parameters().window > 0;
+  const bool scales = !pass_.pshard_runtime && !(in_window && (traits().full_layers_scale_rope || !traits().windows_scale_rope));
   const Tensor* factors = scales ? rope_factors(model_) : nullptr;
-  const Node node = element_wise({x, positions(), factors != nullptr ? kWeight : kNoValue}, packed_like(x), factors);
+  const Node node = stepped(Step::rope, element_wise({x, positions(), factors != nullptr ? kWeight : kNoValue}, packed_like(x), factors));
   operation(node).weight_decides = false;
   return node;
 }
@@ -145,11 +146,12 @@ Node Graph::norm(std::string_view name, Node x, Group group) {
   return node;
 }
 
-void Graph::store(std::initializer_list<int32_t> operands, int64_t cache_bytes) {
+void Graph::store(std::initializer_list<int32_t> operands, int64_t cache_bytes, Step step) {
   const Node node = describe(OpKind::copy, operands, Layout::packed({0, 1, 1, 1}));
   Operation& written = operation(node);
   written.group = Group::cache;
   written.output = kNoValue;
+  written.step = step;
   written.cache_bytes = cache_bytes;
   expand(node);
 }
@@ -160,12 +162,11 @@ Node Graph::output_rows(Node x) {
   return node;
 }
 
-CacheOperand cache_operand(const DataType& type, int64_t head_dim, int64_t n, int64_t rows, int64_t used) {
+CacheOperand cache_operand(const Layout& view) {
   constexpr int64_t kGpuRowPadding = 512;
-  CacheOperand operand;
-  operand.n_bytes = type.row_bytes(n) * (rows - 1) + type.row_bytes(used);
-  const int64_t tail = head_dim % kGpuRowPadding;
-  if (type.block_elements > 1 && tail != 0) operand.gpu_padding_bytes = type.row_bytes(kGpuRowPadding - tail);
+  CacheOperand operand{.n_bytes = view.n_bytes()};
+  const int64_t tail = view.ne[0] % kGpuRowPadding;
+  if (view.type.block_elements > 1 && tail != 0) operand.gpu_padding_bytes = view.type.row_bytes(kGpuRowPadding - tail);
   return operand;
 }
 

@@ -60,7 +60,7 @@ class Graph : public GraphWriter {
   Node norm(std::string_view name, Node x, Group group);
 
   // Into the cache or state of the layer: `cache_bytes` written.
-  void store(std::initializer_list<int32_t> operands, int64_t cache_bytes);
+  void store(std::initializer_list<int32_t> operands, int64_t cache_bytes, Step step = Step::other);
   Node output_rows(Node x);  // keeps the rows whose logits are wanted
   // The cells that an indexer has chosen: this layer's, or one's before it.
   void select_cells(Node cells) { selected_cells_ = cells; }
@@ -79,8 +79,8 @@ class Graph : public GraphWriter {
   Node selected_cells_ = kNoValue;
 };
 
-// A part of the cache: `rows` rows of `n` elements of which one operation reads the first `used`.
-[[nodiscard]] CacheOperand cache_operand(const DataType& type, int64_t head_dim, int64_t n, int64_t rows, int64_t used);
+// What of the cache one operation reads.
+[[nodiscard]] CacheOperand cache_operand(const Layout& view);
 
 // The parts of a layer; each takes and returns nodes.
 Node build_attention(Graph& g, Node normed);  // output projection included

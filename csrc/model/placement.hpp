@@ -65,6 +65,8 @@ struct Placement {
   int n_gpu = 1;  // GPUs that there are, used or not
   // llama.cpp's pipeline over several GPUs: whatever crosses to another device exists four times there.
   bool pipeline = false;
+  bool offload_kqv = true;    // false: all caches are on the host (`-nkvo`)
+  bool offloads_all = false;  // `-ngl` puts all layers and the head on GPUs, whatever overrides move
   // llama.cpp's op-offload: from kOffloadMinTokens tokens on, an operation with `cpu` weights copies them to GPU 0 and runs there.
   bool op_offload = false;
   // The pshard runtime computes the head where it lies, also under op-offload.

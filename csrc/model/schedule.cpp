@@ -21,6 +21,10 @@ ScheduledOperation decide(const Operation& operation, const BlockPlacement& plac
     run_on(placement.layer.device);
     return result;
   }
+  if (placement.ties_heads && operation.joins_heads) {
+    run_on(Where::cpu);
+    return result;
+  }
   const bool writes_cache = operation.kind == OpKind::copy && operation.output == kNoValue;
   const bool weight_decides = operation.weight != nullptr && operation.weight_decides;
   if (!weight_decides && !writes_cache) return result;
@@ -69,27 +73,46 @@ std::vector<ScheduledOperation> decide(const Block& block, const BlockPlacement&
   return result;
 }
 
-void follow_neighbours(const Block& block, const Neighbours& neighbours, std::vector<ScheduledOperation>& scheduled) {
+// A GPU has no kernel for it, or finds a weight among its operands that lies on another GPU.
+bool runs_on(const Operation& operation, const BlockPlacement& placement, Where lane) {
+  if (lane == Where::cpu) return true;
+  if (operation.host_only) return false;
+  if (operation.weight == nullptr || operation.weight_decides || operation.weight_is_viewed) return true;
+  const Where home = placement.weight_of(operation);
+  return !is_pinned(home) || device_of(home) == device_of(lane);
+}
+
+// Of what no neighbour can run: where most of its operands are.
+Where lane_of_operands(const Operation& operation, const BlockPlacement& placement) {
+  const bool reads_host = operation.reads_cache() && placement.cache_of(operation) == Where::cpu;
+  return operation.host_only || reads_host ? Where::cpu : placement.weight_of(operation);
+}
+
+// Operations join a GPU before them, else one behind; what is left joins any neighbour that can run it.
+void follow_neighbours(const Block& block, const BlockPlacement& placement, const Neighbours& neighbours,
+                       std::vector<ScheduledOperation>& scheduled) {
   const size_t n = scheduled.size();
-  // Layers that are resident stay out of the lanes beside them; only what belongs to no layer joins one.
-  const auto lane_beside = [&](size_t i, Where lane) {
-    return is_streamed(lane) && block.operations[i].group < Group::embedding ? Where::pinned : lane;
+  std::vector<bool> is_placed(n);
+  for (size_t i = 0; i < n; ++i) is_placed[i] = scheduled[i].decided;
+  const auto follow = [&](size_t i, Where& beside, bool joins_host) {
+    if (is_placed[i]) {
+      if (scheduled[i].decided || device_of(scheduled[i].lane) != device_of(beside)) beside = scheduled[i].lane;
+      return;
+    }
+    const Operation& operation = block.operations[i];
+    if (operation.is_view || (beside == Where::cpu && !joins_host) || !runs_on(operation, placement, beside)) return;
+    // Layers that are resident stay out of the lanes beside them; only what belongs to no layer joins one.
+    scheduled[i].lane = is_streamed(beside) && operation.group < Group::embedding ? Where::pinned : beside;
+    is_placed[i] = true;
   };
-  Where before = neighbours.before;
-  for (size_t i = 0; i < n; ++i) {
-    if (scheduled[i].decided) {
-      before = scheduled[i].lane;
-    } else if (!block.operations[i].host_only) {
-      scheduled[i].lane = lane_beside(i, before);
-    }
+  for (const bool joins_host : {false, true}) {
+    Where before = neighbours.before;
+    for (size_t i = 0; i < n; ++i) follow(i, before, joins_host);
+    Where after = neighbours.after;
+    for (size_t i = n; i-- > 0;) follow(i, after, joins_host);
   }
-  Where after = neighbours.after;
-  for (size_t i = n; i-- > 0;) {
-    if (scheduled[i].decided) {
-      after = scheduled[i].lane;
-    } else if (scheduled[i].lane == Where::cpu && !block.operations[i].host_only) {
-      scheduled[i].lane = lane_beside(i, after);
-    }
+  for (size_t i = 0; i < n; ++i) {
+    if (!is_placed[i] && !block.operations[i].is_view) scheduled[i].lane = lane_of_operands(block.operations[i], placement);
   }
 }
 
@@ -113,7 +136,9 @@ class Reads {
     bool found = scheduled.copies_cache;
     for (const int32_t operand : operation.inputs) {
       if (operand == kWeight && scheduled.copies_weight) {
-        found = (reads_rope_factors(operation) ? copy(GraphInput::rope_factors) : copy(operation.weight, scheduled.device)) || found;
+        found =
+            (reads_rope_factors(operation) ? copy(GraphInput::rope_factors, scheduled.device) : copy(operation.weight, scheduled.device)) ||
+            found;
       } else if (is_value(operand)) {
         found = value(operand, scheduled.device) || found;
       }
@@ -136,21 +161,22 @@ class Reads {
     copied_weights_.push_back(copied);
     return true;
   }
-  bool copy(GraphInput input) {
-    const bool is_new = (copied_inputs_ & input_bit(input)) == 0;
-    copied_inputs_ |= input_bit(input);
+  bool copy(GraphInput input, Device device) {
+    InputBits& copied = copied_inputs_[index(device)];
+    const bool is_new = (copied & input_bit(input)) == 0;
+    copied |= input_bit(input);
     return is_new;
   }
   bool value(int32_t operand, Device device) {
     const Value& read = block_.values[static_cast<size_t>(operand)];
-    if (read.is_input) return device != Device::host && copy(read.input);
+    if (read.is_input) return device != Device::host && copy(read.input, device);
     const bool is_new = (at(operand) & device_bit(device)) == 0;
     at(operand) |= device_bit(device);
     return is_new;
   }
 
   const Block& block_;
-  InputBits copied_inputs_;
+  InputsByDevice copied_inputs_;
   std::vector<std::pair<const Tensor*, Device>> copied_weights_;
   std::vector<uint32_t> at_;  // by value: bits of the devices that have it
   uint32_t shared_home_ = 0;
@@ -186,7 +212,7 @@ BlockEnds block_ends(const Block& block, const BlockPlacement& placement) {
 
 std::vector<ScheduledOperation> schedule(const Block& block, const BlockPlacement& placement, const Neighbours& neighbours) {
   std::vector<ScheduledOperation> result = decide(block, placement);
-  follow_neighbours(block, neighbours, result);
+  follow_neighbours(block, placement, neighbours, result);
   // Views do no work: they stay in the split before them, and those at the front in that of the first operation.
   const auto is_work = [](const Operation& operation) { return !operation.is_view; };
   const auto first =
@@ -194,12 +220,13 @@ std::vector<ScheduledOperation> schedule(const Block& block, const BlockPlacemen
   for (size_t i = 0; i < first && first < result.size(); ++i) result[i].lane = result[first].lane;
   Where before = neighbours.last_lane.value_or(neighbours.before);
   Reads reads(block, neighbours, placement.of(Group::cache));
-  bool split_reads = true;  // anything from elsewhere, so far
+  bool split_reads = neighbours.split_reads;
   for (size_t i = 0; i < result.size(); ++i) {
     ScheduledOperation& current = result[i];
     const Operation& operation = block.operations[i];
     if (operation.is_view && i > first) current.lane = before;
     current.device = device_of(current.lane);
+    current.split_reads = split_reads;
     if (operation.is_view) {
       reads.alias(operation);
       continue;
@@ -214,6 +241,7 @@ std::vector<ScheduledOperation> schedule(const Block& block, const BlockPlacemen
       split_reads = false;
     }
     split_reads = reads.from_elsewhere(operation, current) || split_reads;
+    current.split_reads = split_reads;
     before = current.lane;
   }
   return result;

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <vector>
@@ -30,9 +31,10 @@ struct BlockPlacement {
   Where embedding = Where::cpu;  // of the groups outside the layers
   Where head = Where::cpu;
   bool op_offload = false;
-  // llama.cpp ties the norms of a layer to the layer's device where all layers are on GPUs, and below 32 tokens; but it forgets that where
-  // it reserves memory without allocating it.
+  // llama.cpp ties the norms of a layer to the layer's device where all layers are on GPUs, and below 32 tokens, and the heads that
+  // attention joins to the host where all caches are; but it forgets both where it reserves memory without allocating it.
   bool ties_norms = false;
+  bool ties_heads = false;
   Where next_cache = Where::cpu;              // of the layer whose state the block loads ahead
   std::vector<TensorException> exceptions{};  // the layer's, by local names
   std::optional<Where> first_attention{};     // of the first layer, which all layers read from; none: of this one
@@ -60,17 +62,21 @@ struct ScheduledOperation {
   bool starts_split = false;   // see `schedule`
   bool copies_weight = false;  // op-offload: the weight is in host memory and is copied for this operation
   bool copies_cache = false;   // the cache is on the other device: what is read of it is copied
+  bool split_reads = true;     // its split has read something from elsewhere, up to here
 };
+
+using InputsByDevice = std::array<InputBits, kMaxDevices>;  // by index(Device)
 
 // What lies around a block: the lanes of the nearest decided operations before and after it.
 struct Neighbours {
   Where before = Where::cpu;
   Where after = Where::cpu;
-  InputBits copied_inputs = 0;  // those that blocks before have on a GPU
+  InputsByDevice copied_inputs{};  // copies that blocks before have made of graph inputs and rope factors
   // Where the last operation before it runs, decided or not, and what layers share is. None: where `before` is.
   std::optional<Where> last_lane{};
   std::optional<Device> shared_home{};
   uint32_t shared_copies = 0;  // bits of the devices that have a copy of it
+  bool split_reads = true;     // the split that the block may go on with has read something from elsewhere
 
   bool operator==(const Neighbours&) const = default;
 };

@@ -55,9 +55,11 @@ struct GraphTraits {
   bool gated_attention = false;  // the query projection carries an output gate
   bool joined_heads = false;     // fused projections are taken apart before they are heads
   bool clamped_qkv = false;
+  bool scaled_query = false;            // before the product with keys, instead of in it
   bool norm_behind_rope = false;        // of queries and keys
   bool norms_values = false;            // without a weight tensor; they are the keys where they have no projection (Gemma 4)
   bool full_layers_scale_rope = false;  // frequency factors are those of layers without a window
+  bool windows_scale_rope = true;       // false: only layers without a window read them, though all have them (Step 3.5)
   bool norm_without_weight = false;     // query and key are normed without a weight tensor in layers with rope (llama4)
   Temperature temperature = Temperature::none;
   double attention_softcap = 0.0;

@@ -60,9 +60,10 @@ TEST(Forward, AttentionReadsTheCacheAndCostsFourFlopPerCellAndDimension) {
   EXPECT_EQ(attention.group, Group::cache);
 }
 
-double unmasked(int64_t n_tokens, int64_t n_filled, int64_t window = 0) {
+double unmasked(int64_t n_tokens, int64_t n_filled, int64_t window = 0, const DataType& type_k = tiny::kF16) {
   const Model model = tiny::model(window);
   Pass pass = pass_of(n_tokens);
+  pass.type_k = type_k;
   pass.n_kv = pass.n_kv_window = 256;
   pass.n_filled = n_filled;
   return first_of(layer_block(model, model.layers()[0], pass, false), OpKind::attention).unmasked;
@@ -75,6 +76,17 @@ TEST(Forward, ATokenSeesItselfAndWhatLiesBeforeIt) {
   EXPECT_DOUBLE_EQ(unmasked(2, 100, 16), 16.0 / 256);
   EXPECT_DOUBLE_EQ(unmasked(128, 128), (64.0 + 128) / (2 * 256));  // in tiles of 64
   EXPECT_DOUBLE_EQ(unmasked(256, 256), (64.0 + 128 + 192 + 256) / (4 * 256));
+  EXPECT_DOUBLE_EQ(unmasked(128, 128, 0, {8, 32, 34}), (1.0 + 128) / 2 / 256);  // each by itself over keys in Q8_0
+}
+
+TEST(Forward, AttentionTellsTheTypesOfItsCache) {
+  const Model model = tiny::model();
+  Pass pass = pass_of(7);
+  pass.type_k = {8, 32, 34};
+  pass.type_v = {2, 32, 18};
+  const Operation attention = first_of(layer_block(model, model.layers()[0], pass, false), OpKind::attention);
+  EXPECT_EQ(attention.key_type, 8);
+  EXPECT_EQ(attention.value_type, 2);
 }
 
 TEST(Forward, WithoutFlashAttentionTheScoresAreAValue) {

@@ -65,6 +65,44 @@ TEST(Schedule, WhatNoGpuCanRunIsAloneOnTheHost) {
   EXPECT_EQ(lanes(b, LayerPlacement::uniform(kPinned)), std::vector<Where>({kPinned, kPinned, kCpu, kPinned, kPinned, kPinned}));
 }
 
+// Rope factors are where the layer is. A GPU that they are not on refuses the rope (ggml_backend_cuda_device_supports_op).
+TEST(Schedule, ASmallWeightOnAnotherGpuKeepsItsOperationThere) {
+  const Tensor factors{"rope_freqs.weight", {0, 1, 4}, {64, 1, 1, 1}, 256};
+  const Where second = pinned_on(1);
+  Block b = layer();
+  b.operations[2].weight = &factors;
+  b.operations[2].weight_decides = false;
+  LayerPlacement placement = ffn_elsewhere(kPinned, second);
+  placement.device = second;
+  EXPECT_EQ(lanes(b, placement, {kPinned, second}), std::vector<Where>({kPinned, kPinned, second, second, second, second}));
+  placement[Group::ffn_up] = kCpu;  // a neighbour that can run it goes first
+  EXPECT_EQ(lanes(b, placement, {kPinned, kCpu})[2], kCpu);
+  placement[Group::ffn_up] = kPinned;
+  EXPECT_EQ(lanes(b, placement, {kPinned, kPinned})[2], second);
+  b.operations[2].weight_is_viewed = true;
+  EXPECT_EQ(lanes(b, placement, {kPinned, kPinned})[2], kPinned);
+}
+
+// What a split has not read before it, it may read without a split of its own.
+TEST(Schedule, ACopiedWeightStartsASplitOnlyBehindOtherCopies) {
+  const Block b = layer();
+  LayerPlacement placement = LayerPlacement::uniform(kPinned);
+  placement[Group::attention] = kCpu;
+  Block large = b;
+  large.operations[1].offload_rows = kOffloadMinTokens;
+  large.operations[1].inputs = {1, kWeight, kNoValue, kNoValue, kNoValue, kNoValue, kNoValue, kNoValue};
+  const BlockPlacement offloads{.layer = placement, .op_offload = true};
+  for (const bool split_reads : {true, false}) {
+    Neighbours around{kPinned, kPinned};
+    around.split_reads = split_reads;
+    const std::vector<ScheduledOperation> scheduled = schedule(large, offloads, around);
+    EXPECT_TRUE(scheduled[1].copies_weight);
+    EXPECT_EQ(scheduled[1].starts_split, split_reads);
+    EXPECT_EQ(scheduled[0].split_reads, split_reads);
+    EXPECT_TRUE(scheduled[1].split_reads);
+  }
+}
+
 TEST(Schedule, NormsAreTiedToTheLayersDeviceWhereverTheirWeightsAre) {
   Block b = layer();
   b.operations[0].is_norm = true;
@@ -92,7 +130,7 @@ TEST(Schedule, ViewsAtTheFrontBelongToTheFirstOperation) {
 TEST(Schedule, InALayerThatStreamsTheyFollowTheirOperands) {
   const Block b = layer();
   const std::vector<Where> ffn_streamed{kPinned, kPinned, kPinned, kA, kA, kPinned};
-  for (const Neighbours neighbours : {Neighbours{}, Neighbours{kPinned, kPinned}, Neighbours{kB, kB}}) {
+  for (const Neighbours& neighbours : {Neighbours{}, Neighbours{kPinned, kPinned}, Neighbours{kB, kB}}) {
     EXPECT_EQ(lanes(b, ffn_elsewhere(kPinned, kA), neighbours), ffn_streamed);
   }
   EXPECT_EQ(lanes(b, ffn_elsewhere(kA, kCpu), {kCpu, kPinned}), std::vector<Where>({kA, kA, kA, kCpu, kCpu, kA}));

@@ -73,7 +73,9 @@ def placement_from_flags(
     placement = _core.Placement()
     placement.n_gpu = len(shares)
     placement.op_offload = op_offload and placement.n_gpu > 0
-    whole = placement.n_gpu > 1 and _core.Where.cpu not in places
+    placement.offload_kqv = offload_kqv
+    placement.offloads_all = placement.n_gpu > 0 and _core.Where.cpu not in places
+    whole = placement.n_gpu > 1 and placement.offloads_all
     placement.pipeline = whole and split_mode == "layer" and offload_kqv and not rules
     placement.head = places[-1]
     if model.head:  # it lies with its largest tensor; encoders have none
@@ -147,6 +149,8 @@ def _overridden(name: str) -> str:
 
 
 def _place(name: str, rules: list[tuple[re.Pattern[str], _core.Where]], default: _core.Where) -> _core.Where:
+    if ".control_vector" in name:  # with the layer's device, whatever of the model is moved
+        return default
     return next((where for regex, where in rules if regex.search(_overridden(name))), default)
 
 

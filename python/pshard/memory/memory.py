@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
@@ -336,8 +336,13 @@ def place_draft(draft: Draft, main: Placed, devices: tuple[tuple[str, int], ...]
     return place(draft.model, settings, where)
 
 
-def device_memory(model: Model, name: str, free_bytes: int | None, part: _core.DeviceBytes | None) -> DeviceMemory:
-    """Bytes of a model in one memory as a report has them; `part` None: it is not used."""
+def device_memory(
+    model: Model, name: str, free_bytes: int | None, part: _core.DeviceBytes | None, run_bytes: int = 0
+) -> DeviceMemory:
+    """Bytes of a model in one memory as a report has them; `part` None: it is not used.
+
+    `run_bytes` are those of the compute buffer where a run may take more than is stated before it.
+    """
     from pshard.memory.report import DeviceMemory
 
     if part is None:
@@ -348,7 +353,7 @@ def device_memory(model: Model, name: str, free_bytes: int | None, part: _core.D
         model_bytes=part.weights_bytes,
         context_bytes=part.cache_bytes,
         compute_bytes=part.compute_bytes,
-        compute_bound_bytes=compute_bound_bytes(model, part.compute_bytes),
+        compute_bound_bytes=max(compute_bound_bytes(model, part.compute_bytes), run_bytes),
     )
 
 
@@ -378,15 +383,20 @@ def unreplayed_warnings(model: Model) -> list[str]:
 def _report(placed: Placed, devices: tuple[tuple[str, int], ...], load_mode: str, host_buffer: bool) -> MemoryReport:
     from pshard.memory.report import MemoryReport
 
-    found = placed.bytes()
-    parts = dict(zip(placed.names, found.gpus, strict=True))
+    found, run = placed.bytes(), placed.bytes_of_a_run()
+    parts = dict(zip((*placed.names, HOST), (*found.gpus, found.host), strict=True))
+    run_bytes = {} if run is None else dict(zip(parts, _compute_bytes(run), strict=True))
     cells = placed.cells()
-    host = device_memory(placed.model, HOST, None, found.host)
+
+    def memory_of(name: str, free_bytes: int | None) -> DeviceMemory:
+        return device_memory(placed.model, name, free_bytes, parts.get(name), run_bytes.get(name, 0))
+
+    host = memory_of(HOST, None)
     output = placed.output_bytes()
     mapped = load_mode in MAPPED_LOADS
     locked = 0
     if placed.names:
-        locked += host.compute_bytes + (output if placed.output_is_page_locked() else 0)
+        locked += host.compute_bound_bytes + (output if placed.output_is_page_locked() else 0)
         locked += host.model_bytes if host_buffer and not mapped else 0
     return MemoryReport(
         model=placed.model.name,
@@ -399,13 +409,35 @@ def _report(placed: Placed, devices: tuple[tuple[str, int], ...], load_mode: str
         flash_attn=placed.context.flash_attn,
         pipeline=placed.placement.pipeline,
         exact=placed.model.is_replayed,
-        devices=tuple(device_memory(placed.model, name, free_bytes, parts.get(name)) for name, free_bytes in devices),
+        devices=tuple(memory_of(name, free_bytes) for name, free_bytes in devices),
         host=host,
         output_bytes=output,
         page_locked_bytes=locked,
         mapped_bytes=_mapped_bytes(placed) if mapped else 0,
-        warnings=(*placed.model.warnings, *placed.warnings, *unreplayed_warnings(placed.model)),
+        warnings=(
+            *placed.model.warnings,
+            *placed.warnings,
+            *unreplayed_warnings(placed.model),
+            *_run_warnings(parts, run_bytes),
+        ),
     )
+
+
+def _compute_bytes(found: _core.MemoryReport) -> list[int]:
+    return [part.compute_bytes for part in (*found.gpus, found.host)]
+
+
+def _run_warnings(parts: Mapping[str, _core.DeviceBytes], run_bytes: Mapping[str, int]) -> Iterator[str]:
+    changes = [
+        f"{run_bytes[name] / MIB:.1f} MiB instead of {parts[name].compute_bytes / MIB:.1f} in {name}"
+        for name in run_bytes
+        if run_bytes[name] != parts[name].compute_bytes
+    ]
+    if any(run_bytes[name] > parts[name].compute_bytes for name in run_bytes):
+        yield (
+            f"A run takes other compute buffers than llama.cpp states before it, by which --fit decides: "
+            f"{', '.join(changes)}. The larger ones are counted."
+        )
 
 
 def _shortages(report: MemoryReport) -> list[str]:

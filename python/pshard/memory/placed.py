@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pshard.model.model import Model
 
 HOST = "Host"
+FEW_TOKENS = 32  # below, llama.cpp ties norms to the device of their layer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +65,20 @@ class Placed:
         from pshard import _core
 
         return _core.memory(self.model.core, self.placement, self.context, self.n_tokens)
+
+    def bytes_of_a_run(self) -> _core.MemoryReport | None:
+        """Bytes that llama.cpp allocates when it runs; None where that is not more than it states before.
+
+        What it states forgets which device the scheduler has tied operations to: norms, with all layers on GPUs and
+        below 32 tokens, and without flash attention what the attention of caches on the host comes to
+        (``llama_context::graph_get_cb``, ``llm_graph_context::build_attn_mha``).
+        """
+        from pshard import _core
+
+        splits_layers = len(self.names) > 1 and len(self.where.tensor_overrides) > 0
+        if self.where.offload_kqv and self.n_tokens >= FEW_TOKENS and not splits_layers:
+            return None
+        return _core.memory(self.model.core, self.placement, self.context, self.n_tokens, _core.MemoryStage.running)
 
     def output_bytes(self) -> int:
         """Return the size of the buffer of logits, one row for each sequence (or for each token that may be wanted)."""

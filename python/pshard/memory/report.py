@@ -21,7 +21,8 @@ class DeviceMemory(Struct, frozen=True, kw_only=True):
     model_bytes, context_bytes, compute_bytes : int
         Weights; KV cache and recurrent state; compute buffers.
     compute_bound_bytes : int
-        What the compute buffers do not exceed; `compute_bytes` where the report is exact.
+        What the compute buffers do not exceed. Where the report is exact: `compute_bytes`, or what a run takes if
+        llama.cpp states less before it.
     """
 
     name: str

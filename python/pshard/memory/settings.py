@@ -131,6 +131,9 @@ def _resolved(model: Model, asked: ContextSettings) -> ContextSettings:
         what = f"n_ctx={n_ctx}" if n_batch < asked.n_batch else f"n_batch={n_batch}"
         reason = f"more sequences than {what} has tokens; raise that, or ask for fewer sequences"
         _refuse("n_seq_max", asked.n_seq_max, reason)
+    if traits.has_encoder and asked.n_seq_max > 1 and not asked.kv_unified:
+        reason = "llama.cpp aborts where sequences of an encoder and decoder have caches of their own; add --kv-unified"
+        _refuse("n_seq_max", asked.n_seq_max, reason)
     if asked.n_outputs_max is not None and asked.n_outputs_max < asked.n_seq_max:
         reason = f"each of the {asked.n_seq_max} sequences needs one output; raise it"
         _refuse("n_outputs_max", asked.n_outputs_max, reason)
@@ -310,6 +313,12 @@ def override_warnings(model: Model, overrides: Sequence[Override]) -> list[str]:
         warnings.append(f"{_listed('The override', unmatched)} no tensor; the nearest names are {near}.")
     if shadowed:
         warnings.append(f"{_listed('The override', shadowed)} only tensors that earlier ones take; the first wins.")
+    embedding = next((device for pattern, device in overrides if re.search(pattern, "token_embd.weight")), "CPU")
+    if embedding != "CPU" and model.hyperparameters.traits.reads_embedding:
+        warnings.append(
+            f"The head of this model is its embedding, and is counted in host memory; moved to {embedding}, it takes "
+            "bytes and logits there."
+        )
     return warnings
 
 

@@ -140,6 +140,8 @@ class Architecture:
         Values are normed, without a weight tensor; where they have no projection, they are the keys.
     full_layers_scale_rope : bool
         Frequency factors are those of layers without a window.
+    windows_scale_rope : bool
+        False: layers with a window do not read the frequency factors that all layers have.
     unweighted_qk_norm : bool
         Rotated queries and keys are normed without a weight tensor (not in its 128-expert model).
     temperature : str
@@ -203,7 +205,7 @@ class Architecture:
     norms_results_alone: bool = False
     fuses_attention: bool = True
     sparse_layers: int = 0
-    scales: tuple[Literal["embedding", "residual", "head_input", "logits"], ...] = ()
+    scales: tuple[Literal["embedding", "query", "residual", "head_input", "logits"], ...] = ()
     scales_normed_input: bool = False
     scales_in_file: bool = False
     softcaps: tuple[float, float] | None = None
@@ -212,6 +214,7 @@ class Architecture:
     norm_behind_rope: bool = False
     norms_values: bool = False
     full_layers_scale_rope: bool = False
+    windows_scale_rope: bool = True
     unweighted_qk_norm: bool = False
     temperature: Literal["none", "unrotated", "in_file"] = "none"
     ffn_reads_attention_norm: bool = False
@@ -265,7 +268,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     **dict.fromkeys(("hunyuan-dense", "hunyuan-moe", "maincoder"), Architecture(norm_behind_rope=True)),
     **dict.fromkeys(("nemotron_h", "nemotron_h_moe"), _NEMOTRON_H),
     **dict.fromkeys(("jina-bert-v3", "nomic-bert", "nomic-bert-moe"), _ENCODER),
-    **dict.fromkeys(("phi3", "phimoe"), Architecture(residual_first=True)),
+    **dict.fromkeys(("phi3", "phimoe"), Architecture(residual_first=True, scales=("query",))),
     **dict.fromkeys(("qwen35", "qwen35moe"), replace(_GATED_DELTA, rope_sections=True)),
     "afmoe": Architecture(
         scales=("embedding",),
@@ -307,9 +310,9 @@ ARCHITECTURES: dict[str, Architecture] = {
         window=Window(period=4, tokens=128), rope="windows", gating_in_file=True, normalised=None
     ),
     "falcon": Architecture(layer_norm=True, sum="ffn_attention_residual"),
-    "gemma": Architecture(scales=("embedding",)),
-    "gemma2": Architecture(scales=("embedding",), window=Window(period=2, tokens=4096), softcaps=(50.0, 30.0)),
-    "gemma3": Architecture(scales=("embedding",), window=Window(period=6), softcaps=(0.0, 0.0)),
+    "gemma": Architecture(scales=("embedding", "query")),
+    "gemma2": Architecture(scales=("embedding", "query"), window=Window(period=2, tokens=4096), softcaps=(50.0, 30.0)),
+    "gemma3": Architecture(scales=("embedding", "query"), window=Window(period=6), softcaps=(0.0, 0.0)),
     "gemma4": Architecture(
         scales=("embedding",),
         window=Window(period=6),
@@ -330,7 +333,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         late_rows="behind_layers",
     ),
     "gemma-embedding": Architecture(
-        causal=False, loads_head=True, scales=("embedding",), window=Window(period=6)
+        causal=False, loads_head=True, scales=("embedding", "query"), window=Window(period=6)
     ),
     "glm-dsa": replace(  # from GLM 5.2 on
         _ROUTER_IN_FILE,
@@ -398,7 +401,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "olmo2": Architecture(window=Window(period=4), joined_heads=True),
     "olmoe": Architecture(normalised=False, joined_heads=True),
     "openelm": Architecture(residual_first_in_attention=True),
-    "phi2": Architecture(layer_norm=True, sum="attention_ffn_residual"),
+    "phi2": Architecture(layer_norm=True, sum="attention_ffn_residual", scales=("query",)),
     "plamo": Architecture(sum="ffn_attention_residual"),
     "plamo2": PLAIN,
     "plamo3": Architecture(window=Window(period=8)),
@@ -417,7 +420,12 @@ ARCHITECTURES: dict[str, Architecture] = {
     "t5": Architecture(has_encoder=True, rope="never"),
     "t5encoder": Architecture(causal=False, keeps_cache=True, loads_head=True, rope="never"),
     "step35": Architecture(
-        window=Window(period=4), gating="sigmoid", gating_in_file=True, normalised=None, late_rows="before_norm"
+        window=Window(period=4),
+        windows_scale_rope=False,
+        gating="sigmoid",
+        gating_in_file=True,
+        normalised=None,
+        late_rows="before_norm",
     ),
     "spark2_5": Architecture(window=Window(period=4)),
     "stablelm": Architecture(layer_norm=True, ffn_reads_attention_norm=True),

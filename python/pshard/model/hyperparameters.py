@@ -267,6 +267,7 @@ def _set_ends(traits: _core.GraphTraits, keys: _Keys, architecture: Architecture
     traits.loads_head = traits.predicts or architecture.loads_head
     traits.repeats_tied_head = architecture.repeats_tied_head
     traits.scaled_head_input = "head_input" in architecture.scales
+    traits.scaled_query = "query" in architecture.scales
     traits.late_rows = _core.LateRows[architecture.late_rows]
     traits.norms_before_dropping_rows = architecture.norms_before_dropping_rows
     traits.norms_results_alone = architecture.norms_results_alone
@@ -307,6 +308,7 @@ def _set_attention(traits: _core.GraphTraits, keys: _Keys, architecture: Archite
     traits.norm_behind_rope = architecture.norm_behind_rope
     traits.norms_values = architecture.norms_values
     traits.full_layers_scale_rope = architecture.full_layers_scale_rope
+    traits.windows_scale_rope = architecture.windows_scale_rope
     traits.norm_without_weight = architecture.unweighted_qk_norm and keys.integer("expert_count", default=0) != 128
     temperature: str = architecture.temperature
     if temperature == "in_file":
