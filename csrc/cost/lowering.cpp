@@ -77,13 +77,25 @@ PricedBlock price_block(const Model& model, const Machines& machines, const Pass
     return operation_cost(operation, processor, parameters.n_expert, parameters.n_expert_used, static_cast<double>(pass.n_tokens),
                           is_copied);
   };
+  const Fusion fusion = counted ? Fusion{} : fusion_of(block);
   for (const Machine& machine : machines) {
     GpuCosts& costs = priced.gpus.emplace_back();
     for (const Operation& operation : block.operations) {
       costs.resident.push_back(machine.has_gpu ? cost_of(operation, machine.gpu, false) : Cost{});
       costs.copied.push_back(machine.has_gpu ? cost_of(operation, machine.gpu, true) : Cost{});
     }
+    costs.joined = costs.resident;
+    if (!machine.has_gpu) continue;
+    for (const KernelRun& run : fusion.runs) {
+      for (int32_t i = run.first; i <= run.last; ++i) {
+        Operation part = block.operations[static_cast<size_t>(i)];
+        part.activation_bytes -= fusion.inner_bytes[static_cast<size_t>(i)];
+        const Cost cost = cost_of(part, machine.gpu, false);
+        costs.joined[static_cast<size_t>(i)] = i == run.first ? cost : without_launch(cost, machine.gpu);
+      }
+    }
   }
+  priced.runs = fusion.runs;
   for (const Operation& operation : block.operations) {
     priced.cpu.push_back(cost_of(operation, machines.host().cpu, false));
     priced.weight_bytes.push_back(weight_bytes_read(operation, parameters.n_expert, parameters.n_expert_used));
@@ -92,11 +104,31 @@ PricedBlock price_block(const Model& model, const Machines& machines, const Pass
   return priced;
 }
 
+namespace {
+
+// By operation: whether it is a part of a run that nothing interrupts, all on one lane of a GPU.
+std::vector<uint8_t> joined_operations(const PricedBlock& priced, const PlacedBlock& placed) {
+  std::vector<Where> lanes(priced.block.operations.size(), Where::cpu);
+  for (const PlacedOperation& operation : placed.operations) lanes[operation.index] = operation.lane;
+  std::vector<uint8_t> joined(lanes.size(), 0);
+  for (const KernelRun& run : priced.runs) {
+    const auto first = static_cast<size_t>(run.first);
+    const auto last = static_cast<size_t>(run.last);
+    bool is_whole = lanes[first] != Where::cpu;
+    for (size_t i = first; i <= last; ++i) is_whole = is_whole && (priced.block.operations[i].is_view || lanes[i] == lanes[first]);
+    if (is_whole) std::fill(joined.begin() + run.first, joined.begin() + run.last + 1, uint8_t{1});
+  }
+  return joined;
+}
+
+}  // namespace
+
 LoweredBlock lower(const PricedBlock& priced, const Model& model, const Machines& machines, const BlockPlacement& placement,
                    const Neighbours& neighbours, Device residual) {
   LoweredBlock lowered;
   const Block& block = priced.block;
   const PlacedBlock placed = place(block, placement, neighbours, residual);
+  const std::vector<uint8_t> joined = joined_operations(priced, placed);
   for (const PlacedOperation& current : placed.operations) {
     const Operation& operation = block.operations[current.index];
     if (lowered.segments.empty() || lowered.segments.back().backend != current.lane) {
@@ -106,7 +138,8 @@ LoweredBlock lower(const PricedBlock& priced, const Model& model, const Machines
     const bool on_gpu = is_gpu(current.device);
     const bool is_copied = current.weight != WeightMove::none;
     const GpuCosts& gpu = priced.gpus[machines.index_of(current.device)];
-    segment.compute += !on_gpu ? priced.cpu[current.index] : is_copied ? gpu.copied[current.index] : gpu.resident[current.index];
+    const std::vector<Cost>& on_its_gpu = joined[current.index] != 0 ? gpu.joined : is_copied ? gpu.copied : gpu.resident;
+    segment.compute += on_gpu ? on_its_gpu[current.index] : priced.cpu[current.index];
     const Machine& machine = machines.of(current.device);
     for (const ValueMove& value : current.values) {
       const auto n_bytes = static_cast<double>(value.n_bytes);
@@ -161,7 +194,7 @@ PassBound bound(const PricedBlock& priced, const Model& model, const Machine& ma
   std::vector<uint8_t> known_on(block.values.size(), 0);  // devices that certainly hold a value; 0: not known
   const auto at = [](int32_t value) { return static_cast<size_t>(value); };
   const auto gpu_seconds = [&costs = priced.gpus.front()](size_t i) {
-    return std::min(costs.resident[i].seconds, costs.copied[i].seconds);
+    return std::min({costs.resident[i].seconds, costs.copied[i].seconds, costs.joined[i].seconds});
   };
   const ScheduledOperation* before = nullptr;
   const ScheduledOperation* decided_before = nullptr;

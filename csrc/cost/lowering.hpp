@@ -9,6 +9,7 @@
 #include "cost/op_cost.hpp"
 #include "cost/timeline.hpp"
 #include "model/forward.hpp"
+#include "model/fusion.hpp"
 #include "model/moves.hpp"
 
 namespace pshard {
@@ -16,6 +17,7 @@ namespace pshard {
 struct GpuCosts {
   std::vector<Cost> resident;
   std::vector<Cost> copied;  // with weights that were just copied
+  std::vector<Cost> joined;  // as a part of a run that is one kernel
 };
 
 // A block with every operation priced on all processors; independent of the placement.
@@ -24,6 +26,7 @@ struct PricedBlock {
   std::vector<GpuCosts> gpus;  // by machine
   std::vector<Cost> cpu;
   std::vector<double> weight_bytes;  // of its weight that each operation reads
+  std::vector<KernelRun> runs;       // one kernel each on a GPU, where nothing comes between
 };
 
 struct LoweredBlock {

@@ -64,8 +64,44 @@ constexpr double kDealtFrom = 512.0;
 // parts, masked or not, in the order of the cache, so the thread with the first part skips none and is the last.
 double decisive_share(const Operation& operation, const Processor& processor, double n_query_tokens) {
   if (!processor.skips_masked) return 1.0;
-  const bool is_dealt = operation.kind == OpKind::attention && n_query_tokens == 1.0 && cells_read(operation) >= kDealtFrom;
+  const bool is_dealt = operation.kind == OpKind::attention && attends_together(operation.key_type, operation.value_type) &&
+                        n_query_tokens == 1.0 && cells_read(operation) >= kDealtFrom;
   return is_dealt ? std::min(1.0, processor.n_threads * operation.unmasked) : operation.unmasked;
+}
+
+const AttentionTable& attention_table(const Processor& processor, int32_t type) {
+  const auto index = static_cast<size_t>(type);
+  const bool is_told = index < processor.attention_by_query.size() && !processor.attention_by_query[index].empty();
+  return is_told ? processor.attention_by_query[index] : processor.attention;
+}
+
+// An attention's arithmetic and first reads, without its launch.
+Cost attention_over(const Operation& operation, const AttentionTable& table, double flop, double cache_bytes, double n_query_tokens) {
+  Cost cost;
+  cost.seconds = attention_seconds(table, flop, cache_bytes, n_query_tokens, cells_read(operation));
+  double spread = 0.0;
+  for (const AttentionRates& at_depth : table) {
+    cost.basis = std::max(cost.basis, at_depth.rates.basis);
+    spread = std::max(spread, at_depth.rates.spread);
+  }
+  cost.spread_seconds = spread * cost.seconds;
+  return cost;
+}
+
+// Over keys and values of two types: half of the work is that of a cache of the one, half that of the other. Which half takes longer is not
+// known, so the range reaches half-way to either.
+Cost attention_cost(const Operation& operation, const Processor& processor, double flop, double cache_bytes, double n_query_tokens) {
+  if (attends_together(operation.key_type, operation.value_type)) {
+    return attention_over(operation, processor.attention, flop, cache_bytes, n_query_tokens);
+  }
+  const AttentionTable& of_keys = attention_table(processor, operation.key_type);
+  const AttentionTable& of_values = attention_table(processor, operation.value_type);
+  Cost cost = attention_over(operation, of_keys, 0.5 * flop, 0.5 * cache_bytes, n_query_tokens);
+  const Cost values = attention_over(operation, of_values, 0.5 * flop, 0.5 * cache_bytes, n_query_tokens);
+  const double difference = std::abs(cost.seconds - values.seconds);
+  cost += values;
+  cost.spread_seconds += 0.5 * difference;
+  return cost;
 }
 
 // Null for what is no scan, or none that was measured.
@@ -118,16 +154,20 @@ Cost operation_cost(const Operation& operation, const Processor& processor, int6
   } else {
     seconds = std::max(seconds, bytes / processor.memory_bytes_per_second);
     if (is_attention(operation) && !processor.attention.empty()) {
-      const double depth = cells_read(operation);
-      seconds = std::max(seconds, processor.attention_seconds(flop, cache_bytes, n_query_tokens, depth));
-      for (const AttentionRates& at_depth : processor.attention) {
-        basis = std::max(basis, at_depth.rates.basis);
-        spread = std::max(spread, at_depth.rates.spread);
-      }
+      const Cost cost = attention_cost(operation, processor, flop, cache_bytes, n_query_tokens);
+      seconds = std::max(seconds, cost.seconds);
+      basis = std::max(basis, cost.basis);
+      spread = std::max(spread, cost.seconds > 0.0 ? cost.spread_seconds / cost.seconds : 0.0);
     }
   }
   seconds += processor.op_seconds;
   return {seconds, seconds * spread, basis};
+}
+
+Cost without_launch(const Cost& cost, const Processor& processor) {
+  if (cost.seconds <= processor.op_seconds) return {0.0, 0.0, cost.basis};
+  const double seconds = cost.seconds - processor.op_seconds;
+  return {seconds, cost.spread_seconds * seconds / cost.seconds, cost.basis};
 }
 
 }  // namespace pshard

@@ -35,13 +35,16 @@ struct Cost {
 // Cost of `operation` on `processor`:
 //   products      max(FLOP / series rate at the batch, all bytes / memory peak, FLOP / compute peak)
 //   attention     max(FLOP / attention rate at the query tokens + cache bytes / rate of first reads, cache bytes / memory rate), of the
-//   cells
-//                 that are not masked; of a single query's of those that the thread with most of them has, times the threads
+//                 cells that are not masked; of a single query's of those that the thread with most of them has, times the threads, where
+//                 they are dealt. Over keys and values of two types the mean of both
 //   scans         max(FLOP / scan rate at the tokens of a sequence, bytes / memory rate), where that kind was measured
 //   the rest      bytes / memory rate
 // plus one launch. `is_copied`: the weight was copied to the processor a moment ago. A view costs nothing. Throws std::invalid_argument for
 // a product whose weight type has no series.
 [[nodiscard]] Cost operation_cost(const Operation& operation, const Processor& processor, int64_t n_expert, int64_t n_expert_used,
                                   double n_query_tokens, bool is_copied = false);
+
+// The same of an operation that goes on in the kernel of the one before.
+[[nodiscard]] Cost without_launch(const Cost& cost, const Processor& processor);
 
 }  // namespace pshard

@@ -81,14 +81,20 @@ Timeline::Overlap Timeline::overlap(const Segment& split, double copy_seconds, d
 void Timeline::run(const Segment& split, const Segment& next) {
   const bool on_gpu = split.backend != Where::cpu;
   const double host_bytes_per_second = machines_.host().host_bytes_per_second;
-  const double begin = total_.seconds;
+  SplitTime ran;
+  ran.backend = split.backend;
+  ran.begin_seconds = total_.seconds;
+  ran.compute_seconds = split.compute.seconds;
+  ran.write_back_seconds = split.write_back_seconds;
   const auto copy_seconds = [&](double n_bytes, double seconds) { return seconds + n_bytes * unlocked_seconds_per_byte_; };
   const double exposed_seconds = copy_seconds(split.exposed_bytes, split.exposed_seconds);
   charge(Lane::up, split.activation_up_seconds);
   charge(Lane::down, split.activation_down_seconds);
+  const double exposed_begin = total_.seconds;
   charge_exposed(split.exposed_bytes, exposed_seconds);
+  ran.compute_begin_seconds = total_.seconds;
+  ran.exposed_seconds = total_.seconds - exposed_begin;
 
-  const double compute_begin = total_.seconds;
   const double dense_seconds = copy_seconds(next.prefetch_bytes, next.prefetch_seconds);
   double copied_bytes = next.prefetch_bytes + next.experts_whole_bytes;
   double copied_seconds = dense_seconds + copy_seconds(next.experts_whole_bytes, next.experts_whole_seconds);
@@ -137,21 +143,22 @@ void Timeline::run(const Segment& split, const Segment& next) {
     charge(Lane::gpu, seconds);
     total_.busy_seconds[index(Lane::gpu)] += seconds;
   }
-  if (splits_ != nullptr) note(split, begin, compute_begin, slot_in_use, copied_seconds, is_sliced);
+  ran.end_seconds = total_.seconds;
+  if (splits_ != nullptr) note(ran, slot_in_use, copied_seconds, is_sliced);
 }
 
-// Called once for the split that runs, when its next one's copies are known: what comes before the first split has none.
-void Timeline::note(const Segment& split, double begin, double compute_begin, bool slot_in_use, double next_copy_seconds, bool is_sliced) {
+// Called once for the split that runs, when its next one's copies are known: what comes before the first split has none. What is known of
+// its own copies was noted with the split before.
+void Timeline::note(const SplitTime& ran, bool slot_in_use, double next_copy_seconds, bool is_sliced) {
   if (!splits_->empty()) {
-    SplitTime& current = splits_->back();
-    current.backend = split.backend;
-    current.begin_seconds = begin;
-    current.compute_begin_seconds = compute_begin;
-    current.compute_seconds = split.compute.seconds;
-    current.end_seconds = total_.seconds;
+    const SplitTime ahead = splits_->back();
+    splits_->back() = ran;
+    splits_->back().copy_begin_seconds = ahead.copy_begin_seconds;
+    splits_->back().copy_seconds = ahead.copy_seconds;
+    splits_->back().is_sliced = ahead.is_sliced;
   }
   SplitTime next;
-  next.copy_begin_seconds = slot_in_use ? total_.seconds - next_copy_seconds : compute_begin;
+  next.copy_begin_seconds = slot_in_use ? total_.seconds - next_copy_seconds : ran.compute_begin_seconds;
   next.copy_seconds = next_copy_seconds;
   next.is_sliced = is_sliced;
   splits_->push_back(next);

@@ -83,7 +83,9 @@ struct SplitTime {
   double end_seconds = 0.0;            // when the next split may begin
   double copy_begin_seconds = 0.0;     // of its weights and cache, ahead
   double copy_seconds = 0.0;
-  bool is_sliced = false;  // of its streamed experts, only those that are used are copied, once the routing is known
+  double exposed_seconds = 0.0;     // of copies that nothing hides, the last thing before it computes
+  double write_back_seconds = 0.0;  // of its cache, from the end of its computing on
+  bool is_sliced = false;           // of its streamed experts, only those that are used are copied, once the routing is known
 };
 
 class Timeline {
@@ -113,7 +115,7 @@ class Timeline {
   // Runs `split`; `next` is complete, so its copies are known.
   void run(const Segment& split, const Segment& next);
   void charge(Lane lane, double seconds);
-  void note(const Segment& split, double begin, double compute_begin, bool slot_in_use, double next_copy_seconds, bool is_sliced);
+  void note(const SplitTime& ran, bool slot_in_use, double next_copy_seconds, bool is_sliced);
   // A copy of weights that nothing hides: limited by the link, or by the host memory that it reads.
   void charge_exposed(double n_bytes, double seconds);
 

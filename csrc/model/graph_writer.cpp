@@ -103,7 +103,7 @@ Node GraphWriter::mul_mat_id(const Tensor& weight, Node x, Node ids) {
 Node GraphWriter::glu(Node gate, Node up) {
   Layout out = packed_like(gate);
   if (up == kNoValue) out = Layout::packed({out.ne[0] / 2, out.ne[1], out.ne[2], out.ne[3]});
-  return fresh(OpKind::elementwise, {gate, up}, out);
+  return stepped(Step::gate, fresh(OpKind::elementwise, {gate, up}, out));
 }
 
 Node GraphWriter::sum_rows(Node x) {
@@ -190,16 +190,24 @@ Node GraphWriter::room(const Layout& layout) {
 void GraphWriter::fuse(size_t first, std::initializer_list<Node> values, int32_t n_behind) {
   if (!fuses_) return;
   const auto last = static_cast<int32_t>(n_listed()) - 1;
+  block_.kernels.push_back({.first = static_cast<int32_t>(first), .last = last});
   for (const Node value : values) {
     if (value == kNoValue) continue;
     block_.fused.push_back({.first = static_cast<int32_t>(first), .last = last, .until = last + n_behind, .value = value});
   }
 }
 
-void GraphWriter::read_as_view(Node node, int64_t n_bytes) {
+void GraphWriter::read_aside(Node node) {
   Operation& reader = operation(node);
-  reader.weight_part_bytes = n_bytes > 0 ? n_bytes : reader.weight->n_bytes;
+  reader.weight_part_bytes = reader.weight->n_bytes;
   reader.weight_decides = false;
+}
+
+void GraphWriter::read_as_view(Node node, int64_t n_bytes) {
+  read_aside(node);
+  Operation& reader = operation(node);
+  if (n_bytes > 0) reader.weight_part_bytes = n_bytes;
+  reader.weight_is_viewed = true;
 }
 
 void GraphWriter::expand(Node node) {

@@ -44,12 +44,17 @@ class GraphWriter {
 
   // Element-wise: overwrites an operand of its own layout that nobody reads afterwards.
   Node map(Node x) { return element_wise({x}, packed_like(x)); }  // scale, clamp, activation, square
-  Node add(Node a, Node b) { return element_wise({a, b}, packed_like(a)); }
-  Node add(Node a, const Tensor& weight) { return element_wise({a, kWeight}, packed_like(a), &weight); }
-  Node mul(Node a, Node b) { return add(a, b); }
-  Node div(Node a, Node b) { return add(a, b); }
-  Node mul(Node a, const Tensor& weight) { return add(a, weight); }
-  Node rms(Node x) { return map(x); }  // RMS norm without a weight
+  Node add(Node a, Node b) { return stepped(Step::add, element_wise({a, b}, packed_like(a))); }
+  Node add(Node a, const Tensor& weight) { return stepped(Step::add, element_wise({a, kWeight}, packed_like(a), &weight)); }
+  Node add_id(Node a, const Tensor& weight, Node ids) {  // to the output of each expert its own
+    return stepped(Step::add, element_wise({a, kWeight, ids}, layout(a), &weight));
+  }
+  Node mul(Node a, Node b) { return stepped(Step::multiply, element_wise({a, b}, packed_like(a))); }
+  Node mul(Node a, const Tensor& weight) { return stepped(Step::multiply, element_wise({a, kWeight}, packed_like(a), &weight)); }
+  Node div(Node a, Node b) { return element_wise({a, b}, packed_like(a)); }
+  Node scale(Node x) { return stepped(Step::scale, map(x)); }
+  Node activate(Node x) { return stepped(Step::activate, map(x)); }  // SiLU, sigmoid or softplus
+  Node rms(Node x) { return stepped(Step::rms_norm, map(x)); }       // RMS norm without a weight
   Node element_wise(std::initializer_list<int32_t> operands, const Layout& layout, const Tensor* weight = nullptr);
 
   // Into memory of their own.
@@ -78,10 +83,13 @@ class GraphWriter {
   // It stays to the end of the pass: llama.cpp hands it out.
   void keep(Node node) { nodes_[static_cast<size_t>(node)].value.is_kept = true; }
 
-  // The operations from `first` on are fused on a GPU, which keeps `values` alive until behind the `n_behind`-th operation after them.
+  // The operations listed from `first` on are one kernel on a GPU, which keeps `values` alive until behind the `n_behind`-th operation
+  // after them.
   void fuse(size_t first, std::initializer_list<Node> values, int32_t n_behind);
 
-  // The operation reads its weight, or the first `n_bytes` of it, through a view: that does not decide where it runs.
+  // ggml does not know the operation's weight as one: it does not decide where the operation runs.
+  void read_aside(Node node);
+  // Nor does a weight, or the first `n_bytes` of it, that is read through a view.
   void read_as_view(Node node, int64_t n_bytes = 0);
 
   Operation& operation(Node node) { return nodes_[static_cast<size_t>(node)].operation; }
@@ -92,6 +100,10 @@ class GraphWriter {
   Block take();
 
  protected:
+  Node stepped(Step step, Node node) {
+    operation(node).step = step;
+    return node;
+  }
   void fuses_nothing() { fuses_ = false; }
   Node describe(OpKind kind, std::initializer_list<int32_t> operands, const Layout& layout);
   [[nodiscard]] Layout packed_like(Node x) const { return Layout::packed(layout(x).ne, layout(x).type); }

@@ -19,4 +19,7 @@ enum class OpKind : uint8_t {
 // Of a scan over tokens that changes a state, how it does; none for convolutions and for recurrences that are priced by their bytes.
 enum class Recurrence : uint8_t { none, mamba, mamba2, delta_net };
 
+// Of element-wise work, convolutions and writes into the cache: what a GPU may do in one kernel with its neighbours.
+enum class Step : uint8_t { other, rms_norm, scale, multiply, add, rope, gate, activate, convolve, write };
+
 }  // namespace pshard

@@ -1,72 +1,14 @@
 // What a forward pass is made of: operations, and the values between them.
 #pragma once
 
-#include <algorithm>
 #include <array>
 #include <cstdint>
 
+#include "model/graph_input.hpp"
 #include "model/op_kind.hpp"
 #include "model/tensor.hpp"
 
 namespace pshard {
-
-// What the host fills in before the pass. One tensor each, shared by all layers; a device that reads it gets one copy.
-enum class GraphInput : uint8_t {
-  none,
-  tokens,
-  layer_tokens,  // the same once more, for embeddings that the layers read
-  positions,
-  state_rows,
-  other_state_rows,  // of sequences that are not in the micro-batch
-  key_cells,
-  value_cells,
-  mask,
-  indexer_cells,
-  indexer_mask,
-  key_cells_window,
-  value_cells_window,
-  mask_window,
-  encoded,  // what an encoder has made
-  encoded_mask,
-  distances,  // classes of distances between tokens and cells
-  decay_slopes,
-  decay_of_queries,
-  decay_of_keys,
-  decay_of_pairs,
-  attention_scale,
-  key_rotation,
-  value_rotation,
-  key_rotation_window,
-  value_rotation_window,
-  output_rows,
-  rope_factors,  // a weight that all layers share; like an input it is copied once, where they lie in host memory
-  given,         // what an encoder of images or sound is given has numbers instead of names, from here on
-};
-inline constexpr int kGivenInputCount = 30;
-inline constexpr int kGraphInputCount = static_cast<int>(GraphInput::given) + kGivenInputCount;
-using InputBits = uint64_t;  // one bit per GraphInput
-static_assert(kGraphInputCount <= 64);
-[[nodiscard]] constexpr InputBits input_bit(GraphInput input) { return InputBits{1} << static_cast<unsigned>(input); }
-
-// Graph inputs in the order in which they are read first.
-class InputList {
- public:
-  void add(GraphInput input) {
-    if ((bits_ & input_bit(input)) != 0) return;
-    inputs_[n_++] = input;
-    bits_ |= input_bit(input);
-  }
-  [[nodiscard]] const GraphInput* begin() const { return inputs_.data(); }
-  [[nodiscard]] const GraphInput* end() const { return inputs_.data() + n_; }
-  [[nodiscard]] InputBits bits() const { return bits_; }
-  [[nodiscard]] int32_t size() const { return n_; }
-  bool operator==(const InputList& other) const { return bits_ == other.bits_ && std::equal(begin(), end(), other.begin()); }
-
- private:
-  std::array<GraphInput, kGraphInputCount> inputs_{};
-  uint8_t n_ = 0;
-  InputBits bits_ = 0;
-};
 
 // An intermediate result (or graph input) of the pass.
 struct Value {
@@ -95,17 +37,21 @@ struct CacheOperand {
 
 struct Operation {
   OpKind kind = OpKind::elementwise;
+  Step step = Step::other;
   Group group = Group::norms;  // the group whose placement says where this runs
   const Tensor* weight = nullptr;
   int64_t weight_part_bytes = 0;  // where only this much of the weight is read; 0: all of it
   // False for rope factors and the sinks of fused attention: too small to decide where the operation runs, but copied where it does.
   bool weight_decides = true;
+  bool weight_is_viewed = false;  // a view does not say where its weight lies, so that any GPU takes the operation
   Recurrence recurrence = Recurrence::none;
   bool is_first_layers = false;  // the weight is one of the first layer's, which all layers read
   // mul_mat and mul_mat_id: out[n, m] = weight[k, n] x in[k, m]; m counts (token, expert) rows for experts.
   int64_t n = 0, k = 0, m = 0;
   int64_t offload_rows = 0;  // what op-offload compares with its threshold: rows of the output, tokens for experts, 0 for look-ups
   double flop = 0.0;
+  int32_t key_type = 1;  // of the cache that a fused attention reads, as ggml numbers it: F16
+  int32_t value_type = 1;
   double unmasked = 1.0;                // of an attention's flop, the share that is left where masked cells are skipped
   int64_t activation_bytes = 0;         // read and written besides weights and cache
   int64_t cache_bytes = 0;              // read from (or written to) the KV cache or recurrent state
@@ -118,17 +64,31 @@ struct Operation {
   int8_t writes_into = -1;         // the operand whose memory the output is, written over
   bool is_view = false;            // output shares inputs[0]'s memory: no allocation, no work
   bool is_norm = false;            // of a layer, without its weight: llama.cpp may tie it to the layer's device
+  bool joins_heads = false;        // of attention that is not fused, what llama.cpp ties to a cache on the host
   bool host_only = false;          // no GPU has a kernel for it
   bool is_for_next_layer = false;  // runs where the next layer's groups are
 
   [[nodiscard]] bool reads_cache() const { return cache[0].n_bytes + cache[1].n_bytes > 0; }
 };
 
+// Over a cache in F16 or F32 llama.cpp's fused attention on a CPU takes many queries at once, and deals the cells of a single one to the
+// threads. Over a quantised one, or one of two types, each query goes by itself.
+[[nodiscard]] constexpr bool attends_together(int32_t key_type, int32_t value_type) {
+  constexpr int32_t kF32Id = 0, kF16Id = 1;
+  return key_type == value_type && (key_type == kF32Id || key_type == kF16Id);
+}
+
 // Rope factors are too small to decide, or to stream; they are the same for all layers and are copied like an input.
 [[nodiscard]] inline bool reads_rope_factors(const Operation& operation) {
   return operation.weight != nullptr && !operation.weight_decides && operation.weight_part_bytes == 0 &&
          operation.kind == OpKind::elementwise && operation.group != Group::embedding;
 }
+
+// Operations that are one kernel on a GPU, if no split comes between.
+struct KernelRun {
+  int32_t first = 0;
+  int32_t last = 0;
+};
 
 // A GPU fuses the operations `first` to `last` into one kernel, if no split comes between: `value` then lives until behind `until`.
 struct FusedRun {

@@ -137,6 +137,52 @@ TEST(OperationCost, TheCellsOfASingleQueryAreDealtToThreads) {
   EXPECT_NEAR(seconds_of(2, 64.0, 1.0), 0.25e-2, 1e-12);
 }
 
+// F16 has tiles; what each query reads by itself is told by type. Of two types half the work is that of either.
+TEST(OperationCost, AttentionIsPricedByTheTypeOfTheCache) {
+  constexpr int32_t kF32 = 0, kF16 = 1, kQ4 = 2, kQ8 = 8, kQ5 = 6;
+  Operation attention;
+  attention.kind = OpKind::attention;
+  attention.k = 256;
+  attention.flop = 1e9;
+  attention.cache_bytes = 1'000'000;
+  Processor p = processor();
+  const auto table = [](double rate, double spread, Basis basis) { return AttentionTable{{1.0, {{1.0}, {rate}, basis, spread}, 1e9}}; };
+  p.attention = table(1e11, 0.1, Basis::measured);
+  p.attention_by_query[kF16] = table(2e10, 0.1, Basis::measured);
+  p.attention_by_query[kQ8] = table(1e10, 0.2, Basis::measured);
+  p.attention_by_query[kQ4] = table(0.5e10, 0.3, Basis::estimated);
+  const auto cost_of = [&](int32_t keys, int32_t values) {
+    attention.key_type = keys;
+    attention.value_type = values;
+    return operation_cost(attention, p, 0, 0, 512.0);
+  };
+  EXPECT_NEAR(cost_of(kF16, kF16).seconds, 10e-3 + 1e-3 + 5e-6, 1e-9);
+  EXPECT_NEAR(cost_of(kF32, kF32).seconds, 10e-3 + 1e-3 + 5e-6, 1e-9);
+  EXPECT_NEAR(cost_of(kQ8, kQ8).seconds, 100e-3 + 1e-3 + 5e-6, 1e-9);
+  EXPECT_NEAR(cost_of(kQ8, kF16).seconds, (100e-3 + 50e-3) / 2 + 1e-3 + 5e-6, 1e-9);
+  EXPECT_NEAR(cost_of(kQ5, kQ5).seconds, 10e-3 + 1e-3 + 5e-6, 1e-9);  // of a GPU, say, that tells none by type
+  const Cost mixed = cost_of(kQ8, kQ4);
+  EXPECT_NEAR(mixed.seconds, (100e-3 + 200e-3) / 2 + 1e-3 + 5e-6, 1e-9);
+  EXPECT_EQ(mixed.basis, Basis::estimated);
+  EXPECT_NEAR(mixed.spread_seconds, 50.5e-3 * 0.2 + 100.5e-3 * 0.3 + 0.5 * 50e-3, 1e-5);  // and half-way to either
+}
+
+TEST(OperationCost, TheCellsOfASingleQueryAreDealtOverF16Alone) {
+  Operation attention;
+  attention.kind = OpKind::attention;
+  attention.k = 2304;
+  attention.flop = 1e9;
+  attention.cache_bytes = 1;
+  attention.unmasked = 0.25;
+  Processor p = processor();
+  p.attention = p.attention_by_query[8] = {{1.0, {{1.0}, {1e11}, Basis::measured, 0.1}}};
+  p.skips_masked = true;
+  p.n_threads = 2;
+  EXPECT_NEAR(seconds(attention, p), 0.5e-2 + 5e-6, 1e-12);
+  attention.key_type = attention.value_type = 8;
+  EXPECT_NEAR(seconds(attention, p), 0.25e-2 + 5e-6, 1e-12);
+}
+
 TEST(OperationCost, AttentionIsInterpolatedOverTheDepthOfTheCache) {
   Operation attention;
   attention.kind = OpKind::attention;

@@ -205,3 +205,14 @@ def models(n_layer: st.SearchStrategy[int] | None = None) -> st.SearchStrategy[M
 
 def batches() -> st.SearchStrategy[int]:
     return st.sampled_from([1, 4, 16, 31, 32, 64, 512, 1024])
+
+
+def n_kernels(model: Model, tier: _core.Pass) -> int:
+    """Kernels that a GPU computes the pass in, with all layers and the head there."""
+    blocks = [_core.layer_operations(model.core, i, tier, i + 1 == model.n_layer) for i in range(model.n_layer)]
+    blocks += [_core.head_operations(model.core, tier), _core.embedding_operations(model.core, tier)[1:]]
+    works = [
+        [o["kernel"] for o in block if not o["is_view"] and (o["weight"] or o["activation_bytes"] + o["cache_bytes"])]
+        for block in blocks
+    ]
+    return sum(len(set(kernels)) for kernels in works)

@@ -220,19 +220,19 @@ def test_a_move_of_a_plan_is_the_weights_that_the_gpu_gets() -> None:
 
 def test_corrections_add_up() -> None:
     balancer = PlanBalancer(planned(), ["gpu0", "host"])
-    record_parts(balancer, {"gpu0": 6.0, "host": 1.0})
+    record_parts(balancer, {"gpu0": 9.0, "host": 1.0})
     assert balancer.evaluate().kind == "rebalance"
     balancer.adopt()
     again = PlanBalancer(
         balancer.planned, ["gpu0", "host"], profiled=planned().machine, corrections=balancer.corrections
     )
     for one in (balancer, again):
-        record_parts(one, {"gpu0": 6.0, "host": 1.0})
+        record_parts(one, {"gpu0": 9.0, "host": 1.0})
         decision = one.evaluate()
         assert decision.kind == "balanced"
         assert decision.factors is not None
         assert decision.factors["gpu0"][0] == pytest.approx(1.0)
-        assert one.proposed_corrections["gpu"].decode == pytest.approx(6.0)
+        assert one.proposed_corrections["gpu"].decode == pytest.approx(9.0)
 
 
 @pytest.mark.parametrize("n_parts", [1, 3])

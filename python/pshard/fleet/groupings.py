@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 # Up to so many devices every grouping of one copy is tried, and every division into copies; up to so many of a part of
 # the pool; and up to so many are groupings improved step by step.
-ALL_GROUPINGS, ALL_COPIES, SMALL_PART, IMPROVED_GROUPINGS = 6, 5, 5, 8
+ALL_GROUPINGS, ALL_COPIES, SMALL_PART, IMPROVED_GROUPINGS = 6, 5, 5, 10
 # Beyond so many, not every size of runs is tried.
 MANY_DEVICES = 32
 
