@@ -46,12 +46,17 @@ class Runner {
       : backend_(std::move(backend)),
         metered_(*backend_),
         source_(std::move(source)),
-        executor_(metered_, *source_, std::move(schedules), options) {}
+        executor_(metered_, *source_, std::move(schedules), options, look_for_signals) {}
 
   SwitchRecord load(size_t schedule) { return executor_.load(schedule, look_for_signals); }
   PassRecord run(size_t schedule) { return executor_.run(schedule, look_for_signals); }
   [[nodiscard]] const Executor& executor() const { return executor_; }
   [[nodiscard]] std::pair<double, double> queueing_seconds() const { return {metered_.queueing_seconds(), metered_.work_seconds()}; }
+  // Ctrl-C ends a pass; the queues run dry, and the exception goes on.
+  static void look_for_signals() {
+    const py::gil_scoped_acquire gil;
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+  }
   // What the tensor's copies are made of.
   [[nodiscard]] py::bytes weights(size_t schedule, const std::string& name) const {
     const auto& tensors = executor_.schedules().at(schedule).tensors;
@@ -61,12 +66,6 @@ class Runner {
   }
 
  private:
-  // Ctrl-C ends a pass; the queues run dry, and the exception goes on.
-  static void look_for_signals() {
-    const py::gil_scoped_acquire gil;
-    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-  }
-
   std::unique_ptr<Backend> backend_;
   pshard::MeteredBackend metered_;
   std::unique_ptr<WeightSource> source_;
@@ -75,7 +74,7 @@ class Runner {
 
 std::unique_ptr<WeightSource> source_of(const std::vector<Schedule>& schedules, const std::vector<std::string>& files,
                                         const std::vector<TensorInFile>& tensors, uint64_t seed, int n_threads) {
-  if (files.empty()) return std::make_unique<pshard::GeneratedWeights>(schedules, seed, n_threads);
+  if (files.empty()) return std::make_unique<pshard::GeneratedWeights>(schedules, seed, n_threads, Runner::look_for_signals);
   return std::make_unique<pshard::MappedWeights>(files, tensors);
 }
 
@@ -193,6 +192,8 @@ ValueError
       .def_readonly("end_seconds", &SplitTime::end_seconds)
       .def_readonly("copy_begin_seconds", &SplitTime::copy_begin_seconds)
       .def_readonly("copy_seconds", &SplitTime::copy_seconds)
+      .def_readonly("exposed_seconds", &SplitTime::exposed_seconds)
+      .def_readonly("write_back_seconds", &SplitTime::write_back_seconds)
       .def_readonly("is_sliced", &SplitTime::is_sliced);
   m.def(
       "price_executed",
@@ -293,20 +294,25 @@ void bind_records(py::module_& m) {
 Attributes
 ----------
 split : int
+device : int
+    Whose queue it is, as of a split: a cache that the CPU reads comes down from the GPU that holds it.
 stream : str
-    "lane a", "lane b" or "down".
+    "lane a", "lane b" or "down"; "compute" where the CPU copies for itself.
 begin_seconds, end_seconds : float
 n_bytes : int)")
       .def_readonly("split", &CopyRecord::split)
+      .def_property_readonly("device", [](const CopyRecord& copy) { return static_cast<int>(copy.queue.device); })
       .def_property_readonly("stream",
                              [](const CopyRecord& copy) {
                                switch (copy.queue.stream) {
+                                 case pshard::Stream::lane_a:
+                                   return "lane a";
                                  case pshard::Stream::lane_b:
                                    return "lane b";
                                  case pshard::Stream::down:
                                    return "down";
                                  default:
-                                   return "lane a";
+                                   return "compute";
                                }
                              })
       .def_readonly("begin_seconds", &CopyRecord::begin_seconds)

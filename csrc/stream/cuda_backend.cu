@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <chrono>
 #include <cstring>
 #include <initializer_list>
@@ -28,6 +29,8 @@ constexpr int kSamples = 8;
 constexpr int kUnknown = -1;
 constexpr int kBaseTries = 4;
 constexpr double kCloseSeconds = 20e-6;
+
+std::atomic<bool> context_was_lost{false};  // once in this process
 
 double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
@@ -67,17 +70,11 @@ class CudaBackend : public Backend {
  public:
   explicit CudaBackend(const CudaBackendOptions& options)
       : host_(HostBackendOptions{options.host_cpus, {}, 0, options.path}), page_lock_bytes_(options.page_lock_bytes) {
-    int n_devices = 0;
-    require_success(cudaGetDeviceCount(&n_devices), "looking for GPUs");
-    if (static_cast<size_t>(n_devices) < options.arena_bytes.size()) {
-      throw StreamError(std::to_string(options.arena_bytes.size()) + " GPUs are asked for, " + std::to_string(n_devices) + " are here");
-    }
     try {
-      if (!options.arena_bytes.empty()) host_count_.open();
-      for (size_t i = 0; i < options.arena_bytes.size(); ++i) open(static_cast<int>(i), options.arena_bytes[i]);
-    } catch (...) {
-      close();
-      throw;
+      start(options);
+    } catch (const StreamError& error) {
+      if (!context_was_lost) throw;
+      throw StreamError(std::string(error.what()) + "; an earlier error took this process its GPUs: start this program again");
     }
   }
   ~CudaBackend() override { close(); }
@@ -253,6 +250,9 @@ class CudaBackend : public Backend {
         poll();
       } catch (...) {
         interruption = std::current_exception();
+        // Kernels and copies that are queued cannot be taken back; the CPU's splits and what is staged are passed by.
+        host_.give_up("interrupted");
+        failure_.set("interrupted");
       }
     };
     look_up();
@@ -274,7 +274,7 @@ class CudaBackend : public Backend {
     if (error.empty()) calls_.forget();
     std::string host_error;
     try {
-      host_.finish({});
+      host_.finish(look_up);
     } catch (const StreamError& caught) {
       host_error = caught.what();
     }
@@ -319,6 +319,21 @@ class CudaBackend : public Backend {
   }
 
  private:
+  void start(const CudaBackendOptions& options) {
+    int n_devices = 0;
+    require_success(cudaGetDeviceCount(&n_devices), "looking for GPUs");
+    if (static_cast<size_t>(n_devices) < options.arena_bytes.size()) {
+      throw StreamError(std::to_string(options.arena_bytes.size()) + " GPUs are asked for, " + std::to_string(n_devices) + " are here");
+    }
+    try {
+      if (!options.arena_bytes.empty()) host_count_.open();
+      for (size_t i = 0; i < options.arena_bytes.size(); ++i) open(static_cast<int>(i), options.arena_bytes[i]);
+    } catch (...) {
+      close();
+      throw;
+    }
+  }
+
   struct Recorded {
     int gpu = -1;
     cudaEvent_t event = nullptr;
@@ -438,7 +453,9 @@ class CudaBackend : public Backend {
     for (size_t i = 0; i < gpus_.size(); ++i) {
       cudaSetDevice(gpus_[i].number);
       cudaFree(gpus_[i].arena);
-      if (is_lost[i]) cudaDeviceReset();  // an error in a kernel ends the context: the next backend needs a new one
+      if (!is_lost[i]) continue;
+      cudaDeviceReset();  // an error in a kernel ends the context: the next backend needs a new one, which not every driver makes
+      context_was_lost = true;
     }
     static_cast<void>(cudaGetLastError());
     gpus_.clear();

@@ -36,6 +36,7 @@ void require_success(cudaError_t error, const char* what) {
 void CUDART_CB Calls::make(void* given) {
   auto* const call = static_cast<Call*>(given);
   const auto work = std::exchange(call->work, nullptr);
+  if (call->failure->is_set()) return;  // the pass is worth nothing any more
   try {
     work();
   } catch (const std::exception& error) {

@@ -21,7 +21,8 @@ void fill_halves(Buffer& buffer, uint64_t seed) { fill_random(WeightType::f16, 1
 
 }  // namespace
 
-Executor::Executor(Backend& backend, const WeightSource& source, std::vector<Schedule> schedules, const ExecutorOptions& options)
+Executor::Executor(Backend& backend, const WeightSource& source, std::vector<Schedule> schedules, const ExecutorOptions& options,
+                   const std::function<void()>& poll)
     : bench_{.backend = backend, .source = source, .schedules = std::move(schedules), .options = options} {
   if (bench_.schedules.empty()) throw std::invalid_argument("there is no schedule to run");
   if (options.vram_bytes.size() != bench_.schedules.size()) {
@@ -42,12 +43,14 @@ Executor::Executor(Backend& backend, const WeightSource& source, std::vector<Sch
     auto& checksums = bench_.checksums.emplace_back();
     for (const StreamTensor& tensor : schedule.tensors) {
       sources.push_back(source.bytes(tensor));
-      if (options.check) checksums.push_back(checksum(sources.back(), tensor.n_bytes));
+      if (!options.check) continue;
+      checksums.push_back(checksum(sources.back(), tensor.n_bytes));
+      if (poll) poll();
     }
   }
-  make_rooms();
+  make_rooms(poll);
   try {
-    lock_memory();
+    lock_memory(poll);
   } catch (...) {
     backend.unlock_all();
     throw;
@@ -65,6 +68,25 @@ void Executor::drain() noexcept {
     bench_.backend.finish({});
   } catch (...) {
     // What went wrong first is already on its way to the caller.
+  }
+}
+
+void Executor::require_sound_source() const {
+  if (const std::string fault = bench_.source.fault(); !fault.empty()) throw StreamError(fault);
+}
+
+void Executor::carry_out(const std::function<void()>& work, const std::function<void()>& poll) {
+  try {
+    work();
+    bench_.backend.finish(poll);
+    require_sound_source();
+  } catch (const StreamError&) {
+    drain();
+    require_sound_source();
+    throw;
+  } catch (...) {
+    drain();
+    throw;
   }
 }
 
@@ -88,7 +110,7 @@ void Executor::check_sizes() const {
 }
 
 // Activations are the same on every device, so that products can be checked without carrying values along.
-void Executor::make_rooms() {
+void Executor::make_rooms(const std::function<void()>& poll) {
   OperandBytes room;
   int64_t passing = 1;
   std::vector<int64_t> caches(bench_.schedules.front().caches.size(), 0);
@@ -127,6 +149,7 @@ void Executor::make_rooms() {
   for (size_t layer = 0; layer < caches.size(); ++layer) {
     bench_.caches.emplace_back(whole(caches[layer]));
     fill_halves(bench_.caches.back(), 3 + layer);
+    if (poll) poll();
   }
 }
 
@@ -149,7 +172,7 @@ std::set<int32_t> Executor::moving_caches() const {
 
 // The executor's own rooms come first: every split copies from and to them. Then the weights, in pieces, until the system refuses: the rest
 // is staged.
-void Executor::lock_memory() {
+void Executor::lock_memory(const std::function<void()>& poll) {
   const auto uses_gpu = [](const Schedule& schedule) {
     return std::any_of(schedule.splits.begin(), schedule.splits.end(), [](const Split& split) { return is_gpu(split.device); });
   };
@@ -178,6 +201,7 @@ void Executor::lock_memory() {
       const int64_t n = std::min(piece, n_bytes - at);
       refused = refused || !bench_.backend.lock(bytes + at, n);
       (refused ? staged_bytes_ : locked_bytes_) += n;
+      if (poll) poll();
     }
   }
 }
@@ -248,18 +272,14 @@ SwitchRecord Executor::load(size_t schedule, const std::function<void()>& poll) 
   if (loaded_ == static_cast<int>(schedule)) return moved;
   if (schedule >= bench_.schedules.size()) throw std::out_of_range("no schedule " + std::to_string(schedule));
   const auto start = std::chrono::steady_clock::now();
-  try {
+  const auto make_resident = [&] {
     move_caches(schedule, false, moved);
     bench_.backend.finish(poll);
     fill_rooms(schedule);
     bring_up_weights(schedule, moved);
     move_caches(schedule, true, moved);
-    bench_.backend.finish(poll);
-    if (const std::string fault = bench_.source.fault(); !fault.empty()) throw StreamError(fault);
-  } catch (...) {
-    drain();
-    throw;
-  }
+  };
+  carry_out(make_resident, poll);
   loaded_ = static_cast<int>(schedule);
   moved.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return moved;
@@ -268,14 +288,7 @@ SwitchRecord Executor::load(size_t schedule, const std::function<void()>& poll) 
 PassRecord Executor::run(size_t schedule, const std::function<void()>& poll) {
   load(schedule, poll);
   PassRun pass(bench_, schedule, n_passes_++);
-  try {
-    pass.queue();
-    bench_.backend.finish(poll);
-    if (const std::string fault = bench_.source.fault(); !fault.empty()) throw StreamError(fault);
-  } catch (...) {
-    drain();
-    throw;
-  }
+  carry_out([&] { pass.queue(); }, poll);
   return pass.record();
 }
 

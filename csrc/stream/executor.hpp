@@ -21,8 +21,10 @@ struct SwitchRecord {
 
 class Executor {
  public:
-  // `backend` and `source` outlive it. Throws StreamError where a schedule needs more of an arena than `vram_bytes`, or than there is.
-  Executor(Backend& backend, const WeightSource& source, std::vector<Schedule> schedules, const ExecutorOptions& options);
+  // `backend` and `source` outlive it. Throws StreamError where a schedule needs more of an arena than `vram_bytes`, or than there is, and
+  // what `poll` throws, which is called now and then.
+  Executor(Backend& backend, const WeightSource& source, std::vector<Schedule> schedules, const ExecutorOptions& options,
+           const std::function<void()>& poll = {});
   ~Executor();
 
   // Makes what the schedule keeps resident so. `poll` as in Backend::finish.
@@ -37,12 +39,16 @@ class Executor {
   [[nodiscard]] int64_t staged_bytes() const { return staged_bytes_; }
 
  private:
+  // Queues by `work`, and waits for it.
+  void carry_out(const std::function<void()>& work, const std::function<void()>& poll);
   // What is queued works on memory of the executor and of the pass: after an error it must end before that goes.
   void drain() noexcept;
+  // That bytes of weights went away is the cause of what else went wrong.
+  void require_sound_source() const;
   void check_sizes() const;
-  void make_rooms();
+  void make_rooms(const std::function<void()>& poll);
   [[nodiscard]] std::set<int32_t> moving_caches() const;
-  void lock_memory();
+  void lock_memory(const std::function<void()>& poll);
   void move_caches(size_t schedule, bool up, SwitchRecord& moved);
   void bring_up_weights(size_t schedule, SwitchRecord& moved);
   void fill_rooms(size_t schedule);

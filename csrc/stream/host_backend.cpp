@@ -127,7 +127,7 @@ Attention& HostBackend::attention_of(Queue queue, const AttentionShape& shape) {
 
 void HostBackend::attend(Queue queue, const AttentionWork& work) {
   Attention& attention = attention_of(queue, work.shape);
-  const auto* cache = reinterpret_cast<const uint16_t*>(work.cache);
+  const uint8_t* cache = work.cache;
   queue_of(queue).push(
       {.alone = [&attention, cache] { attention.start(cache); }, .shared = [&attention](int thread) { attention.run(thread); }});
 }
@@ -180,7 +180,7 @@ void HostBackend::finish(const std::function<void()>& poll) {
       poll();
     } catch (...) {
       interruption = std::current_exception();
-      failure_.set("interrupted");
+      give_up("interrupted");
     }
   };
   const auto is_done = [&] {

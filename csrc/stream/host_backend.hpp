@@ -56,6 +56,8 @@ class HostBackend : public Backend {
   bool has_come(Event event) override;
   double seconds(Event event) override;
   void forget_events() override;
+  // Passes by what is queued, until `finish`, which throws the reason.
+  void give_up(const std::string& reason) { failure_.set(reason); }
   // Calls `work` when the queue gets there, also after a failure. It throws nothing.
   void always(Queue queue, std::function<void()> work) { queue_of(queue).push({.alone = std::move(work), .always = true}); }
 

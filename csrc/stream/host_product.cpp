@@ -15,7 +15,7 @@ int64_t x_rows(const Product& product) {
 }  // namespace
 
 HostProduct::HostProduct(const Kernels& kernels, const Product& shape, int n_threads)
-    : multiply_(kernels.multiply[static_cast<int>(shape.type)][static_cast<int>(Layout::plain)]),
+    : multiply_(kernels.multiply.of(shape.type)),
       n_threads_(n_threads),
       product_(shape),
       rounded_(shape.type, x_rows(shape), shape.k),

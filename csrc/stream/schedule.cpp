@@ -6,6 +6,9 @@
 #include <stdexcept>
 #include <utility>
 
+#include "probe/gpu_kernels.hpp"
+#include "probe/kernels.hpp"
+
 namespace pshard {
 namespace {
 
@@ -236,22 +239,9 @@ bool lane_is_taken(const Schedule& schedule, size_t split) {
   return before.streams() && before.lane == schedule.splits[split].lane;
 }
 
-// By the numbers that ggml gives its types.
 std::optional<WeightType> kernel_type(const DataType& type) {
-  switch (type.id) {
-    case kF16:
-      return WeightType::f16;
-    case 2:
-      return WeightType::q4_0;
-    case 8:
-      return WeightType::q8_0;
-    case 12:
-      return WeightType::q4_k;
-    case 14:
-      return WeightType::q6_k;
-    default:
-      return std::nullopt;
-  }
+  const std::optional<WeightType> known = weight_type_of(type.id);
+  return known && cpu_multiplies(*known) && gpu_multiplies(*known) ? known : std::nullopt;
 }
 
 Executed::Executed(const Model& model, const Pass& pass)
@@ -274,7 +264,7 @@ const char* Executed::why_not(const Operation& operation) const {
   if (operation.weight == nullptr) return "products without weights";
   const std::optional<WeightType> type = kernel_type(operation.weight->type);
   if (!type) return "products of a weight type without a native kernel";
-  const int64_t columns = std::max<int64_t>(block_shape(*type).columns, 32);
+  const int64_t columns = std::max<int64_t>(format_of(*type).columns, 32);
   if (operation.k <= 0 || operation.n <= 0 || operation.m <= 0 || operation.k % columns != 0)
     return "products of a shape without a native kernel";
   const int64_t matrices = operation.kind == OpKind::mul_mat_id ? n_expert_ : 1;

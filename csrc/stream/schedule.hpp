@@ -16,7 +16,7 @@
 
 namespace pshard {
 
-// The type that kernels know it by; none where there is no kernel.
+// The type that kernels know it by; none where the CPU or GPUs have no kernel, since it may come to lie on either.
 [[nodiscard]] std::optional<WeightType> kernel_type(const DataType& type);
 
 struct StreamTensor {

@@ -35,7 +35,8 @@ void fill(const Piece& piece, const std::optional<WeightType>& type, uint64_t se
 
 }  // namespace
 
-GeneratedWeights::GeneratedWeights(const std::vector<Schedule>& schedules, uint64_t seed, int n_threads) {
+GeneratedWeights::GeneratedWeights(const std::vector<Schedule>& schedules, uint64_t seed, int n_threads,
+                                   const std::function<void()>& poll) {
   std::vector<const StreamTensor*> tensors;
   int64_t n_bytes = 0;
   for (const Schedule& schedule : schedules) {
@@ -60,16 +61,23 @@ GeneratedWeights::GeneratedWeights(const std::vector<Schedule>& schedules, uint6
     }
   }
   std::atomic<size_t> next{0};
-  const auto work = [&] {
-    for (size_t i = next.fetch_add(1); i < pieces.size(); i = next.fetch_add(1)) {
+  const auto work = [&](const std::function<void()>& look) {
+    while (true) {
+      if (look) look();
+      const size_t i = next.fetch_add(1);
+      if (i >= pieces.size()) return;
       const uint64_t name = std::hash<std::string>{}(pieces[i].tensor->name);
-      fill(pieces[i], kernel_type(pieces[i].tensor->type), seed ^ name ^ static_cast<uint64_t>(pieces[i].row) << 32);
+      fill(pieces[i], weight_type_of(pieces[i].tensor->type.id), seed ^ name ^ static_cast<uint64_t>(pieces[i].row) << 32);
     }
   };
-  std::vector<std::thread> threads;
-  for (int i = 1; i < n_threads; ++i) threads.emplace_back(work);
-  work();
-  for (std::thread& thread : threads) thread.join();
+  std::vector<std::jthread> threads;  // which end before what they work on, whatever is thrown
+  try {
+    for (int i = 1; i < n_threads; ++i) threads.emplace_back([&] { work({}); });
+    work(poll);
+  } catch (...) {
+    next = pieces.size();
+    throw;
+  }
 }
 
 const uint8_t* GeneratedWeights::bytes(const StreamTensor& tensor) const {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -25,8 +26,9 @@ class WeightSource {
 // Valid random blocks with finite scales, seeded by tensor; no two tensors share bytes.
 class GeneratedWeights : public WeightSource {
  public:
-  // All tensors of the schedules, filled by `n_threads` threads. Throws StreamError where memory does not suffice.
-  GeneratedWeights(const std::vector<Schedule>& schedules, uint64_t seed, int n_threads);
+  // All tensors of the schedules, filled by `n_threads` threads. Throws StreamError where memory does not suffice, and what `poll` throws,
+  // which is called now and then.
+  GeneratedWeights(const std::vector<Schedule>& schedules, uint64_t seed, int n_threads, const std::function<void()>& poll = {});
   const uint8_t* bytes(const StreamTensor& tensor) const override;
   [[nodiscard]] int64_t n_bytes() const { return memory_.size(); }
 

@@ -8,7 +8,7 @@ import numpy
 import numpy.typing
 import typing
 import typing_extensions
-__all__: list[str] = ['Assignment', 'AttentionRates', 'Basis', 'Budget', 'CacheCells', 'Candidate', 'Chain', 'ComputeBuffers', 'ComputeBytes', 'Contention', 'ContextParameters', 'CopyRecord', 'Cost', 'CpuProbe', 'DataType', 'DeviceBytes', 'DeviceCosts', 'DeviceLayout', 'Encoder', 'EncoderBuffers', 'Executor', 'FitDevice', 'FitDraft', 'FitOutcome', 'FitProbe', 'Found', 'Gating', 'GpuDevice', 'GpuError', 'GpuLayers', 'GpuProbe', 'GpuQuery', 'GpuStart', 'GraphTraits', 'Group', 'Handoff', 'HostDevice', 'Hyperparameters', 'KernelDemand', 'Knobs', 'Lane', 'LateRows', 'LatencyCounters', 'LatencyEstimate', 'LatencySeries', 'LatencyShift', 'Layer', 'LayerParameters', 'LayerPlacement', 'LeftOut', 'LinkCurve', 'LockedMemory', 'Lying', 'Machine', 'MeasurePolicy', 'Measurement', 'MemoryReport', 'Mixer', 'Model', 'Objective', 'OpCost', 'OpKind', 'Order', 'Pass', 'PassRecord', 'PassTime', 'Peak', 'Placement', 'ProbeError', 'ProbeResult', 'Processor', 'RateSeries', 'RuntimePlan', 'Schedule', 'ShapeRates', 'Sides', 'Split', 'SplitRecord', 'SplitTime', 'Stage', 'StockFit', 'StockPlan', 'StreamError', 'Sum', 'SwitchCost', 'SwitchRecord', 'Temperature', 'Tensor', 'TensorException', 'TensorInFile', 'TierPlan', 'Where', 'Workload', 'WorkloadTime', 'alarm_height', 'all_knobs', 'assign', 'built_with_cuda', 'cache_bytes', 'cache_cells', 'cpu_paths', 'device_costs', 'distinct_expert_share', 'embedding_bytes', 'embedding_operations', 'encoder_buffers', 'gpu_head_bytes', 'gpu_of', 'gpu_tensor_bytes', 'gpu_weight_bytes', 'group_of', 'head_operations', 'host_head_bytes', 'host_weight_bytes', 'interval_deviations', 'is_described', 'is_pinned', 'kernel_demand', 'kv_bytes_per_cell', 'last_level_cache_bytes', 'lay_out', 'layer_of', 'layer_operations', 'layer_places', 'local_name', 'make_placement', 'make_schedule', 'memory', 'multiply', 'offloads_head', 'pinned_on', 'plan_runtime', 'plan_stock', 'plan_tier', 'price_executed', 'price_pass', 'price_workload', 'probe_storage', 'query_gpus', 'queue_costs', 'resident_memory', 'resolve_flash_attention', 'search', 'skip_strings', 'state_bytes', 'stock_fit', 'strategy_names', 'switch_cost', 'tier_ladder', 'tier_pass']
+__all__: list[str] = ['Assignment', 'AttentionRates', 'Basis', 'Budget', 'CacheCells', 'Candidate', 'Chain', 'ComputeBuffers', 'ComputeBytes', 'Contention', 'ContextParameters', 'CopyRecord', 'Cost', 'CpuProbe', 'DataType', 'DeviceBytes', 'DeviceCosts', 'DeviceLayout', 'Encoder', 'EncoderBuffers', 'Executor', 'FitDevice', 'FitDraft', 'FitOutcome', 'FitProbe', 'Found', 'Gating', 'GpuDevice', 'GpuError', 'GpuLayers', 'GpuProbe', 'GpuQuery', 'GpuStart', 'GraphTraits', 'Group', 'Handoff', 'HostDevice', 'Hyperparameters', 'KernelDemand', 'Knobs', 'Lane', 'LateRows', 'LatencyCounters', 'LatencyEstimate', 'LatencySeries', 'LatencyShift', 'Layer', 'LayerParameters', 'LayerPlacement', 'LeftOut', 'LinkCurve', 'LockedMemory', 'Lying', 'Machine', 'MeasurePolicy', 'Measurement', 'MemoryReport', 'MemoryStage', 'Mixer', 'Model', 'Objective', 'OpCost', 'OpKind', 'Order', 'Pass', 'PassRecord', 'PassTime', 'Peak', 'Placement', 'ProbeError', 'ProbeResult', 'Processor', 'RateSeries', 'RuntimePlan', 'Schedule', 'ShapeRates', 'Sides', 'Split', 'SplitRecord', 'SplitTime', 'Stage', 'StockFit', 'StockPlan', 'StreamError', 'Sum', 'SwitchCost', 'SwitchRecord', 'Temperature', 'Tensor', 'TensorException', 'TensorInFile', 'TierPlan', 'WeightType', 'Where', 'Workload', 'WorkloadTime', 'alarm_height', 'all_knobs', 'assign', 'built_with_cuda', 'cache_bytes', 'cache_cells', 'cpu_paths', 'dequantise', 'device_costs', 'distinct_expert_share', 'embedding_bytes', 'embedding_operations', 'encoder_buffers', 'gpu_head_bytes', 'gpu_of', 'gpu_tensor_bytes', 'gpu_weight_bytes', 'group_of', 'head_operations', 'host_head_bytes', 'host_weight_bytes', 'interval_deviations', 'is_described', 'is_pinned', 'kernel_demand', 'kv_bytes_per_cell', 'last_level_cache_bytes', 'lay_out', 'layer_of', 'layer_operations', 'layer_places', 'local_name', 'make_placement', 'make_schedule', 'memory', 'multiply', 'offloads_head', 'pinned_on', 'plan_runtime', 'plan_stock', 'plan_tier', 'price_executed', 'price_pass', 'price_workload', 'probe_storage', 'query_gpus', 'queue_costs', 'random_rows', 'resident_memory', 'resolve_flash_attention', 'search', 'skip_strings', 'state_bytes', 'stock_fit', 'strategy_names', 'switch_cost', 'tier_ladder', 'tier_pass', 'weight_types']
 class Group(enum.IntEnum):
     norms = 0
     attention = 1
@@ -216,6 +216,7 @@ class GraphTraits:
     scaled_expert_weights: bool
     scaled_head_input: bool
     scaled_logits: bool
+    scaled_query: bool
     scaled_residual: bool
     scales_normed_input: bool
     shared_gate_by_ratio: bool
@@ -224,6 +225,7 @@ class GraphTraits:
     temperature: Temperature
     unweighted_norms: bool
     weight_before_ffn: bool
+    windows_scale_rope: bool
     def __init__(self) -> None:
         ...
     @property
@@ -513,6 +515,12 @@ class Processor:
     def attention(self, arg0: collections.abc.Sequence[AttentionRates]) -> None:
         ...
     @property
+    def attention_by_query(self) -> dict[int, list[AttentionRates]]:
+        ...
+    @attention_by_query.setter
+    def attention_by_query(self, arg1: collections.abc.Mapping[int, collections.abc.Sequence[AttentionRates]]) -> None:
+        ...
+    @property
     def copied_shapes(self) -> list[ShapeRates]:
         ...
     @copied_shapes.setter
@@ -746,6 +754,8 @@ class TensorException:
 class Placement:
     head: Where
     head_op_offload: bool
+    offload_kqv: bool
+    offloads_all: bool
     op_offload: bool
     pipeline: bool
     def __init__(self) -> None:
@@ -952,6 +962,9 @@ class ComputeBuffers:
     @property
     def n_replays(self) -> int:
         ...
+class MemoryStage(enum.IntEnum):
+    stated = 0
+    running = 1
 class Lane(enum.IntEnum):
     gpu = 0
     cpu = 1
@@ -1542,6 +1555,43 @@ class GpuQuery:
     @property
     def reason(self) -> str:
         ...
+class WeightType:
+    """
+    A type of weights, as GGUF stores them.
+    
+    Attributes
+    ----------
+    name : str
+        As `gguf` spells it.
+    number : int
+        ggml's.
+    block_columns, block_bytes : int
+    on_cpu, on_gpu : bool
+        Whether there are kernels for it.
+    is_interleaved : bool
+        The CPU's kernels also take it interleaved by rows.
+    """
+    @property
+    def block_bytes(self) -> int:
+        ...
+    @property
+    def block_columns(self) -> int:
+        ...
+    @property
+    def is_interleaved(self) -> bool:
+        ...
+    @property
+    def name(self) -> str:
+        ...
+    @property
+    def number(self) -> int:
+        ...
+    @property
+    def on_cpu(self) -> bool:
+        ...
+    @property
+    def on_gpu(self) -> bool:
+        ...
 class ProbeError(RuntimeError):
     """
     A measurement that cannot be trusted: a wrong result, a clock that is too coarse, a CPU, file or memory that is not there.
@@ -1741,9 +1791,9 @@ class CpuProbe:
     """
     def __init__(self, cpus: collections.abc.Sequence[int], *, max_bytes: int, path: str = '') -> None:
         ...
-    def attention(self, *, n_heads: int, n_kv_heads: int, head_size: int, depth: int, batch: int, n_threads: int, policy: MeasurePolicy) -> ProbeResult:
+    def attention(self, *, n_heads: int, n_kv_heads: int, head_size: int, depth: int, batch: int, n_threads: int, policy: MeasurePolicy, key_type: str = 'F16', value_type: str = 'F16') -> ProbeResult:
         """
-        Fused attention of `batch` query tokens over an F16 cache of `depth` cells, each of which every token reads.
+        Fused attention of `batch` query tokens over a cache of `depth` cells, each of which every token reads.
         
         Parameters
         ----------
@@ -1754,6 +1804,8 @@ class CpuProbe:
             Query tokens.
         n_threads : int
         policy : MeasurePolicy
+        key_type, value_type : {"F16", "Q8_0", "Q4_0"}
+            Of the cache. Over F16 many queries go in tiles; over others each goes by itself, as in llama.cpp.
         
         Returns
         -------
@@ -1765,7 +1817,7 @@ class CpuProbe:
         ProbeError
             As `product`.
         ValueError
-            A shape that has no kernel.
+            A shape or a type that has no kernel.
         """
     def contention(self, type: str, layout: str, *, n_rows: int, n_columns: int, batch: int, chunk_bytes: int, policy: MeasurePolicy, n_used: int = 1, room_bytes: int | None = None) -> Contention:
         """
@@ -1863,9 +1915,10 @@ class CpuProbe:
         
         Parameters
         ----------
-        type : {"F16", "Q8_0", "Q4_0", "Q4_K", "Q6_K"}
+        type : str
+            One of `weight_types()` that CPUs multiply.
         layout : {"plain", "interleaved"}
-            As in the file, or interleaved by rows (Q4_0 and Q4_K).
+            As in the file, or interleaved by rows, where the type is.
         n_rows, n_columns, batch : int
         n_threads : int
         policy : MeasurePolicy
@@ -2330,7 +2383,8 @@ class GpuProbe:
         
         Parameters
         ----------
-        type : {"F16", "Q8_0", "Q4_0", "Q4_K", "Q6_K"}
+        type : str
+            One of `weight_types()` that GPUs multiply.
         n_rows, n_columns : int
         batch : int
             From 1 to 8192.
@@ -2512,7 +2566,13 @@ class SplitTime:
     def end_seconds(self) -> float:
         ...
     @property
+    def exposed_seconds(self) -> float:
+        ...
+    @property
     def is_sliced(self) -> bool:
+        ...
+    @property
+    def write_back_seconds(self) -> float:
         ...
 class Lying:
     """
@@ -2578,13 +2638,18 @@ class CopyRecord:
     Attributes
     ----------
     split : int
+    device : int
+        Whose queue it is, as of a split: a cache that the CPU reads comes down from the GPU that holds it.
     stream : str
-        "lane a", "lane b" or "down".
+        "lane a", "lane b" or "down"; "compute" where the CPU copies for itself.
     begin_seconds, end_seconds : float
     n_bytes : int
     """
     @property
     def begin_seconds(self) -> float:
+        ...
+    @property
+    def device(self) -> int:
         ...
     @property
     def end_seconds(self) -> float:
@@ -2773,6 +2838,26 @@ def cpu_paths() -> list[str]:
     """
     Instruction sets that this build has kernels for and this CPU runs, from the plainest to the fastest.
     """
+def dequantise(type: str, rows: typing.Annotated[numpy.typing.ArrayLike, numpy.uint8]) -> numpy.typing.NDArray[numpy.float64]:
+    """
+    Weights as numbers: what results of kernels are held against.
+    
+    Parameters
+    ----------
+    type : str
+        One of `weight_types()`.
+    rows : numpy.ndarray of uint8, shape (n_rows, bytes of a row)
+        Plain rows, as GGUF stores them.
+    
+    Returns
+    -------
+    numpy.ndarray of float64, shape (n_rows, n_columns)
+    
+    Raises
+    ------
+    ValueError
+        An unknown type, or rows that are not whole blocks.
+    """
 def device_costs(model: Model, machine: Machine, pass_: Pass, on_gpu: bool) -> DeviceCosts:
     ...
 def distinct_expert_share(n_expert: int, n_expert_used: int, n_tokens: float) -> float:
@@ -2869,7 +2954,7 @@ def make_schedule(model: Model, placement: Placement, pass_: Pass, cache_bytes: 
     ValueError
         Several sequences, or as many sizes as there are not layers.
     """
-def memory(model: Model, placement: Placement, context: ContextParameters, n_tokens: int) -> MemoryReport:
+def memory(model: Model, placement: Placement, context: ContextParameters, n_tokens: int, stage: MemoryStage = MemoryStage.stated) -> MemoryReport:
     """
     Bytes per device for one placement.
     """
@@ -2884,7 +2969,8 @@ def multiply(type: str, layout: str, *, weights: typing.Annotated[numpy.typing.A
     weights : numpy.ndarray of uint8, shape (n_rows, bytes of a row)
         Plain rows, as GGUF stores them.
     activations : numpy.ndarray of float32, shape (batch, n_columns)
-        Finite. Rounded to eight bits per value (F16 weights: to F16), as llama.cpp does.
+        Finite. Rounded to eight bits per value, with weights in F16 or BF16 to those, with F32 not at all, as llama.cpp
+        does.
     path : str
         One of `cpu_paths()`; the fastest by default.
     
@@ -2966,6 +3052,26 @@ def queue_costs(host_cpus: collections.abc.Sequence[int], device: HostDevice) ->
     """
     Seconds to start an operation on a host device, and to go on with the work of another queue.
     """
+def random_rows(type: str, *, n_rows: int, n_columns: int, seed: int) -> numpy.typing.NDArray[numpy.uint8]:
+    """
+    Rows of weights as probes multiply them: random codes, and scales of such magnitudes that nothing overflows.
+    
+    Parameters
+    ----------
+    type : str
+        One of `weight_types()`.
+    n_rows, n_columns : int
+    seed : int
+    
+    Returns
+    -------
+    numpy.ndarray of uint8, shape (n_rows, bytes of a row)
+    
+    Raises
+    ------
+    ValueError
+        An unknown type, or columns that are not whole blocks.
+    """
 def resident_memory(model: Model, placement: Placement, context: ContextParameters) -> MemoryReport:
     """
     Weights and caches alone.
@@ -2990,4 +3096,8 @@ def tier_ladder(context: ContextParameters, n_draft: int = 0, tier_max: int = 0)
     ...
 def tier_pass(model: Model, context: ContextParameters, workload: Workload, n_tokens: int) -> Pass:
     ...
+def weight_types() -> list[WeightType]:
+    """
+    Types of weights whose blocks are known here.
+    """
 built_with_cuda: bool

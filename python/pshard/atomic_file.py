@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+import tempfile
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -86,6 +87,21 @@ def explained(path: Path) -> Iterator[None]:
     except OSError as error:
         message = f"{path}: cannot be written ({error.strerror or error}); choose another file."
         raise FileError(message) from error
+
+
+def require_writable(path: Path) -> None:
+    """Find out that a file cannot be written before the work whose result it is to take. Missing directories are made.
+
+    Raises
+    ------
+    FileError
+        Its directory takes no new file.
+    """
+    path = path.resolve()
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
 
 
 def read_if_there(path: Path) -> bytes | None:

@@ -13,14 +13,14 @@
 // First the words of CUDA, then what is written in them.
 #include <gtest/gtest.h>
 
+#include "cuda_backend_cases.hpp"
 #include "probe/gpu_shapes.hpp"
 #include "probe/random.hpp"
-#include "stream_cases.hpp"
 
 namespace pshard {
 namespace {
 
-using namespace stream_cases;
+using namespace cuda_cases;
 
 // A kernel: operands are the device's, scratch is written all over first, and the device of the stream is the one in use.
 struct Operand {
@@ -156,10 +156,6 @@ void attend(const AttentionShape& shape, bool, const float* queries, const void*
 
 namespace {
 
-CudaBackendOptions options(int64_t page_lock_bytes, int n_gpu = 1) {
-  return {test_cpus(2), std::vector<int64_t>(static_cast<size_t>(n_gpu), int64_t{8} << 20), page_lock_bytes, cpu_paths().back()};
-}
-
 class OnHostCuda : public testing::Test {
  protected:
   // Everything was given back.
@@ -169,6 +165,7 @@ class OnHostCuda : public testing::Test {
     EXPECT_EQ(runtime.n_streams, 0);
     EXPECT_EQ(runtime.n_events, 0);
     runtime.n_devices = 1;
+    runtime.can_reset = true;
     runtime.most_registered = int64_t{1} << 40;
     runtime.kernels_to_fault = -1;
     runtime.n_waits = 0;
@@ -217,12 +214,20 @@ using CudaBackendHere = OnHostCuda;
 
 TEST_F(CudaBackendHere, SeveralGpusPassTheActivationsOn) {
   HostCuda::self().n_devices = 2;
-  const Model m = model(6);
-  Placement where = placement(m, {LayerPlacement::uniform(Where::pinned), LayerPlacement::uniform(Where::gpu1)}, Where::gpu1);
-  where.layer_pattern = {0, 0, 1, 1, 1, 1};
-  where.n_gpu = 2;
-  Running run(m, where, 3, options(0, 2), 2);
-  for (int i = 0; i < 2; ++i) EXPECT_GT(run.executor.run(0).n_checked, 20);
+  several_gpus_pass_the_activations_on(make_cuda_backend);
+}
+
+TEST_F(CudaBackendHere, PageLockingThatIsRefusedHalfWayIsStaged) { page_locking_that_is_refused_half_way_is_staged(make_cuda_backend); }
+
+TEST_F(CudaBackendHere, AFileThatIsCutShortIsNamed) { a_file_that_is_cut_short_is_named(make_cuda_backend); }
+
+TEST_F(CudaBackendHere, AKernelThatFaultsEndsThePassWithAnErrorAndTheProcessGoesOn) {
+  start_children_anew();
+  for (const bool can_reset : {true, false}) {
+    HostCuda::self().can_reset = can_reset;
+    EXPECT_EXIT(fault_in_mid_pass(make_cuda_backend), testing::ExitedWithCode(0),
+                std::string(kFault) + (can_reset ? ".*again: \n" : ".*again: .*start this program again"));
+  }
 }
 
 TEST_F(CudaBackendHere, ChangesFromOneScheduleToAnother) {
@@ -267,9 +272,14 @@ TEST_F(CudaBackendHere, OnlyEndsAreRecordedWhereTheGpuWorksAlone) {
   ASSERT_EQ(up.size(), kLayers);
   for (size_t i = 0; i < up.size(); ++i) {
     EXPECT_LE(up[i].begin_seconds, up[i].end_seconds);
-    EXPECT_GE(up[i].begin_seconds, i > 0 ? up[i - 1].end_seconds : 0.0) << "lanes take turns";
+    EXPECT_GE(up[i].begin_seconds, i > 0 ? up[i - 1].end_seconds : -1.0) << "lanes take turns";
   }
-  for (size_t i = 1; i < record.splits.size(); ++i) EXPECT_GE(record.splits[i].begin_seconds, record.splits[i - 1].end_seconds);
+  // Host and GPU have clocks of their own, which are read one after the other: on a busy machine that draws them apart, and the first copy
+  // may seem to begin before the pass.
+  for (size_t i = 1; i < record.splits.size(); ++i) {
+    if (run.schedules[0].splits[i].device != run.schedules[0].splits[i - 1].device) continue;
+    EXPECT_GE(record.splits[i].begin_seconds, record.splits[i - 1].end_seconds);
+  }
 }
 
 TEST_F(CudaBackendHere, TheGpuWaitsForTheHostOrWhoeverQueuesDoes) {
@@ -323,6 +333,19 @@ TEST_F(CudaBackendHere, InterruptedItEndsAndCanBeUsedAgain) {
   Running run(m, placement(m, all_kinds(), Where::pinned), 4, options(0));
   struct Stop : std::exception {};
   EXPECT_THROW(run.executor.run(0, [] { throw Stop(); }), Stop);
+  EXPECT_GT(run.executor.run(0).n_checked, 20);
+}
+
+TEST_F(CudaBackendHere, WhileTheCpuWorksItIsInterruptedToo) {
+  const Model m = model(3);
+  Running run(m, placement(m, {LayerPlacement::uniform(Where::cpu)}, Where::cpu), 4, options(0, 0), 0);
+  struct Stop : std::exception {};
+  int n_looks = 0;
+  const auto later = [&] {
+    if (++n_looks == 2) throw Stop();
+  };
+  run.executor.load(0);
+  EXPECT_THROW(run.executor.run(0, later), Stop);
   EXPECT_GT(run.executor.run(0).n_checked, 20);
 }
 

@@ -137,6 +137,7 @@ class HostCuda {
   std::atomic<int> fault{cudaSuccess};        // of a kernel: all that comes later fails, until cudaDeviceReset
   std::atomic<int64_t> kernels_to_fault{-1};  // launches until one fails
   int n_streams = 0, n_events = 0, n_resets = 0;
+  bool can_reset = true;  // real ones may leave a process without its GPUs
   bool can_wait_for_values = true;
   std::atomic<int> n_value_waits{0};
   static inline thread_local int device = 0;
@@ -214,7 +215,7 @@ inline cudaError_t cudaSetDevice(int device) {
   return HostCuda::self().state();
 }
 inline cudaError_t cudaDeviceReset() {
-  HostCuda::self().fault = cudaSuccess;
+  if (HostCuda::self().can_reset) HostCuda::self().fault = cudaSuccess;
   ++HostCuda::self().n_resets;
   return cudaSuccess;
 }

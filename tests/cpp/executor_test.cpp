@@ -44,6 +44,22 @@ TEST_P(EveryKind, OfSplitRunsAndIsChecked) {
 
 INSTANTIATE_TEST_SUITE_P(Executor, EveryKind, testing::Combine(testing::Bool(), testing::Values<int64_t>(1, 5, 40), testing::Bool()));
 
+// On every kind of split, too, dense and as experts.
+class EveryType : public testing::TestWithParam<int> {};
+
+TEST_P(EveryType, IsMultipliedAndChecked) {
+  const DataType type = data_type(static_cast<WeightType>(GetParam()));
+  for (const bool with_experts : {false, true}) {
+    const Model m = model(7, with_experts, type);
+    Running run(m, placement(m, all_kinds(), Where::pinned), 9, checking());
+    for (const LeftOut& left : run.schedules[0].left_out) EXPECT_EQ(left.weight_bytes, 0) << left.what;
+    EXPECT_GT(run.executor.run(0).n_checked, 50);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Executor, EveryType, testing::Range(0, kWeightTypes),
+                         [](const auto& tested) { return name_of(static_cast<WeightType>(tested.param)); });
+
 TEST(Executor, RunsTensorsThatAreApartFromTheirGroup) {
   const Model m = model(7);
   Placement where = placement(m, all_kinds(), Where::pinned);
@@ -230,6 +246,36 @@ TEST(HostBackend, IsLockedOnlyWithoutAHole) {
   EXPECT_FALSE(backend.is_locked(memory.data() + 8192, 4097));
   EXPECT_TRUE(backend.lock(memory.data() + 4096, 4096));
   EXPECT_TRUE(backend.is_locked(memory.data() + 100, 3 * 4096 - 100));
+}
+
+TEST(Executor, WhileItIsMadeItIsInterruptedToo) {
+  struct Interrupted {};
+  const Model m = model(6);
+  std::vector<Schedule> schedules{schedule(m, placement(m, all_kinds(), Where::pinned), 4)};
+  int left = 0;
+  int n_looks = 0;
+  const auto look = [&] {
+    ++n_looks;
+    if (left-- == 0) throw Interrupted();
+  };
+  for (const int n_threads : {1, 3}) {
+    left = 0;
+    EXPECT_THROW(GeneratedWeights(schedules, 1, n_threads, look), Interrupted);
+  }
+  const GeneratedWeights source(schedules, 1, 1);
+  HostBackend backend(backend_options());
+  n_looks = 0;
+  left = 1 << 20;
+  { const Executor whole(backend, source, schedules, checking(), look); }
+  const int n_all = n_looks;  // checksums, caches, weights that are locked
+  EXPECT_GT(n_all, 50);
+  for (const int at : {0, n_all / 2, n_all - 1}) {
+    left = at;
+    EXPECT_THROW(Executor(backend, source, schedules, checking(), look), Interrupted);
+    for (const StreamTensor& tensor : schedules[0].tensors) EXPECT_FALSE(backend.is_locked(source.bytes(tensor), tensor.n_bytes));
+  }
+  Executor executor(backend, source, schedules, checking());
+  EXPECT_GT(executor.run(0).n_checked, 50);
 }
 
 TEST(Executor, InterruptedItEndsAndCanBeUsedAgain) {

@@ -17,12 +17,17 @@ inline const DataType kQ8{8, 32, 34};
 inline const DataType kQ4K{12, 256, 144};
 inline const DataType kQ6K{14, 256, 210};
 
+inline DataType data_type(WeightType type) {
+  const WeightFormat& format = format_of(type);
+  return {format.number, static_cast<int32_t>(format.columns), static_cast<int32_t>(format.bytes)};
+}
+
 inline Tensor tensor(std::string name, DataType type, std::array<int64_t, 4> shape) {
   return {std::move(name), type, shape, type.row_bytes(shape[0]) * shape[1] * shape[2] * shape[3]};
 }
 
-// 4 heads of 64, 2 of them for K and V; an FFN of 512, or 8 experts of 256 of which 2 are used.
-inline Model model(int32_t n_layer, bool with_experts = false) {
+// 4 heads of 64, 2 of them for K and V; an FFN of 512, or 8 experts of 256 of which 2 are used. `ffn` is the type of their matrices.
+inline Model model(int32_t n_layer, bool with_experts = false, DataType ffn = kQ4K) {
   Hyperparameters h;
   h.architecture = with_experts ? "qwen3moe" : "llama";
   h.n_layer = n_layer;
@@ -52,12 +57,12 @@ inline Model model(int32_t n_layer, bool with_experts = false) {
     add("attn_output", kQ4K, {256, 256, 1, 1});
     if (with_experts) {
       add("ffn_gate_inp", kF32, {256, 8, 1, 1});
-      add("ffn_gate_exps", kQ4K, {256, 256, 8, 1});
-      add("ffn_up_exps", kQ4K, {256, 256, 8, 1});
+      add("ffn_gate_exps", ffn, {256, 256, 8, 1});
+      add("ffn_up_exps", ffn, {256, 256, 8, 1});
       add("ffn_down_exps", kQ6K, {256, 256, 8, 1});
     } else {
-      add("ffn_gate", kQ4K, {256, 512, 1, 1});
-      add("ffn_up", kQ4K, {256, 512, 1, 1});
+      add("ffn_gate", ffn, {256, 512, 1, 1});
+      add("ffn_up", ffn, {256, 512, 1, 1});
       add("ffn_down", kQ6K, {512, 256, 1, 1});
     }
   }

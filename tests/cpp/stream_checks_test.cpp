@@ -248,6 +248,89 @@ TEST(StreamChecks, AnErrorWhileQueueingALoadIsTheOneReportedAndLeavesNothingRunn
   }
 }
 
+TEST(StreamChecks, AnErrorWhileQueueingAPassIsTheOneReportedAndLeavesNothingRunning) {
+  const Model m = model(3);
+  const std::vector<LayerPlacement> lanes{LayerPlacement::uniform(Where::stream_a), LayerPlacement::uniform(Where::stream_b)};
+  std::vector<Schedule> schedules{schedule(m, placement(m, lanes, Where::cpu), 3)};
+  const GeneratedWeights source(schedules, 1, 1);
+  for (const int refused : {1, 4, 12, 25}) {
+    RefusesACopy backend;
+    backend.refused = refused;
+    Executor executor(backend, source, schedules, checking());
+    executor.run(0);
+    backend.breaks = true;
+    std::string error;
+    try {
+      executor.run(0);
+    } catch (const StreamError& caught) {
+      error = caught.what();
+    }
+    EXPECT_TRUE(backend.has_ended) << refused;
+    EXPECT_EQ(error, "copy refused") << refused;
+    backend.breaks = false;
+    EXPECT_GT(executor.run(0).n_checked, 0);
+  }
+}
+
+// Every wait is there: whichever queue is late, what it works on is neither missing nor written over, in an arena without a byte to spare.
+class IsLate : public HostBackend {
+ public:
+  explicit IsLate(Stream late, int64_t arena_bytes) : HostBackend(backend_options(1, arena_bytes)), late_(late) {}
+  void copy(Queue queue, uint8_t* to, const uint8_t* from, int64_t n_bytes) override {
+    delay(queue);
+    HostBackend::copy(queue, to, from, n_bytes);
+  }
+  void multiply(Queue queue, const Product& product) override {
+    delay(queue);
+    HostBackend::multiply(queue, product);
+  }
+
+ private:
+  void delay(Queue queue) {
+    if (!is_gpu(queue.device) || queue.stream != late_) return;
+    HostBackend::inspect(queue, nullptr, 0, [](const uint8_t*) { std::this_thread::sleep_for(std::chrono::microseconds(300)); });
+  }
+  Stream late_;
+};
+
+int64_t least_arena(const std::vector<Schedule>& schedules) {
+  const auto taken = [&](int64_t limit) { return lay_out(schedules, {{limit}}, Scratch())[0].devices[index(gpu_device(0))].n_bytes; };
+  int64_t needed = taken(int64_t{64} << 20);
+  for (const int64_t step : {1 << 16, 1 << 12, 1 << 7}) {
+    while (taken(needed - step) <= needed - step) needed -= step;
+  }
+  return needed;
+}
+
+class OneQueueIsLate : public testing::TestWithParam<Stream> {};
+
+TEST_P(OneQueueIsLate, AndNothingIsMissingOrWrittenOver) {
+  const auto uniform = [](Where where) { return LayerPlacement::uniform(where); };
+  const std::vector<std::vector<LayerPlacement>> placements{
+      all_kinds(),
+      {uniform(Where::stream_a)},                             // one lane for all
+      {uniform(Where::stream_a), uniform(Where::stream_b)},   // two in turn
+      {with_ffn(uniform(Where::pinned), Where::stream_a)},    // parts of layers
+      {with_ffn(uniform(Where::stream_b), Where::stream_a)},  //
+  };
+  const Model m = model(4);
+  for (size_t i = 0; i < placements.size(); ++i) {
+    for (const bool op_offload : {false, true}) {
+      Placement where = placement(m, placements[i], Where::cpu);
+      where.op_offload = op_offload;
+      const std::vector<Schedule> schedules{schedule(m, where, 3)};
+      const GeneratedWeights source(schedules, 1, 1);
+      ExecutorOptions options = checking();
+      options.vram_bytes = {{least_arena(schedules)}};
+      IsLate backend(GetParam(), options.vram_bytes[0][0]);
+      Executor executor(backend, source, schedules, options);
+      for (int pass = 0; pass < 2; ++pass) EXPECT_GT(executor.run(0).n_checked, 20) << i;
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(StreamChecks, OneQueueIsLate, testing::Values(Stream::compute, Stream::lane_a, Stream::lane_b, Stream::down));
+
 TEST(Checksum, TellsAnyWordAndAnyPlace) {
   std::vector<uint8_t> bytes(1000);
   for (size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<uint8_t>(i * 7);

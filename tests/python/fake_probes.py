@@ -152,7 +152,8 @@ def amounts(work: Work) -> tuple[float, float]:
             return n_weights * bits_per_weight(work.type) / 8.0, 2.0 * n_weights * work.batch
         case Attention():
             n_cells = work.depth * work.n_kv_heads * work.head_size
-            return 4.0 * n_cells, 4.0 * work.batch * work.depth * work.n_heads * work.head_size
+            n_bytes = 2.0 * n_cells * bits_per_weight(work.type) / 8.0
+            return n_bytes, 4.0 * work.batch * work.depth * work.n_heads * work.head_size
         case RecurrentScan():
             n_elements = work.n_heads * work.n_rows * work.n_columns
             return 4.0 * n_elements, 6.0 * n_elements * work.batch

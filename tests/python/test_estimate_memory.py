@@ -144,7 +144,8 @@ def test_context_grows_with_its_length_and_sums_add_up(
         for memory in (*report.devices, report.host):
             allowed = sum(a.n_bytes for a in report.allowances if a.where == memory.name and not a.on_demand)
             output = report.output_bytes if memory is report.host else 0
-            assert report.used_bytes(memory.name) == memory.total_bytes + allowed + output
+            in_a_run = memory.compute_bound_bytes - memory.compute_bytes
+            assert report.used_bytes(memory.name) == memory.total_bytes + in_a_run + allowed + output
             left = report.left_bytes(memory.name)
             assert left is not None
             assert left + report.used_bytes(memory.name) == memory.free_bytes

@@ -27,6 +27,9 @@ from pshard.machine import nvidia
 from pshard.machine.cpus import physical_cpus
 from pshard.machine.machine import load_machine, machines_of_gpus
 from pshard.model.model import Model, model_from_header, read_model
+from pshard.registry.errors import RegistryError
+from pshard.registry.overrides import placement_of, places, tensor_names
+from pshard.registry.store import read_registry
 from pshard.run import host_backend
 from pshard.run.document import MEASURED, PREDICTED, describe, metrics_lines, trace_of
 from pshard.run.execution import (
@@ -37,7 +40,6 @@ from pshard.run.execution import (
     execute,
     schedules_of,
     split_kind,
-    wanted_of,
 )
 from pshard.run.expert_rows import rows_per_expert
 from pshard.run.host_backend import (
@@ -48,7 +50,8 @@ from pshard.run.host_backend import (
     measure_host_backend,
     share_cpus,
 )
-from pshard.run.sources import workload_of_layers, workload_of_map
+from pshard.run.sources import workload_of_layers, workload_of_map, workload_of_registry
+from pshard.run.wanted_shapes import wanted_of
 
 Q4_K, Q8_0, F16, F32 = 12, 8, 1, 0
 
@@ -223,8 +226,21 @@ def test_a_map_names_the_shards() -> None:
     assert shards == ("a/cpu", "a/0", "a/1", "b/0")  # b/0 is the third GPU, whatever the second has
     assert (workload.arena_bytes[0] > 0, workload.arena_bytes[2] > 0) == (True, True)
     result = execute(m, workload, cpus=share_cpus(physical_cpus(), 3), passes=1, shards=shards, check=True)
-    lines = [json.loads(line) for line in metrics_lines(result)]
+    (ran,) = result.phases
+    lines = [json.loads(line) for line in metrics_lines(ran.phase, ran.schedule, ran.typical, 0.0, shards)]
     assert {(line["shard"], line["layers"]) for line in lines} == {("a/0", 1), ("a/cpu", 2), ("b/0", 1)}
+
+
+def test_a_prompt_attends_to_what_is_there_and_no_more() -> None:
+    m = model()
+    # 256 tokens are one pass that reads 256 cells, whatever is generated behind them; a rest reads all of its prompt.
+    (one, decode) = workload_of_layers(m, [4], prompt_tokens=256, generate_tokens=64).phases
+    assert (one.pass_.n_kv, one.pass_.n_filled, one.pass_.n_outputs) == (256, 256, 1)
+    assert (decode.pass_.n_kv, decode.pass_.n_filled) == (512, 256 + 32)
+    (many, rest) = workload_of_layers(m, [4], prompt_tokens=2600, generate_tokens=0, n_ubatch=256).phases
+    assert [(p.n_tokens, p.count, p.pass_.n_filled) for p in (many, rest)] == [(256, 10, 11 * 128), (40, 1, 2600)]
+    (large, left) = workload_of_layers(m, [4], prompt_tokens=3000, generate_tokens=0, n_ubatch=1024).phases
+    assert [(p.n_tokens, p.count, p.pass_.n_filled) for p in (large, left)] == [(1024, 2, 3 * 512), (952, 1, 3000)]
 
 
 def test_predictions_stand_beside_what_ran() -> None:
@@ -262,8 +278,8 @@ def test_the_trace_has_a_track_for_each_lane() -> None:
     events = trace_of(result)["traceEvents"]
     tracks = {(event["pid"], event["args"]["name"]) for event in events if event["name"] == "thread_name"}
     for process in (MEASURED, PREDICTED):
-        assert {(process, f"gpu0 {lane}") for lane in ("compute", "lane a", "lane b")} <= tracks
-    assert {name for process, name in tracks if process == PREDICTED} <= {name for _, name in tracks}
+        lanes = {"gpu0 compute", "gpu0 lane a", "gpu0 lane b", "gpu0 down", "host compute"}
+        assert {name for of, name in tracks if of == process} == lanes
 
 
 def test_devices_that_are_alike_are_priced() -> None:
@@ -398,7 +414,7 @@ def test_an_interrupt_ends_a_run_with_130(tmp_path: Path) -> None:
     os.close(stderr)
     drawn = b""
     try:
-        while b"decode, 1 tokens" not in drawn:  # its passes have begun
+        while b"decode, 1 tokens" not in drawn or metrics.read_bytes().count(b"\n") < 3:  # as passes end, lines come
             drawn += os.read(terminal, 4096)
         process.send_signal(signal.SIGINT)
         drain = threading.Thread(target=_read_all, args=(terminal,), daemon=True)
@@ -409,7 +425,9 @@ def test_an_interrupt_ends_a_run_with_130(tmp_path: Path) -> None:
         os.close(terminal)
     assert process.returncode == 130
     assert out == b""
-    assert not metrics.exists()
+    lines = metrics.read_bytes().split(b"\n")
+    assert lines.pop() == b""  # what is there is whole
+    assert {json.loads(line)["phase"] for line in lines} == {"decode"}
 
 
 def _read_all(terminal: int) -> None:
@@ -419,9 +437,9 @@ def _read_all(terminal: int) -> None:
 
 
 def test_what_cannot_be_run_is_said(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    q2_k = 10
+    iq2_s = 22
     with pytest.raises(ExecutionError, match="without a native kernel"):
-        m = model(kind=q2_k)
+        m = model(kind=iq2_s)
         execute(m, workload_of_layers(m, [4], prompt_tokens=0, generate_tokens=1), cpus=share_cpus([0], 1))
     keys, tensors = header()
     path = str(gguf_cases.write_sparse(tmp_path / "tiny.gguf", "llama", keys, tensors))
@@ -497,26 +515,154 @@ def test_layers_by_hand_have_the_arena_that_they_need(name: str, tmp_path: Path)
             executor(workload, (wanted[0], least - 1), is_limited=True)
 
 
-def test_lanes_that_wait_for_one_engine_do_not_count_twice() -> None:
-    def result(seconds: float, compute: float, *copies: tuple[int, str, float, float]) -> PhaseResult:
-        record = SimpleNamespace(
-            seconds=seconds,
-            splits=[SimpleNamespace(compute_seconds=compute)],
-            copies=[SimpleNamespace(split=i, stream=s, begin_seconds=b, end_seconds=e) for i, s, b, e in copies],
-        )
-        schedule = SimpleNamespace(splits=[SimpleNamespace(device=1), SimpleNamespace(device=1)])
-        unused: Any = None
-        return PhaseResult(unused, cast("Any", schedule), (cast("Any", record),), (0.0,), None, (), unused, (0,))
+Copied = tuple[int, str, float, float]
 
-    # Lane b is told at 1 to copy, and waits until 3 for lane a; 4 s of copies, 3 s of computing.
-    both = result(5.0, 3.0, (0, "lane a", 0.0, 3.0), (1, "lane b", 1.0, 4.0))
+
+def phase_result(splits: list[tuple[float, float]], *copies: Copied) -> PhaseResult:
+    """Make a pass of splits that begin and end, and compute all the while but for their own copies; then 1 s more."""
+    own = [sum(e - b for i, _, b, e in copies if i == at and begin <= b) for at, (begin, _) in enumerate(splits)]
+    record = SimpleNamespace(
+        seconds=splits[-1][1] + 1.0,
+        splits=[
+            SimpleNamespace(begin_seconds=begin, end_seconds=end, compute_seconds=end - begin - within)
+            for (begin, end), within in zip(splits, own, strict=True)
+        ],
+        copies=[SimpleNamespace(split=i, device=1, stream=s, begin_seconds=b, end_seconds=e) for i, s, b, e in copies],
+    )
+    schedule = SimpleNamespace(splits=[SimpleNamespace(device=1, offloads=False, streams=True) for _ in splits])
+    unused: Any = None
+    return PhaseResult(unused, cast("Any", schedule), (cast("Any", record),), (0.0,), None, (), unused, (0,))
+
+
+def test_lanes_that_wait_for_one_engine_do_not_count_twice() -> None:
+    # Lane b is told at 1 to copy, and waits until 3 for lane a; 4 s of copies and 4 s of computing, 1 s of both.
+    both = phase_result([(3.0, 4.0), (4.0, 7.0)], (0, "lane a", 0.0, 3.0), (1, "lane b", 1.0, 4.0))
     assert both.copy_seconds == 4.0
-    assert both.overlap == pytest.approx(2 / 3)
+    assert both.overlap == pytest.approx(1 / 4)
     # Each direction has an engine.
-    assert result(5.0, 3.0, (0, "lane a", 0.0, 3.0), (1, "down", 1.0, 4.0)).copy_seconds == 6.0
-    assert result(7.0, 3.0, (0, "lane a", 0.0, 4.0)).overlap == 0.0
-    assert result(4.0, 3.0, (0, "lane a", 0.0, 4.0)).overlap == 1.0
-    assert result(3.0, 3.0).overlap is None
+    assert phase_result([(3.0, 5.0)], (0, "lane a", 0.0, 3.0), (0, "down", 1.0, 4.0)).copy_seconds == 6.0
+    assert phase_result([(4.0, 7.0)], (0, "lane a", 0.0, 4.0)).overlap == 0.0
+    assert phase_result([(0.0, 3.0)]).overlap is None
+
+
+def test_time_in_which_nothing_goes_on_hides_nothing_and_takes_nothing_from_what_is_hidden() -> None:
+    # Between the splits activations pass, for 2 s; all of the copy lies under the first.
+    assert phase_result([(0.0, 4.0), (6.0, 8.0)], (1, "lane a", 0.0, 3.0)).overlap == 1.0
+    # A copy between two operations of its own split is hidden by nothing.
+    within = phase_result([(0.0, 4.0), (4.0, 8.0)], (1, "lane a", 5.0, 6.0))
+    assert within.compute_seconds == 7.0
+    assert within.overlap == 0.0
+
+
+def test_figures_of_a_phase_add_up_to_its_pass() -> None:
+    m = model(6)
+    workload = workload_of_layers(m, [2, 4], prompt_tokens=0, generate_tokens=2)
+    (phase,) = execute(m, workload, cpus=share_cpus(physical_cpus(), 2), passes=4).phases
+    assert phase.seconds == phase.typical.seconds
+    assert sum(measured for _, _, measured in phase.by_kind().values()) == pytest.approx(phase.compute_seconds)
+    assert phase.compute_seconds <= phase.seconds
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Return a model and a registry for it."""
+    folder = tmp_path_factory.mktemp("planned")
+    write_weights(folder / "tiny.gguf", 40)
+    registry = folder / "tiny.pshard_registry"
+    arguments = ["plan", str(folder / "tiny.gguf"), "--machine", "rtx-5090", "--vram", "24M", "-o", str(registry)]
+    assert main(arguments) == 0
+    return folder / "tiny.gguf", registry
+
+
+def test_a_registry_of_another_model_or_file_is_refused(planned: tuple[Path, Path], tmp_path: Path) -> None:
+    path, registry = planned
+    work = {"prompt_tokens": 40, "generate_tokens": 4}
+    assert workload_of_registry(read_model(str(path)), registry, **work).phases
+    with pytest.raises(RegistryError, match=r"holds no plans for qwen3-0\.6b:Q8_0; plan again"):
+        workload_of_registry(read_model("qwen3-0.6b:Q8_0"), registry, **work)
+    changed = tmp_path / "tiny.gguf"
+    changed.write_bytes(path.read_bytes() + bytes(32))
+    with pytest.raises(RegistryError, match="does not take these plans for this file"):
+        workload_of_registry(read_model(str(changed)), registry, **work)
+
+
+def test_what_a_registry_has_no_tier_memory_or_context_for_is_refused(planned: tuple[Path, Path]) -> None:
+    path, registry = planned
+    m = read_model(str(path))
+    work = {"prompt_tokens": 40, "generate_tokens": 4}
+    with pytest.raises(SettingError, match=r"tier 3000: no tier that is loaded for 24 MiB covers it; there are 1, 16"):
+        workload_of_registry(m, registry, **work, tier=3000)
+    with pytest.raises(SettingError, match="4097 tokens do not fit in a context of 4096"):
+        workload_of_registry(m, registry, prompt_tokens=4000, generate_tokens=97)
+    # None is not the largest budget: there are tiers that take none.
+    nothing = workload_of_registry(m, registry, **work, budget_mib=0)
+    assert nothing.arena_bytes == (0,)
+    assert {n_pinned(phase.placement) for phase in nothing.phases} == {0}
+
+
+def test_a_long_prompt_runs_on_the_tier_of_its_whole_length(planned: tuple[Path, Path], tmp_path: Path) -> None:
+    path, registry = planned
+    m = read_model(str(path))
+    # 512 tokens at a time are the quickest; the runtime switches to the tier that covers all of them all the same.
+    text, n_lines = re.subn(r"tps=[0-9.]+ ", "tps=1.00 ", registry.read_text())
+    assert n_lines > 3
+    small = re.compile(r"(\[tier \d+ bs=512\]\n.*tps=)1\.00")
+    slow = tmp_path / "slow"
+    slow.write_text(small.sub(r"\g<1>1000.00", text))
+    workload = workload_of_registry(m, slow, prompt_tokens=1100, generate_tokens=0)
+    assert [(phase.n_tokens, phase.count) for phase in workload.phases] == [(512, 2), (76, 1)]
+    tiers = {tier.batch_size: tier for tier in read_registry(slow).sections[-1].variants[-1].tiers}
+    names = tensor_names(m)
+    of_prompt, of_batch = (placement_of(m, places(tiers[n].overrides, names), op_offload=False) for n in (2048, 512))
+    assert n_pinned(of_prompt) < n_pinned(of_batch)
+    assert [n_pinned(phase.placement) for phase in workload.phases] == [n_pinned(of_prompt)] * 2
+
+
+def n_pinned(placement: _core.Placement) -> int:
+    group = _core.group_of("blk.0.attn_q.weight")
+    return sum(_core.is_pinned(placement.patterns[pattern][group]) for pattern in placement.layer_pattern)
+
+
+def test_files_that_would_be_written_over_or_cannot_be_are_refused_first(
+    planned: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(*_: object, **__: object) -> None:
+        pytest.fail("it was run")
+
+    monkeypatch.setattr(host_backend, "measure_devices", measure)
+    path, registry = planned
+    before = path.read_bytes()
+    both = str(tmp_path / "both")
+    link = tmp_path / "link.gguf"
+    link.symlink_to(path)
+    for options in (
+        ("--trace", str(path)),
+        ("--metrics", str(link)),
+        ("--registry", str(registry), "--trace", str(registry)),
+        ("--trace", both, "--metrics", both),
+        ("--trace", both, "--metrics", f"{tmp_path}/./both"),
+    ):
+        run(capsys, str(path), *options, code=2)
+    for option in ("--trace", "--metrics"):
+        run(capsys, str(path), option, "/proc/none/file", code=1)
+    assert path.read_bytes() == before
+
+
+def test_seeds_are_of_64_bits(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = str(gguf_cases.write_sparse(tmp_path / "tiny.gguf", "llama", *header()))
+    common = (path, "--layers", "4", "--tier", "1", "--passes", "1", "--seed")
+    assert run(capsys, *common, str(2**64 - 1))["phases"]
+    run(capsys, *common, str(2**64), code=2)
+
+
+def test_figures_are_printed_for_people(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = str(gguf_cases.write_sparse(tmp_path / "tiny.gguf", "llama", *header()))
+    assert main(["run", path, "--layers", "4", "--tier", "1", "--passes", "1", "--backend", "host"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^decode: 1 token, LAYERS, \d+ splits?; 1 pass run, 1 needed$", out, re.MULTILINE)
+    assert not re.search(r"\d[eE][+-]\d", out)
+    assert "copied per pass: " in out
+    assert "TPS  " in out
 
 
 def test_decode_alone_fits_the_memory_that_is_planned() -> None:

@@ -98,7 +98,8 @@ def test_what_the_system_refuses(scenario: str) -> None:
     in_a_child(scenario)
 
 
-def test_a_file_that_becomes_shorter_in_mid_run_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("check", [False, True])
+def test_a_file_that_becomes_shorter_in_mid_run_is_named(tmp_path: Path, check: bool) -> None:
     path = tmp_path / "tiny.gguf"
     write_weights(path)
     m = read_model(str(path))
@@ -110,7 +111,7 @@ def test_a_file_that_becomes_shorter_in_mid_run_is_named(tmp_path: Path) -> None
 
     cpus = share_cpus(physical_cpus(), 1)
     with pytest.raises(ExecutionError, match=r"tiny\.gguf: became shorter while it was in use; restore it"):
-        execute(m, streaming(m), cpus=cpus, passes=5, page_lock_bytes=0, on_pass=cut)
+        execute(m, streaming(m), cpus=cpus, passes=5, page_lock_bytes=0, on_pass=cut, check=check)
     path.write_bytes(whole)
     assert is_run(m)
 

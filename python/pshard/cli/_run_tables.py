@@ -8,6 +8,8 @@ from pshard.cli._output import Output, format_bytes
 from pshard.run.document import predicted_rate, predicted_ttft
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pshard.run.execution import Execution, PhaseResult
 
 WHERE = {"host": "threads of this machine in place of a GPU", "cuda": "the GPU"}
@@ -17,71 +19,79 @@ def print_run(out: Output, run: Execution) -> None:
     """Print a run: each phase with predicted beside measured, then what the workload takes."""
     out.line(f"model     {run.model.name}, weights {'of the file' if run.weights == 'file' else 'random'}")
     out.line(f"on        {WHERE[run.backend]}")
+    if run.locked_bytes or run.staged_bytes:
+        staged = f", {format_bytes(run.staged_bytes)} staged through a ring" if run.staged_bytes else ""
+        out.line(f"copied    from {format_bytes(run.locked_bytes)} of page-locked memory{staged}")
     for result in run.phases:
         out.line()
         _print_phase(out, run, result)
     out.line()
     if run.ttft_seconds is not None:
-        predicted = predicted_ttft(run)
-        out.line(f"TTFT {_seconds(run.ttft_seconds)}{_beside(predicted, run.ttft_seconds, _seconds)}")
+        out.line(f"TTFT  {_time(run.ttft_seconds)}{_beside(predicted_ttft(run), run.ttft_seconds, _time)}")
     if run.tokens_per_second is not None:
         rate = predicted_rate(run)
-        out.line(f"TPS  {run.tokens_per_second:.3g}{_beside(rate, run.tokens_per_second, lambda v: f'{v:.3g}')}")
+        out.line(f"TPS   {_rounded(run.tokens_per_second)}{_beside(rate, run.tokens_per_second, _rounded)}")
 
 
 def _print_phase(out: Output, run: Execution, result: PhaseResult) -> None:
     record, phase = result.typical, result.phase
+    predicted = result.predicted.seconds if result.predicted else None
     title = (
-        f"{phase.name}: {phase.n_tokens} tokens, {phase.strategy}, {len(record.splits)} splits; "
-        f"{_passes(len(result.records))} run, {phase.count} needed"
+        f"{phase.name}: {_count(phase.n_tokens, 'token')}, {phase.strategy}, {_count(len(record.splits), 'split')}; "
+        f"{_count(len(result.records), 'pass', 'passes')} run, {phase.count} needed"
     )
-    rows: list[tuple[str, object, object, object, object]] = []
-    waiting_predicted = result.predicted.seconds if result.predicted else None
-    waiting = record.seconds
-    for kind, (n, predicted, measured) in result.by_kind().items():
-        rows.append(
-            (f"{kind} splits", n, _milliseconds(predicted), _milliseconds(measured), _error(predicted, measured))
-        )
-        waiting -= measured
-        waiting_predicted = None if waiting_predicted is None or predicted is None else waiting_predicted - predicted
-    # What the lanes and the borders add to computing.
-    rows.append(("waiting for copies", None, _milliseconds(waiting_predicted), _milliseconds(max(waiting, 0.0)), None))
-    total = result.predicted.seconds if result.predicted else None
-    rows.append(("pass", None, _milliseconds(total), _milliseconds(result.seconds), _error(total, result.seconds)))
+    rows: list[tuple[str, object, object, object, object]] = [
+        (f"{kind} splits", n, _milliseconds(of_plan), _milliseconds(measured), _error(of_plan, measured))
+        for kind, (n, of_plan, measured) in result.by_kind().items()
+    ]
+    # What copies that nothing hides, activations on their way, and hand-offs add to computing.
+    computing = sum(split.compute_seconds for split in result.predicted_splits)
+    waiting = _milliseconds(None if predicted is None else max(predicted - computing, 0.0))
+    rows.append(("waiting", None, waiting, _milliseconds(max(result.seconds - result.compute_seconds, 0.0)), None))
+    rows.append(
+        ("pass", None, _milliseconds(predicted), _milliseconds(result.seconds), _error(predicted, result.seconds))
+    )
     out.table(("", "splits", "predicted ms", "measured ms", "error"), rows, title=title)
-    moved = [f"{format_bytes(record.up_bytes)} up", f"{format_bytes(record.down_bytes)} down"]
-    moved.append(f"{format_bytes(record.activation_bytes)} of activations")
-    out.line(f"copied per pass: {', '.join(moved)}")
+    moved = (("up", record.up_bytes), ("down", record.down_bytes), ("of activations", record.activation_bytes))
+    copied = ", ".join(f"{format_bytes(n_bytes)} {way}" for way, n_bytes in moved if n_bytes)
+    out.line(f"copied per pass: {copied or 'nothing'}")
     if result.overlap is not None:
-        out.line(f"overlap: {result.overlap:.0%} of what copies and computing can hide of each other")
+        shorter = "copying" if result.copy_seconds <= result.compute_seconds else "computing"
+        out.line(f"overlap: {result.overlap:.0%} of {shorter}, the shorter, went on beside the other")
     for gpu, (peak, allowed) in enumerate(zip(result.arena_bytes, phase.vram_bytes, strict=True)):
-        name = run.shards[gpu + 1] if len(run.shards) > gpu + 1 else f"gpu{gpu}"
-        out.line(f"arena of {name}: {format_bytes(peak)}, {format_bytes(allowed)} planned")
-    if result.switch.up_bytes:
-        up = format_bytes(result.switch.up_bytes)
-        out.line(f"became resident before: {up} in {_milliseconds(result.switch.seconds)} ms")
+        if peak or allowed:
+            out.line(f"arena of {run.shards[gpu + 1]}: {format_bytes(peak)} at most, {format_bytes(allowed)} planned")
+    if result.switch.up_bytes or result.switch.down_bytes:
+        down = f", {format_bytes(result.switch.down_bytes)} down" if result.switch.down_bytes else ""
+        took = _time(result.switch.seconds)
+        out.line(f"switched to it before: {format_bytes(result.switch.up_bytes)} up{down}, in {took}")
     n_checked = sum(r.n_checked for r in result.records)
     if n_checked:
         out.line(f"checked: {n_checked} shards and results, all right")
 
 
-def _passes(n: int) -> str:
-    return "1 pass" if n == 1 else f"{n} passes"
+def _count(n: int, one: str, many: str = "") -> str:
+    return f"{n} {one if n == 1 else many or f'{one}s'}"
 
 
-def _beside(predicted: float | None, measured: float, text: object) -> str:
-    if predicted is None or not callable(text):
-        return ""
-    return f", predicted {text(predicted)} ({_error(predicted, measured)})"
+def _beside(predicted: float | None, measured: float, text: Callable[[float], str]) -> str:
+    return "" if predicted is None else f", predicted {text(predicted)} ({_error(predicted, measured)})"
 
 
-def _seconds(seconds: float) -> str:
-    return f"{seconds:.3g} s"
+def _rounded(value: float) -> str:
+    """Return three digits or more, and no exponent."""
+    digits = 0 if value >= 99.95 else 1 if value >= 9.995 else 2 if value >= 0.9995 else 3
+    return f"{value:.{digits}f}"
+
+
+def _time(seconds: float) -> str:
+    return f"{_rounded(seconds)} s" if seconds >= 1.0 else f"{_rounded(seconds * 1e3)} ms"
 
 
 def _milliseconds(seconds: float | None) -> str | None:
-    return None if seconds is None else f"{seconds * 1e3:.4g}"
+    return None if seconds is None else _rounded(seconds * 1e3)
 
 
 def _error(predicted: float | None, measured: float) -> str | None:
-    return None if predicted is None or measured <= 0.0 else f"{predicted / measured - 1.0:+.0%}"
+    # A split in which nothing computes takes the time of reading a clock.
+    return None if not predicted or measured <= 0.0 else f"{predicted / measured - 1.0:+.0%}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from pshard.cli._options import FILE, read_size, with_cache_types
+from pshard.cli._options import COUNT, FILE, read_size, with_cache_types
 from pshard.cli._output import Output, with_output
+from pshard.launch.spellings import MAX_TOKENS
 
 if TYPE_CHECKING:
     from pshard.model.model import Model
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 DEFAULT_PROMPT, DEFAULT_GENERATE = 2048, 256
 STEEPEST_ROUTING = 10.0
+LARGEST_SEED = 2**64 - 1
 # Options of a plan, and which of them something that is run instead of a plan takes too.
 PLAN_ONLY = ("vram_bytes", "n_ctx", "type_k", "type_v", "strategy", "tier_max", "machine")
 APPLY_TO = {"--registry": ("vram_bytes",), "--layers": ("n_ctx",)}
@@ -33,32 +35,49 @@ Progress = Callable[[str, int, int], None]
 @click.argument("model")
 @click.option(
     "--registry", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
-    help="Tiers of a registry, instead of a plan made now.",
+    help="Tiers of a registry, as the runtime takes them for --vram, instead of a plan made now.",
 )  # fmt: skip
 @click.option(
     "--map", "map_file", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
     help="Layers on the devices of a map (`pshard map --json`).",
 )  # fmt: skip
-@click.option("--layers", metavar="N,N,...", help="Layers on so many devices, by hand.")
-@click.option("--tier", type=click.IntRange(1), metavar="N", help="Only a batch of N tokens.")
-@click.option("--prompt", "prompt_tokens", type=click.IntRange(0), metavar="N", help="Tokens of the prompt.")
-@click.option("--generate", "generate_tokens", type=click.IntRange(0), metavar="N", help="Tokens generated.")
+@click.option("--layers", metavar="N,N,...", help="Whole layers on so many devices, by hand.")
+@click.option("--tier", type=COUNT, metavar="N", help="Only a batch of N tokens, on the smallest tier that covers it.")
+@click.option(
+    "--prompt", "prompt_tokens", type=click.IntRange(0, MAX_TOKENS), metavar="N",
+    help="Tokens of the prompt.  [default: 2048; of a plan made now, what its context holds]",
+)  # fmt: skip
+@click.option(
+    "--generate", "generate_tokens", type=click.IntRange(0, MAX_TOKENS), metavar="N",
+    help="Tokens generated.  [default: 256; of a plan made now, what its context holds]",
+)  # fmt: skip
 @click.option(
     "--passes", type=click.IntRange(1), default=5, show_default=True, metavar="N",
     help="Passes of each kind that are run, beside one that warms up.",
 )  # fmt: skip
 @click.option(
-    "--seed", type=click.IntRange(0), default=1, show_default=True, metavar="N", help="Of routes and weights."
+    "--seed",
+    type=click.IntRange(0, LARGEST_SEED),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Of routes and weights.",
 )
 @click.option(
     "--routing", default="uniform", show_default=True, metavar="uniform|zipf:S",
     help="What experts are drawn from: all alike, or Zipf's law with exponent S.",
 )  # fmt: skip
-@click.option("--check", is_flag=True, help="Compare what arrives by checksum, every product with a reference.")
-@click.option("--trace", type=FILE, metavar="FILE", help="For ui.perfetto.dev.")
+@click.option(
+    "--check", is_flag=True,
+    help="Compare what arrives by checksum, every product with a reference; seconds mean nothing then.",
+)  # fmt: skip
+@click.option(
+    "--trace", type=FILE, metavar="FILE",
+    help="Write a track for each lane, measured and predicted, for ui.perfetto.dev or chrome://tracing.",
+)  # fmt: skip
 @click.option(
     "--metrics", type=FILE, metavar="FILE",
-    help="Append a line of JSON for each pass and device, for `pshard rebalance`.",
+    help="Append a line of JSON for each device after each pass, for `pshard rebalance`.",
 )  # fmt: skip
 @click.option(
     "--backend", type=click.Choice(["host", "cuda"]),
@@ -71,11 +90,18 @@ Progress = Callable[[str, int, int], None]
     metavar="SIZE",
     help="Most that is page-locked.  [default: half of the free memory]",
 )
-@click.option("-c", "--ctx-size", "n_ctx", type=click.IntRange(1), metavar="N", help="Context.")
+@click.option(
+    "-c", "--ctx-size", "n_ctx", type=COUNT, metavar="N",
+    help="Context.  [default: as `pshard plan`; with --layers, what the work needs]",
+)  # fmt: skip
 @with_cache_types
-@click.option("--vram", "vram_bytes", callback=read_size, metavar="SIZE", help="Budget: 12G (GiB), 12288M.")
-@click.option("--pshard-tier-max", "tier_max", type=click.IntRange(1), metavar="N", help="Largest token tier.")
-@click.option("--strategy", metavar="NAME", help="Only this strategy.")
+@click.option(
+    "--vram", "vram_bytes", callback=read_size, metavar="SIZE",
+    help="Budget: 12G (GiB), 12288M.  [default: what the GPU has free, half of the model without one; with --registry "
+    "its largest]",
+)  # fmt: skip
+@click.option("--pshard-tier-max", "tier_max", type=COUNT, metavar="N", help="Largest token tier.")
+@click.option("--strategy", metavar="NAME", help="Only this strategy, by its name in the pull request (docs/plan.md).")
 @click.option("--machine", metavar="NAME|FILE", help="What to plan for.  [default: what is run on]")
 @with_output
 def command(
@@ -100,9 +126,13 @@ def command(
     vram_bytes: int | None,
     **plan_options: Any,
 ) -> None:
-    """Run MODEL as it is planned, on this machine.
+    """Run MODEL as it is planned: predicted beside measured.
 
-    Weights are resident or streamed, and every split is timed.
+    \b
+    pshard run model.gguf --vram 8G                  a plan made now
+    pshard run model.gguf --registry FILE --tier 16  one tier of what the runtime loads
+    pshard run model.gguf --map map.json --metrics passes.jsonl
+    pshard run llama-3.2-1b:Q4_K_M --check           random weights, all compared
 
     MODEL is the path of a GGUF, or a name that `pshard models` lists; without a file, random weights of the same types
     and shapes are run. Without a GPU, threads of this machine stand in for one, and predictions are made of what they
@@ -110,8 +140,8 @@ def command(
     """
     from pshard import _core
     from pshard.model.model import read_model
-    from pshard.run.document import describe, metrics_lines, trace_of
-    from pshard.run.execution import ExecutionError, execute
+    from pshard.run.document import describe, trace_of
+    from pshard.run.execution import ExecutionError, execute, shard_names
     from pshard.run.host_backend import share_cpus
 
     if sum(value is not None for value in (registry, map_file, layers)) > 1:
@@ -123,6 +153,7 @@ def command(
         raise click.UsageError(message)
     exponent = _exponent(routing)
     loaded = read_model(model)
+    _check_outputs(trace, metrics, [*map(Path, loaded.header.parts), *(path for path in (registry, map_file) if path)])
     chosen = backend or ("cuda" if _core.built_with_cuda and _core.query_gpus().devices else "host")
     counts = _counts(layers)
     work = {
@@ -132,8 +163,11 @@ def command(
     }
     shards: tuple[str, ...] = ()
     notes = []
-    with _progress() as on_pass:
-        if map_file is not None or counts is not None:
+    with _progress() as on_pass, _metrics(metrics) as write_metrics:
+        if registry is not None:
+            workload = _of_registry(loaded, registry, vram_bytes, work)
+            cpus, measured = _host(chosen, loaded, work, on_pass)
+        elif map_file is not None or counts is not None:
             workload, shards = _on_devices(loaded, map_file, counts, plan_options["n_ctx"], work)
             try:
                 cpus, measured = _host(chosen, loaded, work, on_pass, workload)
@@ -142,14 +176,13 @@ def command(
                 notes.append(f"No predictions: {error}")
         else:
             cpus, measured = _host(chosen, loaded, work, on_pass)
-            workload = _planned(
-                loaded, registry, vram_bytes, prompt_tokens, generate_tokens, tier, measured, plan_options
-            )
+            workload = _planned(loaded, vram_bytes, prompt_tokens, generate_tokens, tier, measured, plan_options)
         try:
             machines = _machines(loaded, workload, measured, plan_options["machine"], chosen, on_pass)
         except ExecutionError as error:
             machines = {}
             notes.append(f"No predictions: {error}")
+        shards = shards or shard_names(len(workload.arena_bytes))
         run = execute(
             loaded,
             workload,
@@ -163,13 +196,12 @@ def command(
             check=check,
             shards=shards,
             on_pass=on_pass,
+            on_record=lambda *ran: write_metrics(*ran, shards),
         )
     if trace is not None:
         from pshard.atomic_file import write_atomically
 
         write_atomically(trace, json.dumps(trace_of(run)).encode())
-    if metrics is not None:
-        _append(metrics, metrics_lines(run))
     for note in (*notes, *run.notes):
         out.note(note)
     out.json(describe(run))
@@ -190,6 +222,25 @@ def _refuse_ignored(registry: Path | None, map_file: Path | None, layers: str | 
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             message = f"{parameter.opts[-1]} is for plans that are made now; it changes nothing beside {source}."
             raise click.UsageError(message)
+
+
+def _check_outputs(trace: Path | None, metrics: Path | None, inputs: Sequence[Path]) -> None:
+    """Refuse files to write that are others of this run, or cannot be written, before anything takes its time."""
+    from pshard.atomic_file import require_writable
+
+    def is_same(one: Path, other: Path) -> bool:
+        both = one.exists() and other.exists()
+        return one.samefile(other) if both else one.resolve() == other.resolve()
+
+    for option, output in (("--trace", trace), ("--metrics", metrics)):
+        if output is not None and any(is_same(output, path) for path in inputs):
+            message = f"{option} {output} is what is run, and would be written over; give another file."
+            raise click.UsageError(message)
+    if trace is not None and metrics is not None and is_same(trace, metrics):
+        message = f"--trace and --metrics are both {trace}; give each a file of its own."
+        raise click.UsageError(message)
+    if trace is not None:
+        require_writable(trace)
 
 
 def _counts(layers: str | None) -> list[int] | None:
@@ -267,9 +318,16 @@ def _host(
     )  # fmt: skip
 
 
+def _of_registry(model: Model, registry: Path, vram_bytes: int | None, work: dict[str, Any]) -> Workload:
+    from pshard.quantities import MIB
+    from pshard.run.sources import workload_of_registry
+
+    budget_mib = None if vram_bytes is None else vram_bytes // MIB
+    return workload_of_registry(model, registry, budget_mib=budget_mib, **work)
+
+
 def _planned(
     model: Model,
-    registry: Path | None,
     vram_bytes: int | None,
     prompt_tokens: int | None,
     generate_tokens: int | None,
@@ -279,19 +337,8 @@ def _planned(
 ) -> Workload:
     from pshard.machine.machine import Machine, load_machine
     from pshard.planning.planner import plan
-    from pshard.quantities import MIB
     from pshard.run.execution import workload_of
-    from pshard.run.sources import workload_of_registry
 
-    if registry is not None:
-        return workload_of_registry(
-            model,
-            registry,
-            prompt_tokens=DEFAULT_PROMPT if prompt_tokens is None else prompt_tokens,
-            generate_tokens=DEFAULT_GENERATE if generate_tokens is None else generate_tokens,
-            tier=tier,
-            budget_mib=None if vram_bytes is None else vram_bytes // MIB,
-        )
     name = options["machine"]
     if name is None and measured is not None:
         machine = Machine("threads of this machine", measured.devices[0].profile)
@@ -336,13 +383,28 @@ def _machines(
     return {n: [shapes[id(machine)].priced(machine.core()) for machine in machines] for n in batches}
 
 
-def _append(path: Path, lines: Iterator[str]) -> None:
+@contextmanager
+def _metrics(path: Path | None) -> Iterator[Callable[..., None]]:
+    """Append the lines of each pass to a file, which `pshard rebalance --watch` may be reading.
+
+    Those of a pass are one write, so that runs side by side do not mix theirs.
+    """
+    if path is None:
+        yield lambda *_: None
+        return
     from pshard.atomic_file import explained
+    from pshard.run.document import metrics_lines
 
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as file:
-            file.write("".join(f"{line}\n" for line in lines))
+        file = path.open("ab", buffering=0)
+    with file:
+
+        def write(*ran: Any) -> None:
+            with explained(path):
+                file.write("".join(f"{line}\n" for line in metrics_lines(*ran)).encode())
+
+        yield write
 
 
 def _print(out: Output, run: Execution) -> None:

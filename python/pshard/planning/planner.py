@@ -13,6 +13,8 @@ from pshard.launch.spellings import CACHE_TYPES, MAX_TOKENS
 from pshard.quantities import GIB, MAX_BYTES, MIB
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from pshard import _core
     from pshard.machine.machine import Machine
     from pshard.model.model import Model
@@ -246,6 +248,7 @@ def _search(model: Model, machine: Machine, settings: Settings) -> Plan:
         raise _infeasible(settings, machine, tiers, stock, on_cpu)
     if core_machine is not None:
         runtime = _core.plan_runtime(model.core, core_machine, cache_context, workload, list(tiers))
+    placements = [fit.placement, *(tier.candidates[tier.best].placement for tier in tiers if tier.best >= 0)]
     return Plan(
         model=model,
         machine=machine,
@@ -256,7 +259,12 @@ def _search(model: Model, machine: Machine, settings: Settings) -> Plan:
         stock=stock,
         runtime=runtime,
         whole_vram_bytes=_whole_vram_bytes(model, ladder, settings),
-        warnings=(*model.warnings, *machine.warnings, *_warnings(model, machine, settings)),
+        warnings=(
+            *model.warnings,
+            *machine.warnings,
+            *_warnings(model, machine, settings),
+            *_cache_warnings(machine, settings, placements),
+        ),
     )
 
 
@@ -323,6 +331,24 @@ def _warnings(model: Model, machine: Machine, settings: Settings) -> list[str]:
             f"of {machine.name}."
         )
     return warnings
+
+
+def _cache_warnings(machine: Machine, settings: Settings, placements: Iterable[_core.Placement]) -> list[str]:
+    """Say where the CPU attends over a cache whose type was not measured there."""
+    from pshard import _core
+
+    if not settings.flash_attn or not machine.has_speeds:
+        return []
+    types = machine.estimated_caches(settings.n_threads, settings.type_k.upper(), settings.type_v.upper())
+    on_cpu = any(
+        layer[_core.Group.cache] == _core.Where.cpu for placement in placements for layer in placement.patterns
+    )
+    if not types or not on_cpu:
+        return []
+    return [
+        f"Attention over a cache of {' and '.join(types)} was not measured on this CPU, so its rate is estimated and "
+        "its range is wide; measure again (`pshard profile`), or import llama.cpp's own figures."
+    ]
 
 
 def _check_range(minimum: int, maximum: int, **arguments: object) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from pshard import _core
     from pshard.model.model import Model
-    from pshard.run.execution import Shape
+    from pshard.run.wanted_shapes import Shape
 
 BUDGET_SECONDS = 0.05
 # Of the memory that is free.
@@ -124,8 +124,8 @@ def measure_shapes(
 
 def _on_gpu(model: Model, batches: Sequence[int], index: int, on_step: Callable[[str], None]) -> tuple[Timed, ...]:
     from pshard import _core
-    from pshard.run.execution import wanted_of
     from pshard.run.expert_rows import rows_per_expert
+    from pshard.run.wanted_shapes import wanted_of
 
     query = _core.query_gpus()
     if index >= len(query.devices):
@@ -170,10 +170,10 @@ def _on_cpu(
     import psutil
 
     from pshard import _core
-    from pshard.run.execution import wanted_of
     from pshard.run.expert_rows import rows_per_expert
     from pshard.run.host_backend import BUDGET_SECONDS as CPU_BUDGET_SECONDS
     from pshard.run.host_backend import Wanted, measure_products
+    from pshard.run.wanted_shapes import wanted_of
 
     threads = list(cpus)
     on_step("queues")

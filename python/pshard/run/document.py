@@ -6,10 +6,10 @@ import json
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from pshard import _core
-    from pshard.run.execution import Execution, PhaseResult
+    from pshard.run.execution import Execution, Phase, PhaseResult
 
 SCHEMA_VERSION = 1
 MICRO = 1e6
@@ -88,27 +88,29 @@ def _phase(result: PhaseResult) -> dict[str, object]:
     }
 
 
-def metrics_lines(run: Execution) -> Iterator[str]:
-    """Yield a line of JSON for each pass and device that computes something of a layer, for ``pshard rebalance``."""
-    for result in run.phases:
-        layers = _layers_by_device(result.schedule)
-        for record, time_unix_s in zip(result.records, result.times_unix_s, strict=True):
-            for device, n_layers in sorted(layers.items()):
-                busy = sum(
-                    times.end_seconds - times.begin_seconds
-                    for split, times in zip(result.schedule.splits, record.splits, strict=True)
-                    if split.device == device
-                )
-                yield json.dumps(
-                    {
-                        "shard": run.shards[device],
-                        "layers": n_layers,
-                        "phase": result.phase.name,
-                        "n_tokens": result.phase.n_tokens,
-                        "latency_us": busy * MICRO,
-                        "time_unix_s": time_unix_s,
-                    }
-                )
+def metrics_lines(
+    phase: Phase, schedule: _core.Schedule, record: _core.PassRecord, time_unix_s: float, shards: Sequence[str]
+) -> Iterator[str]:
+    """Yield a line of JSON for each device that computes something of a layer in a pass, for ``pshard rebalance``.
+
+    Latencies are of the device: what it waits for is not in them.
+    """
+    for device, n_layers in sorted(_layers_by_device(schedule).items()):
+        busy = sum(
+            times.end_seconds - times.begin_seconds
+            for split, times in zip(schedule.splits, record.splits, strict=True)
+            if split.device == device
+        )
+        yield json.dumps(
+            {
+                "shard": shards[device],
+                "layers": n_layers,
+                "phase": phase.name,
+                "n_tokens": phase.n_tokens,
+                "latency_us": busy * MICRO,
+                "time_unix_s": time_unix_s,
+            }
+        )
 
 
 def _layers_by_device(schedule: _core.Schedule) -> dict[int, int]:
@@ -138,7 +140,7 @@ def trace_of(run: Execution) -> dict[str, object]:
             length = times.end_seconds - times.begin_seconds
             trace.add(MEASURED, lane, _name(split, i), start + times.begin_seconds, length, phase=label)
         for copy in record.copies:
-            device = run.shards[splits[copy.split].device]
+            device = run.shards[copy.device]
             length = copy.end_seconds - copy.begin_seconds
             name = _name(splits[copy.split], copy.split)
             trace.add(MEASURED, f"{device} {copy.stream}", name, start + copy.begin_seconds, length, bytes=copy.n_bytes)
@@ -146,9 +148,15 @@ def trace_of(run: Execution) -> dict[str, object]:
             lane = f"{run.shards[split.device]} compute"
             begin = start + priced.compute_begin_seconds
             trace.add(PREDICTED, lane, _name(split, i), begin, priced.compute_seconds, phase=label)
-            if priced.copy_seconds > 0.0:
-                lane = f"{run.shards[split.device]} {_lane(split)}"
-                trace.add(PREDICTED, lane, _name(split, i), start + priced.copy_begin_seconds, priced.copy_seconds)
+            computed = priced.compute_begin_seconds + priced.compute_seconds
+            for stream, at, length in (
+                (_lane(split), priced.copy_begin_seconds, priced.copy_seconds),
+                (_lane(split), priced.compute_begin_seconds - priced.exposed_seconds, priced.exposed_seconds),
+                ("down", computed, priced.write_back_seconds),
+            ):
+                if length > 0.0:
+                    lane = f"{run.shards[split.device]} {stream}"
+                    trace.add(PREDICTED, lane, _name(split, i), start + at, length)
         predicted = result.predicted.seconds if result.predicted else 0.0
         start += max(record.seconds, predicted) * 1.05
     return {"displayTimeUnit": "ms", "traceEvents": [*trace.names(), *trace.events]}

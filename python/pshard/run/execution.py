@@ -6,19 +6,18 @@ a schedule made of it, and as many passes as the workload needs, of which some a
 
 from __future__ import annotations
 
-import math
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Literal
 
-from pshard.errors import ModelError, PshardError, SettingError
+from pshard.errors import PshardError, SettingError
+from pshard.weight_types import executed_types
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from pshard import _core
     from pshard.model.model import Model
@@ -26,14 +25,12 @@ if TYPE_CHECKING:
     from pshard.run.host_backend import HostCpus
 
 PhaseName = Literal["prefill", "decode"]
-Shape = tuple[int, int]
+Span = tuple[float, float]
 
 DEFAULT_PASSES = 5
 CHECKING_NOTE = "Everything was checked meanwhile, which takes most of the time: the seconds are not those of the plan."
 # A file with more holes than this has the shape of a model, but not its weights.
 LEAST_STORED = 0.9
-# Kernels multiply columns by so many at least.
-KERNEL_COLUMNS = 32
 # Less than this share of the weights being multiplied says too little of the model.
 LEAST_EXECUTED = 0.9
 # A batch of at most so many tokens generates or verifies.
@@ -125,13 +122,13 @@ class PhaseResult:
 
     @cached_property
     def typical(self) -> _core.PassRecord:
-        """The pass of median length."""
+        """The pass of median length, of two the shorter. All figures are of this one, so that they add up."""
         return sorted(self.records, key=lambda record: record.seconds)[(len(self.records) - 1) // 2]
 
     @property
     def seconds(self) -> float:
-        """Median seconds of a pass."""
-        return median(record.seconds for record in self.records)
+        """Of the typical pass."""
+        return self.typical.seconds
 
     @property
     def compute_seconds(self) -> float:
@@ -144,33 +141,50 @@ class PhaseResult:
 
         Lanes of one direction share a copy engine: while one copies, the other waits, so that both at once count once.
         """
-        by_engine: dict[tuple[int, bool], list[tuple[float, float]]] = defaultdict(list)
-        for copy in self.typical.copies:
-            device = self.schedule.splits[copy.split].device
-            by_engine[device, copy.stream == "down"].append((copy.begin_seconds, copy.end_seconds))
-        return sum(_covered_seconds(spans) for spans in by_engine.values())
+        return sum(_seconds(spans) for spans in self._copying())
 
     @property
     def overlap(self) -> float | None:
-        """Share of what could be hidden, the shorter of copies and computing, that was; None without copies."""
+        """Share of the shorter of copying and computing during which the other went on too; None without copies."""
         shorter = min(self.compute_seconds, self.copy_seconds)
         if shorter <= 0.0:
             return None
-        hidden = self.compute_seconds + self.copy_seconds - self.typical.seconds
+        computing = self._computing()
+        hidden = sum(_seconds(copying) - _seconds(_without(copying, computing)) for copying in self._copying())
         return max(0.0, min(1.0, hidden / shorter))
 
+    def _copying(self) -> list[list[Span]]:
+        """Return when each copy engine of the typical pass worked, or had work that waited for its other lane."""
+        by_engine: dict[tuple[int, str], list[Span]] = defaultdict(list)
+        for copy in self.typical.copies:
+            engine = "up" if copy.stream.startswith("lane") else copy.stream
+            by_engine[copy.device, engine].append((copy.begin_seconds, copy.end_seconds))
+        return [_joined(spans) for spans in by_engine.values()]
+
+    def _computing(self) -> list[Span]:
+        """Return when splits of the typical pass computed: up to their ends, but for copies between operations."""
+        own: dict[int, list[Span]] = defaultdict(list)
+        for copy in self.typical.copies:
+            split = self.typical.splits[copy.split]
+            if split.begin_seconds <= copy.begin_seconds and copy.end_seconds <= split.end_seconds:
+                own[copy.split].append((copy.begin_seconds, copy.end_seconds))
+        found = []
+        for i, split in enumerate(self.typical.splits):
+            within = _joined(own[i])
+            begin = split.end_seconds - split.compute_seconds - _seconds(within)
+            found += _without([(begin, split.end_seconds)], within)
+        return _joined(found)
+
     def by_kind(self) -> dict[str, tuple[int, float | None, float]]:
-        """Return for each kind of split: how many, predicted and measured seconds of computing (median of passes)."""
+        """Return for each kind of split: how many, predicted and measured seconds of computing."""
         kinds = [split_kind(split) for split in self.schedule.splits]
         predicted: dict[str, float] = defaultdict(float)
         for kind, time_ in zip(kinds, self.predicted_splits, strict=False):
             predicted[kind] += time_.compute_seconds
         found: dict[str, tuple[int, float | None, float]] = {}
         for kind in sorted(set(kinds)):
-            measured = median(
-                sum(split.compute_seconds for split, k in zip(record.splits, kinds, strict=True) if k == kind)
-                for record in self.records
-            )
+            splits = zip(self.typical.splits, kinds, strict=True)
+            measured = sum(split.compute_seconds for split, its_kind in splits if its_kind == kind)
             found[kind] = (kinds.count(kind), predicted[kind] if self.predicted_splits else None, measured)
         return found
 
@@ -220,12 +234,35 @@ class Execution:
         return decode.phase.n_tokens / decode.seconds if decode else None
 
 
-def _covered_seconds(spans: list[tuple[float, float]]) -> float:
-    covered, reached = 0.0, -math.inf
+def _joined(spans: Iterable[Span]) -> list[Span]:
+    """Return the same time without overlaps, in order."""
+    joined: list[Span] = []
     for begin, end in sorted(spans):
-        covered += max(0.0, end - max(begin, reached))
-        reached = max(reached, end)
-    return covered
+        if joined and begin <= joined[-1][1]:
+            joined[-1] = joined[-1][0], max(joined[-1][1], end)
+        else:
+            joined.append((begin, end))
+    return joined
+
+
+def _without(spans: Iterable[Span], others: Sequence[Span]) -> list[Span]:
+    """Return the parts of spans that are in none of the others, which are joined."""
+    left = []
+    for begin, end in spans:
+        at = begin
+        for other_begin, other_end in others:
+            if other_end <= at or other_begin >= end:
+                continue
+            if other_begin > at:
+                left.append((at, other_begin))
+            at = other_end
+        if at < end:
+            left.append((at, end))
+    return left
+
+
+def _seconds(spans: Iterable[Span]) -> float:
+    return sum(end - begin for begin, end in spans)
 
 
 def split_kind(split: _core.Split) -> str:
@@ -261,11 +298,9 @@ def workload_of(plan: Plan, *, tier: int | None = None) -> Workload:
     context = context_of(settings, max(t.batch_size for t in plan.tiers))
     work = _core.Workload(settings.prompt_tokens, settings.generate_tokens)
 
-    def phase(name: PhaseName, chosen: _core.TierPlan, n_tokens: int, count: int) -> Phase:
+    def phase(name: PhaseName, chosen: _core.TierPlan, n_tokens: int, count: int, fill: int | None = None) -> Phase:
         candidate = chosen.candidates[chosen.best]
-        pass_ = _core.tier_pass(core, context, work, n_tokens)
-        if name == "prefill":
-            pass_.n_outputs = 1
+        pass_ = pass_of(core, context, work, name, n_tokens, fill)
         return Phase(
             name, n_tokens, count, candidate.strategy, candidate.placement, pass_, (candidate.memory.gpu.total(),)
         )
@@ -283,7 +318,34 @@ def workload_of(plan: Plan, *, tier: int | None = None) -> Workload:
     return Workload(tuple(phases), caches, (max(phase.vram_bytes[0] for phase in phases),))
 
 
-def _phases(plan: Plan, phase: Callable[[PhaseName, _core.TierPlan, int, int], Phase]) -> list[Phase]:
+def pass_of(
+    core: _core.Model,
+    context: _core.ContextParameters,
+    work: _core.Workload,
+    name: PhaseName,
+    n_tokens: int,
+    fill: int | None = None,
+) -> _core.Pass:
+    """Return one pass of a phase: behind `fill` tokens, its own included, or behind as many as a tier mostly is."""
+    from pshard import _core
+
+    if fill is not None:
+        # A tier of few tokens is taken for one that generates, behind a whole prompt; any other for the middle of one.
+        work = _core.Workload(fill if n_tokens <= LARGEST_DECODE else 2 * fill - n_tokens, 0)
+    pass_ = _core.tier_pass(core, context, work, n_tokens)
+    if name == "prefill":
+        pass_.n_outputs = 1
+    return pass_
+
+
+def prompt_batches(prompt_tokens: int, n_ubatch: int) -> list[tuple[int, int, int]]:
+    """Divide a prompt: tokens of a micro-batch, how many there are, and the tokens behind which they mostly run."""
+    ubatch = min(n_ubatch, prompt_tokens)
+    full, rest = divmod(prompt_tokens, ubatch)
+    return [(ubatch, full, (full + 1) * ubatch // 2), *([(rest, 1, prompt_tokens)] if rest else [])]
+
+
+def _phases(plan: Plan, phase: Callable[..., Phase]) -> list[Phase]:
     settings, runtime = plan.settings, plan.runtime
     if runtime is None or not runtime.viable:
         message = "the plan has no tiers that run the whole workload; give a larger budget, or one --tier."
@@ -291,11 +353,9 @@ def _phases(plan: Plan, phase: Callable[[PhaseName, _core.TierPlan, int, int], P
     phases = []
     if settings.prompt_tokens:
         chosen = plan.tiers[runtime.prompt_tier]
-        ubatch = min(chosen.candidates[chosen.best].micro_batch, settings.prompt_tokens)
-        full, rest = divmod(settings.prompt_tokens, ubatch)
-        phases.append(phase("prefill", chosen, ubatch, full))
-        if rest:
-            phases.append(phase("prefill", chosen, rest, 1))
+        n_ubatch = chosen.candidates[chosen.best].micro_batch
+        for batch in prompt_batches(settings.prompt_tokens, n_ubatch):
+            phases.append(phase("prefill", chosen, *batch))
     if settings.generate_tokens:
         phases.append(phase("decode", plan.tiers[runtime.decode_tier], 1, settings.generate_tokens))
     return phases
@@ -342,7 +402,7 @@ def schedules_of(model: Model, workload: Workload) -> list[_core.Schedule]:
             reasons = ", ".join(entry.what for entry in left)
             message = (
                 f"{model.name}: only {schedule.weight_bytes / (schedule.weight_bytes + missing):.0%} of its products "
-                f"can be run here, not {reasons}; give a model in F16, Q8_0, Q4_0, Q4_K or Q6_K."
+                f"can be run here, not {reasons}; give a model in {', '.join(executed_types())}."
             )
             raise ExecutionError(message)
     return schedules
@@ -359,6 +419,11 @@ def price(
     time_, splits = _core.price_executed(model.core, list(machines), phase.pass_, phase.placement)
     schedule.slice([split.is_sliced for split in splits])
     return time_, tuple(splits)
+
+
+def shard_names(n_gpu: int) -> tuple[str, ...]:
+    """Return what the host and the GPUs are called where nobody named them."""
+    return ("host", *(f"gpu{i}" for i in range(n_gpu)))
 
 
 def has_weights(model: Model) -> bool:
@@ -386,6 +451,7 @@ def execute(
     order: _core.Order | None = None,
     shards: Sequence[str] = (),
     on_pass: Callable[[str, int, int], None] = lambda what, done, of: None,
+    on_record: Callable[[Phase, _core.Schedule, _core.PassRecord, float], None] = lambda *_: None,
 ) -> Execution:
     """Run a workload on this machine.
 
@@ -414,6 +480,9 @@ def execute(
         Names of the host and the GPUs; "host", "gpu0" and so on by default.
     on_pass : callable
         Called with what runs, how many passes of it are done, and of how many.
+    on_record : callable
+        Called after each pass but those that warm up: its phase and schedule, its record, and when it ended in seconds
+        since 1970.
 
     Returns
     -------
@@ -460,6 +529,8 @@ def execute(
             for done in range(passes + 1):
                 records.append(executor.run(i))
                 times.append(time.time())
+                if done:
+                    on_record(phase, schedules[i], records[-1], times[-1])
                 on_pass(what, done + 1, passes + 1)
             arenas = tuple(executor.arena_bytes(i, gpu) for gpu in range(n_gpu))
             results.append(
@@ -470,10 +541,9 @@ def execute(
         raise ExecutionError(message) from error
     notes = [CHECKING_NOTE] if check else []
     notes += _notes(model, schedules, from_file=from_file, staged_bytes=executor.staged_bytes)
-    names = tuple(shards) or ("host", *(f"gpu{i}" for i in range(n_gpu)))
     return Execution(
         model, "cuda" if cpus is None else "host", tuple(results), executor.locked_bytes, executor.staged_bytes,
-        "file" if from_file else "generated", names, check, tuple(notes),
+        "file" if from_file else "generated", tuple(shards) or shard_names(n_gpu), check, tuple(notes),
     )  # fmt: skip
 
 
@@ -495,43 +565,3 @@ def _notes(model: Model, schedules: Sequence[_core.Schedule], *, from_file: bool
             f"({cache / 2**20:.0f} MiB), which may hold some of them from one pass to the next."
         )
     return notes
-
-
-def wanted_of(model: Model) -> tuple[dict[str, tuple[Shape, ...]], dict[str, tuple[Shape, ...]]]:
-    """Return the shapes that predictions need rates for, of each type, dense and routed: rows and columns.
-
-    The one with most bytes comes first.
-
-    Raises
-    ------
-    ModelError
-        None of the model's products has a native kernel.
-    """
-    from pshard.model.model import type_name
-
-    kernels = ("F16", "Q8_0", "Q4_0", "Q4_K", "Q6_K")
-    found: dict[tuple[bool, str], dict[Shape, int]] = defaultdict(dict)
-    head = {tensor.name for tensor in model.core.head}
-    for tensor in model.tensors:
-        name = type_name(tensor.type)
-        is_routed = len(tensor.shape) == 3 and tensor.shape[2] > 1 and "_exps" in tensor.name
-        is_look_up = tensor.name.startswith("token_embd") and tensor.name not in head
-        if name not in kernels or len(tensor.shape) < 2 or is_look_up or tensor.shape[0] % KERNEL_COLUMNS:
-            continue
-        # The head is one matrix among many: it stands for its type only where nothing else does.
-        n_bytes = 0 if tensor.name in head else tensor.n_bytes
-        shapes = found[is_routed, name]
-        shape = (tensor.shape[1], tensor.shape[0])
-        shapes[shape] = max(shapes.get(shape, 0), n_bytes)
-    if not found:
-        message = f"{model.name}: none of its weights has a type that is executed; give F16, Q8_0, Q4_0, Q4_K or Q6_K."
-        raise ModelError(message)
-
-    def largest_first(routed: bool) -> dict[str, tuple[Shape, ...]]:
-        return {
-            name: tuple(sorted(shapes, key=lambda shape: (-shapes[shape], shape)))
-            for (is_routed, name), shapes in found.items()
-            if is_routed == routed
-        }
-
-    return largest_first(False), largest_first(True)

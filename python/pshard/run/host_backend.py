@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pshard import _core
     from pshard.machine.profile import Operation
     from pshard.model.model import Model
-    from pshard.run.execution import Shape
+    from pshard.run.wanted_shapes import Shape
 
 CHUNKS_BYTES = (64 << 10, 1 << 20, 16 << 20)
 BUDGET_SECONDS = 0.2
@@ -503,7 +503,8 @@ def measure_here(
     import psutil
 
     from pshard import _core
-    from pshard.run.execution import ExecutionError, wanted_of
+    from pshard.run.execution import ExecutionError
+    from pshard.run.wanted_shapes import wanted_of
 
     products, experts = wanted_of(model)
     slot_bytes = max(layer.n_bytes for layer in model.layers)

@@ -9,7 +9,7 @@ from pshard.errors import SettingError
 from pshard.launch.spellings import CACHE_TYPES
 from pshard.planning.planner import DEFAULT_N_UBATCH
 from pshard.quantities import MIB
-from pshard.run.execution import LARGEST_DECODE, Phase, PhaseName, Workload
+from pshard.run.execution import LARGEST_DECODE, Phase, PhaseName, Workload, pass_of, prompt_batches
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
     from pshard import _core
     from pshard.model.model import Model
+    from pshard.registry.format import Section
+
+# Faults of a section that say so.
+OF_ANOTHER_MODEL = {"fingerprint_differs", "no_place", "no_kv_place", "no_such_layer"}
 
 
 def workload_of_registry(
@@ -49,20 +53,18 @@ def workload_of_registry(
     ------
     RegistryError
         The runtime would load nothing, or not for this model.
+    SettingError
+        The work does not fit in the context, or no tier covers `tier`.
     """
     from pshard import _core
     from pshard.registry.context import context_of
     from pshard.registry.errors import RegistryError
     from pshard.registry.overrides import placement_of, places, tensor_names
     from pshard.registry.rules import load, prompt_plan, tier_for
-    from pshard.registry.store import read_registry
 
-    sections = [section for section in read_registry(path).sections if section.fingerprint is not None]
-    if not sections or sections[-1].settings is None:
-        message = f"{path}: no section that says what it is for; plan again (`pshard plan`)."
-        raise RegistryError(message)
-    section = sections[-1]
-    budget = budget_mib or max((variant.budget_mib for variant in section.variants), default=0)
+    section = _section_for(model, path)
+    largest = max((variant.budget_mib for variant in section.variants), default=0)
+    budget = largest if budget_mib is None else budget_mib
     loaded = load(section, budget)
     if loaded is None or loaded.refused or loaded.disabled:
         reason = (
@@ -72,24 +74,64 @@ def workload_of_registry(
         raise RegistryError(message)
     assert section.settings is not None
     context = context_of(section.settings, loaded.cache_ubatch, model)
+    _check_context(context.n_ctx // context.n_seq_max, prompt_tokens, generate_tokens, tier)
     work = _core.Workload(prompt_tokens, generate_tokens)
     names = tensor_names(model)
+    prompt = prompt_plan(loaded, max(prompt_tokens, 1))
 
-    def phase(name: PhaseName, n_tokens: int, count: int) -> Phase:
-        chosen = tier_for(loaded.tiers, n_tokens)
+    def phase(name: PhaseName, n_tokens: int, count: int, fill: int | None = None) -> Phase:
+        # The runtime takes the tier of a prompt by its whole length, whatever micro-batch it then runs it in.
+        chosen = prompt.tier if name == "prefill" and tier is None else tier_for(loaded.tiers, n_tokens)
         placement = placement_of(model, places(chosen.overrides, names), op_offload=False)
-        pass_ = _core.tier_pass(model.core, context, work, n_tokens)
-        if name == "prefill":
-            pass_.n_outputs = 1
+        pass_ = pass_of(model.core, context, work, name, n_tokens, fill)
         return Phase(name, n_tokens, count, chosen.strategy or "", placement, pass_, (budget * MIB,))
 
+    sizes = [t.batch_size for t in loaded.tiers]
     if tier is not None:
+        if tier > max(sizes):
+            covered = ", ".join(map(str, sizes))
+            message = f"tier {tier}: no tier that is loaded for {budget} MiB covers it; there are {covered}."
+            raise SettingError(message)
         phases = [phase("decode" if tier <= LARGEST_DECODE else "prefill", tier, 1)]
     else:
-        ubatch = min(prompt_plan(loaded, max(prompt_tokens, 1)).ubatch, max(t.batch_size for t in loaded.tiers))
+        ubatch = min(prompt.ubatch, max(sizes))
         phases = _prompt_and_decode(prompt_tokens, generate_tokens, ubatch, phase)
     caches = tuple(_core.cache_bytes(model.core, layer, context) for layer in model.core.layers)
     return Workload(tuple(phases), caches, (budget * MIB,))
+
+
+def _section_for(model: Model, path: Path) -> Section:
+    """Return the section of a registry that the runtime would find for a model, the last of several.
+
+    Raises
+    ------
+    RegistryError
+        There is none: all are of another model, or of another file of it.
+    """
+    from pshard.registry.errors import RegistryError
+    from pshard.registry.faults import find_faults
+    from pshard.registry.format import Registry
+    from pshard.registry.store import read_registry
+
+    sections = [section for section in read_registry(path).sections if section.fingerprint is not None]
+    if not sections or sections[-1].settings is None:
+        message = f"{path}: no section that says what it is for; plan again (`pshard plan`)."
+        raise RegistryError(message)
+    reasons = []
+    for section in reversed(sections):
+        faults = [fault for fault in find_faults(Registry((section,)), model) if fault.kind in OF_ANOTHER_MODEL]
+        if section.settings is not None and not faults:
+            return section
+        reasons += [f"{fault.where}: {fault.text}" for fault in faults]
+    message = f"{path}: holds no plans for {model.name}; plan again (`pshard plan`). The last section: {reasons[0]}"
+    raise RegistryError(message)
+
+
+def _check_context(n_ctx: int, prompt_tokens: int, generate_tokens: int, tier: int | None) -> None:
+    needed = prompt_tokens + generate_tokens if tier is None else tier
+    if n_ctx < needed:
+        message = f"{needed} tokens do not fit in a context of {n_ctx}; give a smaller --prompt, --generate or --tier."
+        raise SettingError(message)
 
 
 def workload_of_layers(
@@ -143,10 +185,8 @@ def workload_of_layers(
         given = ", ".join(map(str, layers))
         message = f"layers {given} add up to {sum(layers)}; {model.name} has {model.n_layer}, each on one device."
         raise SettingError(message)
-    needed = prompt_tokens + generate_tokens if tier is None else tier
-    if n_ctx is not None and n_ctx < needed:
-        message = f"{needed} tokens do not fit in a context of {n_ctx}; give a smaller --prompt, --generate or --tier."
-        raise SettingError(message)
+    if n_ctx is not None:
+        _check_context(n_ctx, prompt_tokens, generate_tokens, tier)
     placement = _whole_layers(layers, on_cpu, len(layers) - 1 if head is None else head)
     context = _core.ContextParameters()
     context.n_ctx = n_ctx or max(256, math.ceil((prompt_tokens + generate_tokens) / 256) * 256, tier or 0)
@@ -156,11 +196,9 @@ def workload_of_layers(
     context.type_k, context.type_v = data_type(type_k), data_type(type_v)
     work = _core.Workload(prompt_tokens, generate_tokens)
 
-    def phase(name: PhaseName, n_tokens: int, count: int) -> Phase:
+    def phase(name: PhaseName, n_tokens: int, count: int, fill: int | None = None) -> Phase:
         report = _core.memory(model.core, placement, context, n_tokens)
-        pass_ = _core.tier_pass(model.core, context, work, n_tokens)
-        if name == "prefill":
-            pass_.n_outputs = 1
+        pass_ = pass_of(model.core, context, work, name, n_tokens, fill)
         used = tuple(gpu.total() for gpu in report.gpus)
         return Phase(name, n_tokens, count, "LAYERS", placement, pass_, used)
 
@@ -245,11 +283,7 @@ def _cache_type(name: object) -> str:
 def _prompt_and_decode(prompt_tokens: int, generate_tokens: int, n_ubatch: int, phase: Any) -> list[Phase]:
     phases = []
     if prompt_tokens:
-        ubatch = min(n_ubatch, prompt_tokens)
-        full, rest = divmod(prompt_tokens, ubatch)
-        phases.append(phase("prefill", ubatch, full))
-        if rest:
-            phases.append(phase("prefill", rest, 1))
+        phases += [phase("prefill", *batch) for batch in prompt_batches(prompt_tokens, n_ubatch)]
     if generate_tokens:
         phases.append(phase("decode", 1, generate_tokens))
     if not phases:
