@@ -9,7 +9,7 @@ from typing import Any
 
 import gguf_cases
 import pytest
-from test_run_cli import header
+from run_cases import header
 
 from pshard.cli import main
 from pshard.run.host_backend import measure_host_backend

@@ -9,8 +9,8 @@ import gguf_cases
 import pytest
 from fake_probes import FakeProber, noisy
 from msgspec.structs import replace
+from run_cases import header
 from test_engine_rows import PRODUCT, record, sql, unpacked
-from test_run_cli import header
 
 from pshard import _core
 from pshard.cli import main

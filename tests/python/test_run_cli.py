@@ -12,20 +12,18 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import gguf_cases
-import numpy as np
 import oracle
 import pytest
+from run_cases import F16, Q8_0, header, model, run, write_weights
 
 from pshard import _core
 from pshard.cli import main
 from pshard.errors import SettingError
-from pshard.machine import nvidia
 from pshard.machine.cpus import physical_cpus
-from pshard.machine.machine import load_machine, machines_of_gpus
+from pshard.machine.machine import load_machine
 from pshard.model.model import Model, model_from_header, read_model
 from pshard.registry.errors import RegistryError
 from pshard.registry.overrides import placement_of, places, tensor_names
@@ -35,7 +33,6 @@ from pshard.run.document import MEASURED, PREDICTED, describe, metrics_lines, tr
 from pshard.run.execution import (
     CHECKING_NOTE,
     ExecutionError,
-    PhaseResult,
     Workload,
     execute,
     schedules_of,
@@ -46,56 +43,13 @@ from pshard.run.host_backend import (
     HostCpus,
     HostMeasured,
     Wanted,
-    measure_devices,
     measure_host_backend,
     share_cpus,
 )
 from pshard.run.sources import workload_of_layers, workload_of_map, workload_of_registry
 from pshard.run.wanted_shapes import wanted_of
 
-Q4_K, Q8_0, F16, F32 = 12, 8, 1, 0
-
-
-def header(n_layer: int = 4, kind: int = Q8_0) -> tuple[dict[str, object], list[tuple[str, tuple[int, ...], int]]]:
-    tensors: list[tuple[str, tuple[int, ...], int]] = [
-        ("token_embd.weight", (256, 512), Q8_0),
-        ("output_norm.weight", (256,), F32),
-        ("output.weight", (256, 512), Q8_0),
-    ]
-    for i in range(n_layer):
-        tensors += [
-            (f"blk.{i}.{name}.weight", shape, t)
-            for name, shape, t in (
-                ("attn_norm", (256,), F32),
-                ("attn_q", (256, 256), kind),
-                ("attn_k", (256, 64), kind),
-                ("attn_v", (256, 64), kind),
-                ("attn_output", (256, 256), kind),
-                ("ffn_norm", (256,), F32),
-                ("ffn_gate", (256, 512), kind),
-                ("ffn_up", (256, 512), kind),
-                ("ffn_down", (512, 256), kind),
-            )
-        ]
-    return gguf_cases.llama_keys(n_layer), tensors
-
-
-def model(n_layer: int = 4, kind: int = Q8_0) -> Model:
-    keys, tensors = header(n_layer, kind)
-    metadata = {f"llama.{key}": value for key, value in keys.items()} | {"general.architecture": "llama"}
-    return model_from_header(gguf_cases.header_of(metadata, tensors), "tiny")
-
-
-@pytest.fixture(autouse=True)
-def _measured_in_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(measure_host_backend.__kwdefaults__, "budget_seconds", 0.01)
-    monkeypatch.setattr(host_backend, "MEMORY_SHARE", 0.0)  # the least
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> dict[str, object]:
-    assert main(["run", *arguments, "--backend", "host", "--json"]) == code
-    out = capsys.readouterr().out
-    return json.loads(out) if out else {}
+pytestmark = pytest.mark.usefixtures("measured_in_a_moment")
 
 
 def test_a_file_is_run_layer_by_layer_on_two_devices(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -125,26 +79,6 @@ def test_a_file_is_run_layer_by_layer_on_two_devices(tmp_path: Path, capsys: pyt
     tracks = {event["args"]["name"] for event in events if event["name"] == "thread_name"}
     assert {"gpu0 compute", "gpu1 compute"} <= tracks
     assert all(event["dur"] >= 0 for event in events if event["ph"] == "X")
-
-
-def write_weights(path: Path, n_layer: int = 4) -> dict[str, bytes]:
-    """Write a file with blocks of its own for each tensor, and return them by name."""
-    path = gguf_cases.write_sparse(path, "llama", *header(n_layer))
-    random = np.random.default_rng(1)
-    written = {}
-    with path.open("r+b") as file:
-        for tensor in read_model(str(path)).tensors:
-            if tensor.type == Q8_0:
-                blocks = np.empty(tensor.n_bytes // 34, dtype=[("scale", "<f2"), ("quants", "i1", 32)])
-                blocks["scale"] = random.uniform(0.01, 0.1, blocks.shape)
-                blocks["quants"] = random.integers(-127, 128, (len(blocks), 32))
-                data = blocks.tobytes()
-            else:
-                data = random.standard_normal(tensor.n_bytes // 4).astype("<f4").tobytes()
-            file.seek(tensor.offset)
-            file.write(data)
-            written[tensor.name] = data
-    return written
 
 
 def test_the_weights_of_a_file_are_used(
@@ -282,125 +216,6 @@ def test_the_trace_has_a_track_for_each_lane() -> None:
         assert {name for of, name in tracks if of == process} == lanes
 
 
-def test_devices_that_are_alike_are_priced() -> None:
-    m = model()
-    core = load_machine("rtx-5090").core()
-    one, two = (
-        execute(
-            m, workload_of_layers(m, layers, prompt_tokens=0, generate_tokens=2), machines={1: [core]},
-            cpus=share_cpus(physical_cpus(), len(layers)), passes=1,
-        ).phases[0]
-        for layers in ([4], [1, 3])
-    )  # fmt: skip
-    assert one.predicted is not None
-    assert two.predicted is not None
-    assert two.predicted.seconds > one.predicted.seconds  # by what crosses, and the hand-off
-    assert len(two.predicted_splits) == len(two.schedule.splits) == len(one.schedule.splits) + 1
-
-
-def test_devices_that_differ_are_priced_each_by_its_own() -> None:
-    m = model()
-    workload = workload_of_layers(m, [1, 3], prompt_tokens=0, generate_tokens=2)
-    slow, fast = (load_machine(name).core() for name in ("rtx-3060-12g", "rtx-5090"))
-
-    def splits(*machines: _core.Machine) -> tuple[_core.SplitTime, ...]:
-        cpus = share_cpus(physical_cpus(), 2)
-        return execute(m, workload, machines={1: machines}, cpus=cpus, passes=1).phases[0].predicted_splits
-
-    both, of_slow, of_fast = splits(slow, fast), splits(slow), splits(fast)
-    second = [split.backend == _core.pinned_on(1) for split in both]
-    assert any(second)
-    assert not all(second)
-    for split, is_second, by_slow, by_fast in zip(both, second, of_slow, of_fast, strict=True):
-        assert split.compute_seconds == (by_fast if is_second else by_slow).compute_seconds
-        assert by_slow.compute_seconds > by_fast.compute_seconds or split.backend == _core.Where.cpu
-    with pytest.raises(ValueError, match="3 GPUs, and machines for 2"):
-        layers = workload_of_layers(m, [1, 2, 1], prompt_tokens=0, generate_tokens=1)
-        execute(m, layers, machines={1: [slow, fast]}, cpus=share_cpus(physical_cpus(), 3), passes=1)
-
-
-def test_each_kind_of_device_is_measured_once_and_the_host_beside_them() -> None:
-    first, last = physical_cpus()[0], physical_cpus()[-1]
-    both = tuple(dict.fromkeys((first, last)))
-    # As many threads as there are CPUs, one, one again; the CPU's own splits on all.
-    cpus = HostCpus(both, (both, (first,), (last,)), ((last,), (last,), (first,)))
-    steps: list[str] = []
-    measured = measure_devices(model(), cpus, (1,), on_step=steps.append)
-    alike = cpus.kind(1) == cpus.kind(2)
-    assert (measured.devices[1] is measured.devices[2]) is alike
-    assert sum("queues" in step for step in steps) == len({*(cpus.kind(i) for i in range(3)), cpus.as_device().kind(0)})
-    machines = measured.machines(1)
-    assert len(machines) == 3
-    for machine, device in zip(machines, measured.devices, strict=True):
-        profile = device.profile
-        assert profile.gpu is not None
-        assert machine.gpu.memory_bytes_per_second == profile.gpu.memory[0].bytes_per_second
-        assert profile.cpu.n_cores == len(cpus.compute[measured.devices.index(device)])
-        assert machine.cpu.memory_bytes_per_second == measured.host.profile.cpu.memory[0].bytes_per_second
-    assert measured.host.profile.cpu.n_cores == len(both)
-    one = share_cpus(physical_cpus(), 1)
-    alone = measure_devices(model(), one, (1,))
-    assert alone.host is alone.devices[0]  # whose threads compute the CPU's splits
-
-
-def test_devices_are_alike_by_their_cores(tmp_path: Path) -> None:
-    # Cores 0-2 are fast, with two threads each; 6 and 7 are slow ones.
-    for cpu in range(8):
-        folder = tmp_path / f"cpu{cpu}"
-        (folder / "topology").mkdir(parents=True)
-        (folder / "cpu_capacity").write_text("1024\n" if cpu < 6 else "640\n")
-        (folder / "topology" / "thread_siblings_list").write_text(
-            f"{cpu - cpu % 2}-{cpu - cpu % 2 + 1}\n" if cpu < 6 else f"{cpu}\n"
-        )
-
-    def kind(compute: tuple[int, ...], copy: int) -> object:
-        return HostCpus((0,), (compute,), ((copy,),)).kind(0, tmp_path)
-
-    assert kind((0,), 2) == kind((2,), 4) == kind((1,), 5)
-    assert kind((0,), 2) != kind((0,), 1)  # copies on the core that computes
-    assert kind((0,), 2) != kind((6,), 2)
-    assert kind((0, 2), 4) != kind((0, 1), 4)
-    assert kind((0, 2), 4) == kind((2, 0), 5)
-    assert kind((0, 2), 4) != kind((0, 2), 6)
-
-
-def test_several_devices_and_the_cpu_beside_them_have_predictions(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = gguf_cases.write_sparse(tmp_path / "tiny.gguf", "llama", *header())
-    both = (physical_cpus()[0], physical_cpus()[-1])
-    unlike = HostCpus(both, (both[:1], both), (both[1:], both[1:]))
-    monkeypatch.setattr(host_backend, "share_cpus", lambda cpus, n: unlike)
-    devices = [{"name": f"a/{i}", "kind": "cuda", "n_layer": n} for i, n in enumerate((1, 2))]
-    devices.append({"name": "a/cpu", "kind": "cpu", "n_layer": 1})
-    document = {
-        "parameters": {"max_seq_len": 256, "n_ubatch": 16, "type_k": "f16", "type_v": "f16"},
-        "map": {"head": "last", "devices": devices},
-    }
-    (tmp_path / "map.json").write_text(json.dumps(document))
-    work = ("--prompt", "0", "--generate", "2", "--passes", "1")
-    found = run(capsys, str(path), "--map", str(tmp_path / "map.json"), *work)
-    assert found["phases"][0]["predicted_seconds"] > 0
-    assert not any("No predictions" in note for note in found["notes"])
-
-
-def test_gpus_that_differ_have_a_machine_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    def gpu(name: str, n_gib: int) -> SimpleNamespace:
-        sizes = {"total_bytes": n_gib << 30, "free_bytes": n_gib << 30, "memory_bus_bits": 0, "memory_clock_hertz": 0}
-        return SimpleNamespace(name=name, pci_bus_id="", copy_engines=2, multiprocessors=0, **sizes)
-
-    found = [gpu("NVIDIA GeForce RTX 3060", 12), gpu("NVIDIA GeForce RTX 4090", 24), gpu("NVIDIA GeForce RTX 3060", 12)]
-    monkeypatch.setattr(nvidia, "devices", lambda: (found, ""))
-    monkeypatch.setattr(nvidia, "state", lambda _: None)
-    machines = machines_of_gpus(3)
-    assert [machine.profile.gpu.name for machine in machines if machine.profile.gpu] == [
-        device.name for device in found
-    ]
-    assert machines[0] is machines[2]
-    assert machines[1].core().gpu.memory_bytes_per_second > 2 * machines[0].core().gpu.memory_bytes_per_second
-    assert machines_of_gpus(4) == []  # the executor says which is missing
-
-
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="no terminal to draw the progress bar on")
 def test_an_interrupt_ends_a_run_with_130(tmp_path: Path) -> None:
     path = gguf_cases.write_sparse(tmp_path / "tiny.gguf", "llama", *header())
@@ -475,14 +290,6 @@ def test_more_than_the_hidden_state_is_not_carried(name: str) -> None:
         execute(m, workload, cpus=share_cpus([0], 1))
 
 
-def test_cpus_are_shared_out() -> None:
-    one = share_cpus([0, 2, 4, 6], 1)
-    assert (one.host, one.compute, one.copy) == ((0, 2, 4), ((0, 2, 4),), ((6,),))
-    two = share_cpus([0, 1, 2, 3], 2)
-    assert (two.compute, two.copy, two.host) == (((0,), (1,)), ((2,), (3,)), (0, 1, 2, 3))
-    assert share_cpus([5], 2).compute == ((5,), (5,))
-
-
 @pytest.mark.parametrize("name", ["qwen3-0.6b:Q8_0", "llama-3.2-1b:Q4_K_M", "granite-4.0-h-tiny:Q4_K_M"])
 def test_layers_by_hand_have_the_arena_that_they_need(name: str, tmp_path: Path) -> None:
     m = read_model(name)
@@ -513,54 +320,6 @@ def test_layers_by_hand_have_the_arena_that_they_need(name: str, tmp_path: Path)
         executor(workload, (wanted[0], least), is_limited=True)
         with pytest.raises(_core.StreamError, match="the plan allows"):
             executor(workload, (wanted[0], least - 1), is_limited=True)
-
-
-Copied = tuple[int, str, float, float]
-
-
-def phase_result(splits: list[tuple[float, float]], *copies: Copied) -> PhaseResult:
-    """Make a pass of splits that begin and end, and compute all the while but for their own copies; then 1 s more."""
-    own = [sum(e - b for i, _, b, e in copies if i == at and begin <= b) for at, (begin, _) in enumerate(splits)]
-    record = SimpleNamespace(
-        seconds=splits[-1][1] + 1.0,
-        splits=[
-            SimpleNamespace(begin_seconds=begin, end_seconds=end, compute_seconds=end - begin - within)
-            for (begin, end), within in zip(splits, own, strict=True)
-        ],
-        copies=[SimpleNamespace(split=i, device=1, stream=s, begin_seconds=b, end_seconds=e) for i, s, b, e in copies],
-    )
-    schedule = SimpleNamespace(splits=[SimpleNamespace(device=1, offloads=False, streams=True) for _ in splits])
-    unused: Any = None
-    return PhaseResult(unused, cast("Any", schedule), (cast("Any", record),), (0.0,), None, (), unused, (0,))
-
-
-def test_lanes_that_wait_for_one_engine_do_not_count_twice() -> None:
-    # Lane b is told at 1 to copy, and waits until 3 for lane a; 4 s of copies and 4 s of computing, 1 s of both.
-    both = phase_result([(3.0, 4.0), (4.0, 7.0)], (0, "lane a", 0.0, 3.0), (1, "lane b", 1.0, 4.0))
-    assert both.copy_seconds == 4.0
-    assert both.overlap == pytest.approx(1 / 4)
-    # Each direction has an engine.
-    assert phase_result([(3.0, 5.0)], (0, "lane a", 0.0, 3.0), (0, "down", 1.0, 4.0)).copy_seconds == 6.0
-    assert phase_result([(4.0, 7.0)], (0, "lane a", 0.0, 4.0)).overlap == 0.0
-    assert phase_result([(0.0, 3.0)]).overlap is None
-
-
-def test_time_in_which_nothing_goes_on_hides_nothing_and_takes_nothing_from_what_is_hidden() -> None:
-    # Between the splits activations pass, for 2 s; all of the copy lies under the first.
-    assert phase_result([(0.0, 4.0), (6.0, 8.0)], (1, "lane a", 0.0, 3.0)).overlap == 1.0
-    # A copy between two operations of its own split is hidden by nothing.
-    within = phase_result([(0.0, 4.0), (4.0, 8.0)], (1, "lane a", 5.0, 6.0))
-    assert within.compute_seconds == 7.0
-    assert within.overlap == 0.0
-
-
-def test_figures_of_a_phase_add_up_to_its_pass() -> None:
-    m = model(6)
-    workload = workload_of_layers(m, [2, 4], prompt_tokens=0, generate_tokens=2)
-    (phase,) = execute(m, workload, cpus=share_cpus(physical_cpus(), 2), passes=4).phases
-    assert phase.seconds == phase.typical.seconds
-    assert sum(measured for _, _, measured in phase.by_kind().values()) == pytest.approx(phase.compute_seconds)
-    assert phase.compute_seconds <= phase.seconds
 
 
 @pytest.fixture(scope="module")

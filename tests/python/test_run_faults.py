@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_run_cli import model, write_weights
+from run_cases import model, write_weights
 
 from pshard import _core
 from pshard.machine.cpus import physical_cpus
