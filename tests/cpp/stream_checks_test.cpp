@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <functional>
 #include <thread>
 #include <utility>
 
@@ -225,6 +226,20 @@ class RefusesACopy : public Breakable {
   int n_ = 0;
 };
 
+// While the backend breaks, what was refused is what is reported, and nothing runs any more.
+void expect_refused(RefusesACopy& backend, const std::function<void()>& queue) {
+  backend.breaks = true;
+  std::string error;
+  try {
+    queue();
+  } catch (const StreamError& caught) {
+    error = caught.what();
+  }
+  EXPECT_TRUE(backend.has_ended) << backend.refused;
+  EXPECT_EQ(error, "copy refused") << backend.refused;
+  backend.breaks = false;
+}
+
 TEST(StreamChecks, AnErrorWhileQueueingALoadIsTheOneReportedAndLeavesNothingRunning) {
   const Model m = model(3);
   std::vector<Schedule> schedules{schedule(m, placement(m, {LayerPlacement::uniform(Where::pinned)}, Where::pinned), 3)};
@@ -233,16 +248,7 @@ TEST(StreamChecks, AnErrorWhileQueueingALoadIsTheOneReportedAndLeavesNothingRunn
     RefusesACopy backend;
     backend.refused = refused;
     Executor executor(backend, source, schedules, checking());
-    backend.breaks = true;
-    std::string error;
-    try {
-      executor.load(0);
-    } catch (const StreamError& caught) {
-      error = caught.what();
-    }
-    EXPECT_TRUE(backend.has_ended) << refused;
-    EXPECT_EQ(error, "copy refused") << refused;
-    backend.breaks = false;
+    expect_refused(backend, [&] { executor.load(0); });
     EXPECT_GT(executor.load(0).up_bytes, 0);
     EXPECT_GT(executor.run(0).n_checked, 0);
   }
@@ -258,16 +264,7 @@ TEST(StreamChecks, AnErrorWhileQueueingAPassIsTheOneReportedAndLeavesNothingRunn
     backend.refused = refused;
     Executor executor(backend, source, schedules, checking());
     executor.run(0);
-    backend.breaks = true;
-    std::string error;
-    try {
-      executor.run(0);
-    } catch (const StreamError& caught) {
-      error = caught.what();
-    }
-    EXPECT_TRUE(backend.has_ended) << refused;
-    EXPECT_EQ(error, "copy refused") << refused;
-    backend.breaks = false;
+    expect_refused(backend, [&] { executor.run(0); });
     EXPECT_GT(executor.run(0).n_checked, 0);
   }
 }
